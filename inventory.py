@@ -1,0 +1,15 @@
+"""The fleet. Edit this file to scale, then run `pyinfra inventory.py deploy/`.
+
+A host is a name, or a pair of a name and what differs on it from group_data/:
+
+    app_servers = ["drakar", ("cheetah", {"instances": {"server3": 2003}})]
+"""
+
+# Consul servers hold the catalog: one for a trial, three or five for production.
+consul_servers = ["drakar"]
+
+# Each of these runs every instance of the application (see group_data/all.py).
+app_servers = ["drakar", "cheetah"]
+
+# Move a name here to take its instances out of service.
+retired = []
