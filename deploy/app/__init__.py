@@ -1,0 +1,167 @@
+"""The application on a host: its releases, its units, and which release serves."""
+
+import hashlib
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import FileUploadCommand, StringCommand, operation
+from pyinfra.api.command import QuoteString
+from pyinfra.operations import server
+
+from deploy.app import release
+from deploy.app.release import Release
+from deploy.files import RemoteFile, converge, fail, render
+from deploy.state import HostState, UnitState, current, forget
+from deploy.uwsgi import local_plugin, remote_plugin
+from fleet.model import Host, Instance
+
+HERE = Path(__file__).parent
+UNITS = "/etc/systemd/system"
+RUNNING = UnitState("active", "enabled")
+
+__all__ = ["install", "release", "retire", "switch", "units"]
+
+
+def generation(me: Host, chosen: Release) -> str | None:
+    """The name of a release together with everything it runs with on this host.
+
+    A change of the plugin, an ini setting or a unit makes another generation, and
+    is switched to like a change of the application. None where there is no plugin.
+    """
+    plugin = local_plugin(current())
+    if plugin is None:
+        return None
+    files = chosen.files(me, remote_plugin(plugin.read_bytes()))
+    parts = [*sorted(files.items()), ("service", _service(me, me.instances[0]))]
+    return f"{chosen.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+
+
+@operation()
+def install(me: Host, chosen: Release) -> Iterator[Any]:
+    """The release in a folder of its own, with its virtual environment and ini files."""
+    known = current()
+    name = generation(me, chosen)
+    if name is None:
+        yield fail(f"{me.name}: without its plugin no release can be installed")
+        return
+    if name in known.releases:
+        host.noop(f"release {name} is installed")
+        return
+    app_name = me.settings.app_name
+    if app_name not in known.users:
+        yield from server.user._inner(  # type: ignore[attr-defined]
+            user=app_name, system=True, home=f"/srv/{app_name}", create_home=False,
+            shell="/usr/sbin/nologin",
+        )  # fmt: skip
+    plugin = local_plugin(known)
+    assert plugin is not None
+    archive = chosen.archive(me, remote_plugin(plugin.read_bytes()))
+    upload = host.get_temp_filename(f"{app_name}-{name}")
+    yield FileUploadCommand(BytesIO(archive), upload, host.get_temp_filename(f"part-{name}"))
+    yield StringCommand(
+        "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
+        app_name, name, upload, chosen.requirements_digest, release.REQUIREMENTS,
+    )  # fmt: skip
+    forget()
+
+
+@operation()
+def units(me: Host, chosen: Release) -> Iterator[Any]:
+    """A target for the application; a socket and a service template for each instance."""
+    known = current()
+    name = generation(me, chosen) or ""
+    wanted = _unit_files(me, name)
+    commands = list(_remove_stale(me, known, wanted))
+    commands += converge(wanted)
+    yield from commands
+    if commands:
+        yield StringCommand("systemctl", "daemon-reload")
+    to_enable = [
+        unit.path.rpartition("/")[2]
+        for unit in wanted
+        if not unit.path.endswith("@.service")
+        and known.units.get(unit.path.rpartition("/")[2]) != RUNNING
+    ]
+    if to_enable:
+        yield StringCommand("systemctl", "--quiet", "enable", "--now", *to_enable)
+    if commands or to_enable:
+        forget()
+
+
+def _unit_files(me: Host, name: str) -> list[RemoteFile]:
+    app_name = me.settings.app_name
+    files = [RemoteFile(f"{UNITS}/{app_name}.target", render(HERE / "target.j2", app=app_name))]
+    for instance in me.instances:
+        base = f"{UNITS}/{app_name}-{instance.port}"
+        socket = render(HERE / "socket.j2", instance=instance, generation=name)
+        files.append(RemoteFile(f"{base}.socket", socket))
+        files.append(RemoteFile(f"{base}@.service", _service(me, instance)))
+    return files
+
+
+def _service(me: Host, instance: Instance) -> str:
+    return render(HERE / "service.j2", instance=instance, app=me.settings.app_name)
+
+
+def _remove_stale(me: Host, known: HostState, wanted: list[RemoteFile]) -> Iterator[StringCommand]:
+    """Units of instances that are no longer in the inventory."""
+    app_name = me.settings.app_name
+    paths = {file.path for file in wanted}
+    for path in sorted(set(known.files) - paths):
+        if path.startswith(f"{UNITS}/{app_name}-") and path.endswith(".socket"):
+            base = path.removesuffix(".socket")
+            unit = base.rpartition("/")[2]
+            yield StringCommand(
+                f"systemctl --quiet disable --now {unit}.socket;"
+                f" systemctl --quiet stop '{unit}@*.service';"
+                f" rm -f {path} {base}@.service {UNITS}/{app_name}.target.wants/{unit}@*.service"
+            )
+
+
+@operation()
+def switch(me: Host, chosen: Release) -> Iterator[Any]:
+    """Let each instance serve this release: start it beside the old one on the same socket,
+    and stop the old one when the new one is ready."""
+    known = current()
+    name = generation(me, chosen)
+    if name is None:
+        yield fail(f"{me.name}: without its plugin no release can be started")
+        return
+    if known.current_release == name and all(_serves(known, i, name) for i in me.instances):
+        host.noop(f"release {name} serves")
+        return
+    yield StringCommand(
+        "sh", "-c", QuoteString((HERE / "switch.sh").read_text()), "switch",
+        me.settings.app_name, name, *(str(instance.port) for instance in me.instances),
+    )  # fmt: skip
+    forget()
+
+
+def _serves(known: HostState, instance: Instance, name: str) -> bool:
+    base = f"{instance.service}-{instance.port}"
+    service = f"{base}@{name}.service"
+    return (
+        known.units.get(f"{base}.socket") == RUNNING
+        and known.units.get(service) == RUNNING
+        and known.active_units(f"{base}@", ".service") == {service}
+    )
+
+
+@operation()
+def retire(me: Host) -> Iterator[Any]:
+    """Stop the application; its plugin takes the instances out of the catalog first."""
+    app_name = me.settings.app_name
+    known = current()
+    if f"{UNITS}/{app_name}.target" not in known.files:
+        host.noop("the application is not here")
+        return
+    yield StringCommand(
+        f"systemctl --quiet disable --now {app_name}.target;"
+        f" rm -rf {UNITS}/{app_name}.target {UNITS}/{app_name}.target.wants"
+        f" {UNITS}/{app_name}-*.socket {UNITS}/{app_name}-*@.service;"
+        " systemctl daemon-reload"
+    )
+    forget()

@@ -1,0 +1,31 @@
+# Unpacks a release beside the others; it appears under its name only when it is complete.
+# usage: install.sh APP RELEASE ARCHIVE REQUIREMENTS_DIGEST REQUIREMENTS_FILE
+set -eu
+base=/srv/$1 name=$2 archive=$3 digest=$4 requirements=$5
+umask 022
+mkdir -p "$base/releases" "$base/venvs"
+# What an interrupted run left behind.
+rm -rf "$base"/releases/.part-* "$base"/venvs/.part-*
+
+part=$base/releases/.part-$name
+mkdir "$part"
+tar -xzf "$archive" -C "$part" --no-same-owner
+rm -f "$archive"
+
+if [ "$digest" != - ]; then
+    venv=$base/venvs/$digest
+    if [ ! -e "$venv/complete" ]; then
+        # A virtual environment knows its own path: it is made in place and marked at the end.
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" --quiet --disable-pip-version-check --no-input install \
+            --requirement "$part/$requirements" || {
+            echo "the application's requirements could not be installed on $(hostname)" >&2
+            exit 1
+        }
+        touch "$venv/complete"
+    fi
+    ln -s "../../venvs/$digest" "$part/venv"
+fi
+sync -f "$part"
+mv -T "$part" "$base/releases/$name"

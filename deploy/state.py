@@ -1,0 +1,128 @@
+"""What a host looks like now, read in one round trip.
+
+pyinfra does not keep facts, and most of a run that changes nothing is waiting for
+them. So everything our operations compare with comes from a single fact, kept until
+an operation of ours has changed something on that host.
+"""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import FactBase
+from pyinfra.context import state as run
+
+from plugin_build.builder import IDENTIFY, Uwsgi, parse_identity
+
+SCRIPT = IDENTIFY + (Path(__file__).parent / "state.sh").read_text()
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A regular file: octal mode, owner, group and SHA-256."""
+
+    mode: str
+    user: str
+    group: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A systemd unit that is loaded or was asked for."""
+
+    active: str
+    enabled: str
+
+
+@dataclass
+class HostState:
+    """What state.sh printed, taken apart."""
+
+    architecture: str = ""
+    uwsgi: Uwsgi | None = None
+    consul_running: str = ""
+    files: dict[str, FileState] = field(default_factory=dict)
+    units: dict[str, UnitState] = field(default_factory=dict)
+    packages: set[str] = field(default_factory=set)
+    users: set[str] = field(default_factory=set)
+    consul_binaries: set[str] = field(default_factory=set)
+    releases: set[str] = field(default_factory=set)
+    current_release: str = ""
+
+    def active_units(self, prefix: str, suffix: str) -> set[str]:
+        """Units that run or are about to, by the start and the end of their names."""
+        return {
+            name
+            for name, unit in self.units.items()
+            if name.startswith(prefix) and name.endswith(suffix) and unit.active not in IDLE
+        }
+
+
+IDLE = {"inactive", "failed"}
+
+
+class State(FactBase[HostState]):
+    """The host's state as far as a deployment of ``app_name`` is concerned."""
+
+    @staticmethod
+    def default() -> HostState:
+        return HostState()
+
+    def command(self, app_name: str) -> str:
+        return f"sh -c {shlex.quote(SCRIPT)} state {shlex.quote(app_name)}"
+
+    def process(self, output: list[str]) -> HostState:
+        return parse(output)
+
+
+def parse(output: list[str]) -> HostState:
+    """Read the lines of state.sh: a word that says what, then its values."""
+    found = HostState(uwsgi=parse_identity("\n".join(output)))
+    for line in output:
+        kind, _, rest = line.partition(" ")
+        if kind == "file":
+            mode, user, group, sha256, path = rest.split(" ", 4)
+            found.files[path] = FileState(mode, user, group, sha256)
+        elif kind == "unit":
+            name, active, enabled = (rest.split(" ") + [""])[:3]
+            found.units[name] = UnitState(active, enabled)
+        elif kind == "architecture":
+            found.architecture = rest
+        elif kind == "consul_running":
+            found.consul_running = rest
+        elif kind == "current_release":
+            found.current_release = rest
+        elif kind in ("package", "user", "consul_binary", "release"):
+            collection: set[str] = {
+                "package": found.packages,
+                "user": found.users,
+                "consul_binary": found.consul_binaries,
+                "release": found.releases,
+            }[kind]
+            collection.add(rest)
+    return found
+
+
+_known: dict[tuple[str, bool], HostState] = {}
+
+
+def current() -> HostState:
+    """The state of the host in context, read anew after :func:`forget`."""
+    key = (host.name, bool(run.is_executing))
+    if key not in _known:
+        _known[key] = read(host, host.data.app_name)
+    return _known[key]
+
+
+def read(target: Any, app_name: str) -> HostState:
+    """The state of any connected host of the run."""
+    found: HostState = target.get_fact(State, app_name=app_name)
+    return found
+
+
+def forget() -> None:
+    """Call after a change: what was read before no longer holds."""
+    _known.pop((host.name, True), None)

@@ -1,0 +1,52 @@
+# Prints the state of this host, a line for each thing; see parse() in state.py.
+# usage: sh -c SCRIPT state APP_NAME
+app=$1
+export LC_ALL=C
+
+echo "architecture $(dpkg --print-architecture)"
+identify_uwsgi
+
+for user in consul "$app"; do
+    if id "$user" >/dev/null 2>&1; then echo "user $user"; fi
+done
+
+dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
+    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv 2>/dev/null |
+    sed -n 's/^installed /package /p'
+
+find /etc/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
+    \( -path '/etc/consul.d/*' -o -name consul.service -o -name "$app.target" \
+    -o -name "$app-*.socket" -o -name "$app-*@.service" -o -name consul_plugin.so \) \
+    -printf 'file %m %u %g %p\n' 2>/dev/null |
+    while read -r file mode user group path; do
+        sum=$(sha256sum "$path") && echo "$file $mode $user $group ${sum%% *} $path"
+    done
+
+for binary in /opt/consul/*/consul; do
+    if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi
+done
+
+for release in "/srv/$app/releases"/*; do
+    if [ -d "$release" ]; then echo "release ${release##*/}"; fi
+done
+if [ -L "/srv/$app/current" ]; then
+    echo "current_release $(basename "$(readlink "/srv/$app/current")")"
+fi
+
+systemctl show --property Id,ActiveState,UnitFileState,MainPID \
+    consul.service "$app.target" "$app-*.socket" "$app-*@*.service" |
+    while IFS='=' read -r key value; do
+        case $key in
+            Id) id=$value ;;
+            MainPID) pid=$value ;;
+            ActiveState) active=$value ;;
+            UnitFileState)
+                echo "unit $id $active $value"
+                if [ "$id" = consul.service ] && [ "${pid:-0}" != 0 ]; then
+                    tr '\0' '\n' <"/proc/$pid/environ" |
+                        sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p'
+                fi
+                pid=0
+                ;;
+        esac
+    done

@@ -1,0 +1,141 @@
+"""What Consul knows, asked of a server through an SSH tunnel."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import consul
+import requests
+
+from fleet import ssh
+from fleet.errors import FleetError, UnreachableError
+from fleet.model import Fleet
+
+HTTP_PORT = 8500
+TIMEOUT = 10  # seconds for an answer
+
+
+@dataclass(frozen=True)
+class Node:
+    """A member of the cluster; alive as far as Consul's own failure detection knows."""
+
+    name: str
+    address: str
+    alive: bool
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A service instance in the catalog, with the worst of its checks."""
+
+    node: str
+    service: str
+    id: str
+    address: str
+    port: int
+    release: str
+    status: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """One look at the catalog: every node, and every instance of the services asked for."""
+
+    nodes: tuple[Node, ...]
+    registrations: tuple[Registration, ...]
+    asked: str
+
+
+@contextmanager
+def api(fleet: Fleet) -> Iterator[tuple[str, int]]:
+    """The HTTP API of the first Consul server that can be reached: its name and a local port.
+
+    :raises UnreachableError: where none can, with each one's reason
+    """
+    reasons = []
+    for server in fleet.consul_servers:
+        try:
+            connection = ssh.connect(server)
+            opened = connection.__enter__()
+        except UnreachableError as error:
+            reasons.append(str(error))
+            continue
+        try:
+            with ssh.tunnel(opened, HTTP_PORT) as port:
+                yield server.name, port
+        finally:
+            connection.__exit__(None, None, None)
+        return
+    raise UnreachableError("no Consul server can be reached:\n" + _listing(reasons))
+
+
+def _listing(lines: Iterable[str]) -> str:
+    return "\n".join(f"  - {line}" for line in lines)
+
+
+def read(server: str, port: int, services: Iterable[str]) -> Catalog:
+    """Ask the API on a local port for the nodes and for these services.
+
+    :raises UnreachableError: where the API does not answer, or not as it should
+    """
+    try:
+        client = _client(port)
+        nodes = tuple(_node(entry) for entry in _nodes(client))
+        registrations = tuple(
+            _registration(entry)
+            for service in services
+            for entry in client.health.service(service)[1] or ()
+        )
+    except (requests.RequestException, consul.ConsulException) as error:
+        raise UnreachableError(
+            f"{server}: the Consul API does not answer: {error}; look at it with: "
+            f"systemctl status consul, on {server}"
+        ) from error
+    return Catalog(nodes, registrations, server)
+
+
+def _client(port: int) -> consul.Consul:
+    # python-consul2 would let this one override what it is told; it is about another agent.
+    os.environ.pop("CONSUL_HTTP_ADDR", None)
+    return consul.Consul(host="127.0.0.1", port=port, timeout=TIMEOUT)
+
+
+def _nodes(client: consul.Consul) -> list[dict[str, object]]:
+    """Nodes with their serfHealth check: the catalog alone does not say who is alive."""
+    _, checks = client.health.state("any")
+    alive = {check["Node"]: check["Status"] for check in checks if check["CheckID"] == "serfHealth"}
+    _, nodes = client.catalog.nodes()
+    return [{**node, "alive": alive.get(node["Node"]) == "passing"} for node in nodes]
+
+
+def _node(entry: dict[str, object]) -> Node:
+    return Node(str(entry["Node"]), str(entry["Address"]), bool(entry["alive"]))
+
+
+STATUSES = ("passing", "warning", "critical")
+
+
+def _registration(entry: dict[str, dict[str, object]]) -> Registration:
+    service = entry["Service"]
+    checks = [check for check in _checks(entry) if check["CheckID"] != "serfHealth"]
+    worst = max(checks, key=lambda check: STATUSES.index(str(check["Status"])), default=None)
+    meta = service.get("Meta")
+    return Registration(
+        node=str(entry["Node"]["Node"]),
+        service=str(service["Service"]),
+        id=str(service["ID"]),
+        address=str(service["Address"] or entry["Node"]["Address"]),
+        port=int(str(service["Port"])),
+        release=str(meta.get("release", "")) if isinstance(meta, dict) else "",
+        status=str(worst["Status"]) if worst else "passing",
+        output=str(worst["Output"]).strip() if worst else "",
+    )
+
+
+def _checks(entry: dict[str, dict[str, object]]) -> list[dict[str, object]]:
+    checks = entry["Checks"]
+    if not isinstance(checks, list):
+        raise FleetError("the Consul API gave an answer without checks")
+    return checks

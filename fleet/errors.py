@@ -1,0 +1,21 @@
+"""What can go wrong, in words for the operator. Only tasks.py and pyinfra print them."""
+
+from collections.abc import Sequence
+
+
+class FleetError(Exception):
+    """One line (or one line for each problem) that names the host or file and what to do next."""
+
+
+class InventoryError(FleetError):
+    """The inventory or its settings hold mistakes; ``problems`` has one line for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"{count} in the inventory, nothing was touched:\n{listing}")
+
+
+class UnreachableError(FleetError):
+    """A host or the Consul API behind it did not answer."""

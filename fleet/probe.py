@@ -1,0 +1,42 @@
+"""An HTTP request to each instance, made on the host that it runs on."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import requests
+
+from fleet import ssh
+from fleet.errors import FleetError
+from fleet.model import Fleet, Host
+from fleet.verification import Difference
+
+TIMEOUT = 5  # seconds
+
+
+def probe(fleet: Fleet) -> list[Difference]:
+    """A difference for each instance that does not answer with a status below 500."""
+    hosts = [host for host in fleet.active if host.instances]
+    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+        return [difference for found in pool.map(_probe_host, hosts) for difference in found]
+
+
+def _probe_host(host: Host) -> Iterable[Difference]:
+    try:
+        with ssh.connect(host) as connection:
+            return [
+                Difference("failing", f"{i.service} {i.id} on {i.node} port {i.port}", reason)
+                for i in host.instances
+                if (reason := _ask(connection, i.port))
+            ]
+    except FleetError as error:
+        return [Difference("failing", f"node {host.name}", str(error))]
+
+
+def _ask(connection: ssh.Connection, port: int) -> str:
+    """Why the instance is not well, or ''. By way of the tunnel, as its port may be firewalled."""
+    try:
+        with ssh.tunnel(connection, port) as local:
+            answer = requests.get(f"http://127.0.0.1:{local}/", timeout=TIMEOUT)
+    except requests.RequestException as error:
+        return f"does not answer over HTTP: {type(error).__name__}"
+    return f"answers {answer.status_code} {answer.reason}" if answer.status_code >= 500 else ""

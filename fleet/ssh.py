@@ -1,0 +1,128 @@
+"""Running things on hosts outside pyinfra, over Fabric."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+from threading import Thread
+from typing import Any
+
+import paramiko
+from fabric import Config, Connection
+
+from fleet import transport
+from fleet.errors import UnreachableError
+from fleet.model import Host
+
+CONNECT_TIMEOUT = 10  # seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a script printed and how it ended."""
+
+    stdout: bytes
+    stderr: str
+    exit_code: int
+
+
+@contextmanager
+def connect(host: Host) -> Iterator[Connection]:
+    """An open connection to a host, configured as pyinfra's own.
+
+    :raises UnreachableError: naming the host, why, and what to look at
+    """
+    connection = _connection(host)
+    try:
+        connection.open()
+    except (OSError, paramiko.SSHException, EOFError) as error:
+        raise UnreachableError(
+            f"{host.name} ({connection.host}): no SSH connection: {error or type(error).__name__}; "
+            f"try: {_command_line(host)}"
+        ) from error
+    with closing(connection):
+        yield connection
+
+
+def _connection(host: Host) -> Connection:
+    data = host.data
+    ssh_config = transport.ssh_config(data)
+    connect_kwargs: dict[str, Any] = {"transport_factory": transport.nodelay_transport}
+    if data.get("ssh_key"):
+        connect_kwargs["key_filename"] = str(Path(data["ssh_key"]).expanduser())
+    if data.get("ssh_password"):
+        connect_kwargs["password"] = data["ssh_password"]
+    connection = Connection(
+        data.get("ssh_hostname") or host.name,
+        user=data.get("ssh_user"),
+        port=data.get("ssh_port"),
+        config=Config(ssh_config=ssh_config),
+        connect_timeout=CONNECT_TIMEOUT,
+        connect_kwargs=connect_kwargs,
+    )
+    _trust(connection.client, connection.ssh_config, data)
+    return connection
+
+
+def _trust(client: paramiko.SSHClient, options: Any, data: Any) -> None:
+    """Check host keys as ssh would; a changed key is refused in every mode."""
+    known = data.get("ssh_known_hosts_file") or options.get(
+        "userknownhostsfile", "~/.ssh/known_hosts"
+    )
+    path = Path(known.split()[0]).expanduser()
+    if path.is_file():
+        client.load_host_keys(str(path))
+    mode = options.get("stricthostkeychecking") or data.get("ssh_strict_host_key_checking")
+    policy = paramiko.RejectPolicy if mode in ("yes", "ask") else paramiko.AutoAddPolicy
+    client.set_missing_host_key_policy(policy)
+
+
+def _command_line(host: Host) -> str:
+    config = host.data.get("ssh_config_file")
+    return f"ssh {'-F ' + config + ' ' if config else ''}{host.name}"
+
+
+def run_script(
+    connection: Connection,
+    script: str,
+    stdin: bytes = b"",
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Run a shell script as root, without leaving a file behind.
+
+    :param script: its text; it finds it again in ``$SCRIPT``
+    :param stdin: what it reads
+    :param on_line: called with each line of its standard error as it comes
+    :raises UnreachableError: where the connection is lost meanwhile
+    """
+    command = f"sudo -n env SCRIPT={shlex.quote(script)} sh -c {shlex.quote(script)}"
+    lines: list[str] = []
+
+    def follow(stream: Any) -> None:
+        for line in stream:
+            lines.append(line)
+            on_line(line.rstrip("\n"))
+
+    try:
+        input_, output, errors = connection.client.exec_command(command)
+        reader = Thread(target=follow, args=(errors,), daemon=True)
+        reader.start()
+        input_.write(stdin)
+        input_.channel.shutdown_write()
+        stdout = output.read()
+        reader.join()
+        return Result(stdout, "".join(lines), output.channel.recv_exit_status())
+    except (OSError, paramiko.SSHException, EOFError) as error:
+        raise UnreachableError(f"{connection.original_host}: connection lost: {error}") from error
+
+
+@contextmanager
+def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
+    """A port on this machine's loopback that leads to one on the host's loopback."""
+    with closing(socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with connection.forward_local(port, remote_port, "localhost", "127.0.0.1"):
+        yield port

@@ -1,0 +1,52 @@
+"""Settings of the whole fleet. A file named after a group (app_servers.py) overrides them for it,
+and data beside a host in inventory.py overrides both."""
+
+from fleet.transport import config_file, nodelay_transport
+
+# --- The application --------------------------------------------------------
+
+# The name of its service in Consul; also of its user, its units and its folder under /srv.
+app_name = "consul-demo-server"
+
+# A folder on this machine. What git tracks in it is sent; it lands under its own name.
+app_source = "app"
+
+# MODULE:CALLABLE, as seen from the folder that holds app_source.
+app_entry_point = "app.server:application"
+
+# Installed into a virtual environment on each host; None where the application needs none.
+app_requirements = "app/requirements.txt"
+
+# The Jinja2 template of each instance's uWSGI configuration.
+app_ini = "app/uwsgi.ini.j2"
+
+# uWSGI worker processes of each instance.
+app_processes = 2
+
+# The uWSGI servers on each host: a name (the id in Consul) and a port.
+instances = {"server1": 2001, "server2": 2002}
+
+# Seconds without a sign of life after which Consul calls an instance critical.
+check_ttl = 10
+
+# --- Consul -----------------------------------------------------------------
+
+datacenter = "dc1"
+
+# Where the consul binary comes from:
+#   release  the release archive, checked against its published checksums
+#   file     consul_file on this machine: the binary, or a release archive
+#   debian   Debian's own package
+#   auto     release where its site answers when Consul is first installed, else debian
+consul_source = "auto"
+consul_version = "1.21.4"  # for release
+
+# Optional: refuse any other archive, e.g. {"amd64": "<sha256 of the .zip>"}.
+consul_sha256: dict[str, str] = {}
+
+# --- How the hosts are reached ----------------------------------------------
+
+# The lab's machines while it is up, else your own ssh config.
+ssh_config_file = config_file()
+ssh_paramiko_connect_kwargs = {"transport_factory": nodelay_transport}
+_sudo = True

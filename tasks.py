@@ -1,0 +1,139 @@
+"""The commands of the operator: `invoke --list` shows them."""
+
+import json as json_module
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from invoke import Collection, Context, Exit, task
+
+import lab as lab_package
+from fleet.errors import FleetError
+from fleet.invoke_names import NamesTask
+
+
+def errors_exit(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """End a task with the error's text and this exit code, and without a traceback."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except FleetError as error:
+                raise Exit(str(error), code) from error
+            except KeyboardInterrupt as error:
+                raise Exit("interrupted", 130) from error
+
+        return wrapper
+
+    return decorate
+
+
+@task(help={"force": "compile also where nothing has changed"})
+@errors_exit(1)
+def build_plugin(_context: Context, force: bool = False) -> None:
+    """Compile the consul plugin for each different uWSGI on the fleet."""
+    from fleet import inventory
+    from plugin_build import progress
+
+    if not progress.build(inventory.read().app_servers, force):
+        raise Exit(code=1)
+
+
+@task(
+    help={
+        "json": "print the report as JSON",
+        "wait": "ask again until the catalog agrees, for at most so many SECONDS",
+        "probe": "also make an HTTP request to each instance",
+    }
+)
+@errors_exit(2)
+def verify(_context: Context, json: bool = False, wait: float = 0, probe: bool = False) -> None:
+    """Compare the catalog with the inventory. Exit 0: agree, 1: differ, 2: could not ask."""
+    from rich.console import Console
+
+    from fleet import inspection, inventory, report
+
+    found = inspection.verify(inventory.read(), wait=wait, with_probe=probe)
+    if json:
+        print(json_module.dumps(found.as_dict(), indent=2))
+    else:
+        report.show(found, Console())
+    raise Exit(code=0 if found.agrees else 1)
+
+
+@task(
+    help={
+        "service": "which service to look for (default: the inventory's application)",
+        "once": "print once and exit",
+        "json": "one JSON document for each change",
+        "passing": "only instances whose checks pass",
+        "datacenter": "ask about another datacenter",
+    }
+)
+@errors_exit(2)
+def client(
+    _context: Context,
+    service: str = "",
+    once: bool = False,
+    json: bool = False,
+    passing: bool = False,
+    datacenter: str = "",
+) -> None:
+    """Print which servers a client finds, live, as seen from a Consul server of the fleet."""
+    from app import client as app_client
+    from fleet import catalog, inventory
+
+    fleet = inventory.read()
+    arguments = ["--service", service or fleet.services[0]]
+    arguments += ["--once"] * once + ["--json"] * json + ["--passing"] * passing
+    arguments += ["--datacenter", datacenter] if datacenter else []
+    with catalog.api(fleet) as (_server, port):
+        raise Exit(code=app_client.main([*arguments, "--url", f"http://127.0.0.1:{port}"]))
+
+
+def _lab(*arguments: str) -> None:
+    code = subprocess.run([sys.executable, "-m", "lab", *arguments], check=False).returncode
+    if code:
+        raise Exit(code=code)
+
+
+@task(klass=NamesTask, help={"names": "machines to start, as NAME or NAME:DEBIAN_RELEASE"})
+def up(_context: Context, names: list[str]) -> None:
+    """Start lab machines: drakar and cheetah, or those named (cheetah:13 for Debian 13)."""
+    _lab("up", *names)
+
+
+@task(
+    klass=NamesTask,
+    help={"names": "machines to remove (default: all)", "purge": "also remove what is cached"},
+)
+def down(_context: Context, names: list[str], purge: bool = False) -> None:
+    """Remove lab machines with everything on them."""
+    _lab("down", *names, *["--purge"] * purge)
+
+
+@task(help={"json": "print it as JSON"})
+def status(_context: Context, json: bool = False) -> None:
+    """Show the lab machines."""
+    _lab("status", *["--json"] * json)
+
+
+@task(klass=NamesTask, help={"names": "machines to make anew (default: all)"})
+def rebuild(_context: Context, names: list[str]) -> None:
+    """Put lab machines back to the state in which they were first started."""
+    _lab("rebuild", *names)
+
+
+@task(help={"name": "the machine"})
+def ssh(_context: Context, name: str) -> None:
+    """Open a shell on a lab machine."""
+    command = ["ssh", "-F", str(lab_package.SSH_CONFIG), name]
+    raise Exit(code=subprocess.run(command, check=False).returncode)
+
+
+lab = Collection("lab", up, down, status, rebuild, ssh)
+namespace = Collection(build_plugin, verify, client, lab)

@@ -1,0 +1,170 @@
+"""Mistakes in the inventory are found all at once, each with its host and key."""
+
+import pytest
+
+from fleet.errors import InventoryError
+from fleet.model import Fleet, InventoryHost, build
+from fleet.settings import PYINFRA_KEYS
+
+ADDRESSES = {"drakar": "10.0.3.11", "cheetah": "10.0.3.12", "ormen": "10.0.3.13"}
+TWO = {"instances": {"server1": 2001, "server2": 2002}}
+
+
+def host(name: str, *groups: str, **data: object) -> InventoryHost:
+    return InventoryHost(name, frozenset({*groups, "inventory"}), {**TWO, **data})
+
+
+def resolve(entry: InventoryHost) -> str:
+    if entry.name not in ADDRESSES:
+        raise OSError("Name or service not known")
+    return ADDRESSES[entry.name]
+
+
+def fleet(*hosts: InventoryHost, group_files: tuple[str, ...] = ("all",)) -> Fleet:
+    return build(hosts, group_files, {"all", "inventory"}, resolve)
+
+
+def problems(*hosts: InventoryHost, group_files: tuple[str, ...] = ("all",)) -> tuple[str, ...]:
+    with pytest.raises(InventoryError) as caught:
+        fleet(*hosts, group_files=group_files)
+    return caught.value.problems
+
+
+DRAKAR = host("drakar", "consul_servers", "app_servers")
+
+
+def test_each_app_server_has_every_instance() -> None:
+    found = fleet(DRAKAR, host("cheetah", "app_servers"))
+    assert [(i.node, i.id, i.address, i.port) for i in found.instances] == [
+        ("drakar", "server1", "10.0.3.11", 2001),
+        ("drakar", "server2", "10.0.3.11", 2002),
+        ("cheetah", "server1", "10.0.3.12", 2001),
+        ("cheetah", "server2", "10.0.3.12", 2002),
+    ]
+    assert not found.warnings
+
+
+def test_a_consul_server_without_the_application_has_no_instances() -> None:
+    found = fleet(host("drakar", "consul_servers"), host("cheetah", "app_servers"))
+    assert found.host("drakar").instances == ()
+    assert [h.name for h in found.app_servers] == ["cheetah"]
+
+
+def test_a_retired_host_expects_nothing() -> None:
+    found = fleet(DRAKAR, host("cheetah", "retired"))
+    assert {i.node for i in found.instances} == {"drakar"}
+    assert [h.name for h in found.active] == ["drakar"]
+
+
+def test_same_port_twice_names_host_and_both_instances() -> None:
+    found = problems(host("drakar", "consul_servers", "app_servers", instances={"a": 1, "b": 1}))
+    assert found == ("drakar: instances a and b have the same port 1",)
+
+
+def test_same_id_twice() -> None:
+    instances = {"a": {"port": 1, "id": "x"}, "b": {"port": 2, "id": "x"}}
+    found = problems(host("drakar", "consul_servers", "app_servers", instances=instances))
+    assert found == ("drakar: instances a and b have the same id 'x'",)
+
+
+@pytest.mark.parametrize("port", [0, 65536, -1, "2001", "http", 20.5, None, True])
+def test_a_port_is_a_number_in_range(port: object) -> None:
+    (found,) = problems(
+        host("drakar", "consul_servers", "app_servers", instances={"server1": port})
+    )
+    assert found.startswith("drakar: instances.server1.port = ")
+    assert "between 1 and 65535" in found
+    assert repr(port) in found
+
+
+def test_unknown_setting_with_the_nearest_known_name() -> None:
+    (found,) = problems(host("drakar", "consul_servers", "app_servers", app_proceses=2))
+    assert found == "drakar: unknown setting 'app_proceses', did you mean 'app_processes'?"
+
+
+def test_unknown_ssh_setting() -> None:
+    (found,) = problems(host("drakar", "consul_servers", "app_servers", ssh_usr="root"))
+    assert "did you mean 'ssh_user'?" in found
+
+
+def test_unknown_key_of_an_instance() -> None:
+    instances = {"server1": {"port": 2001, "idd": "x"}}
+    (found,) = problems(host("drakar", "consul_servers", "app_servers", instances=instances))
+    assert "instances.server1.idd" in found
+    assert "did you mean 'id'?" in found
+
+
+def test_unknown_group_with_the_nearest_known_name() -> None:
+    (found,) = problems(DRAKAR, host("cheetah", "app_servers", "ap_servers"))
+    assert found.startswith("inventory.py: unknown group 'ap_servers', did you mean 'app_servers'?")
+
+
+def test_a_group_of_ones_own_has_a_file() -> None:
+    entry = host("cheetah", "app_servers", "north")
+    assert fleet(DRAKAR, entry, group_files=("all", "north")).host("cheetah")
+
+
+def test_a_file_for_a_group_that_nobody_is_in() -> None:
+    (found,) = problems(DRAKAR, group_files=("all", "app_server"))
+    assert found == (
+        "group_data/app_server.py: no group 'app_server' in the inventory, "
+        "did you mean 'app_servers'?"
+    )
+
+
+def test_no_consul_server() -> None:
+    (found,) = problems(host("drakar", "app_servers"))
+    assert found.startswith("consul_servers: is empty")
+
+
+def test_an_even_number_of_servers_is_a_warning_that_says_why() -> None:
+    found = fleet(DRAKAR, host("cheetah", "consul_servers", "app_servers"))
+    (warning,) = found.warnings
+    assert "2 is an even number of Consul servers" in warning
+    assert "tolerates no more failures" in warning
+
+
+def test_in_app_servers_and_retired() -> None:
+    (found,) = problems(DRAKAR, host("cheetah", "app_servers", "retired"))
+    assert found.startswith("cheetah: is both in app_servers and retired")
+
+
+def test_a_host_without_a_role() -> None:
+    (found,) = problems(DRAKAR, host("cheetah", "north"), group_files=("all", "north"))
+    assert found.startswith("cheetah: has no role")
+
+
+def test_a_host_without_an_address() -> None:
+    (found,) = problems(DRAKAR, host("nowhere", "app_servers"))
+    assert found.startswith("nowhere: no address found (Name or service not known)")
+
+
+def test_an_address_given_is_taken() -> None:
+    found = fleet(DRAKAR, host("nowhere", "app_servers", address="10.0.3.99"))
+    assert found.host("nowhere").address == "10.0.3.99"
+
+
+def test_all_mistakes_at_once() -> None:
+    found = problems(
+        host("drakar", "app_servers", instances={"a": 1, "b": 1}),
+        host("cheetah", "app_servers", "retired", datacentre="dc2"),
+        host("ormen", "app_servers", instances={"a": "x"}),
+    )
+    text = "\n".join(found)
+    assert len(found) == 5, text
+    for expected in ("same port", "retired", "datacentre", "a.port", "consul_servers"):
+        assert expected in text
+
+
+@pytest.mark.parametrize("name", ["My_App", "-app", "app;x", "", "a" * 64])
+def test_a_service_name_is_a_dns_label(name: str) -> None:
+    (found,) = problems(host("drakar", "consul_servers", "app_servers", app_name=name))
+    assert found.startswith("drakar: app_name = ")
+
+
+def test_pyinfras_own_keys_are_those_of_this_pyinfra() -> None:
+    from pyinfra.api.arguments import all_global_arguments
+    from pyinfra.connectors.ssh import connector_data_meta
+
+    theirs = {name for name, _ in all_global_arguments()} | set(connector_data_meta)
+    assert theirs == PYINFRA_KEYS
