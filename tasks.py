@@ -13,6 +13,9 @@ import lab as lab_package
 from fleet.errors import FleetError
 from fleet.invoke_names import NamesTask
 
+INVENTORY = "inventory.py"
+INVENTORY_HELP = {"inventory": f"another inventory file than {INVENTORY}"}
+
 
 def errors_exit(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """End a task with the error's text and this exit code, and without a traceback."""
@@ -32,14 +35,14 @@ def errors_exit(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return decorate
 
 
-@task(help={"force": "compile also where nothing has changed"})
+@task(help={"force": "compile also where nothing has changed", **INVENTORY_HELP})
 @errors_exit(1)
-def build_plugin(_context: Context, force: bool = False) -> None:
+def build_plugin(_context: Context, force: bool = False, inventory: str = INVENTORY) -> None:
     """Compile the consul plugin for each different uWSGI on the fleet."""
-    from fleet import inventory
+    from fleet.inventory import read
     from plugin_build import progress
 
-    if not progress.build(inventory.read().app_servers, force):
+    if not progress.build(read(inventory).app_servers, force):
         raise Exit(code=1)
 
 
@@ -48,16 +51,24 @@ def build_plugin(_context: Context, force: bool = False) -> None:
         "json": "print the report as JSON",
         "wait": "ask again until the catalog agrees, for at most so many SECONDS",
         "probe": "also make an HTTP request to each instance",
+        **INVENTORY_HELP,
     }
 )
 @errors_exit(2)
-def verify(_context: Context, json: bool = False, wait: float = 0, probe: bool = False) -> None:
+def verify(
+    _context: Context,
+    json: bool = False,
+    wait: float = 0,
+    probe: bool = False,
+    inventory: str = INVENTORY,
+) -> None:
     """Compare the catalog with the inventory. Exit 0: agree, 1: differ, 2: could not ask."""
     from rich.console import Console
 
-    from fleet import inspection, inventory, report
+    from fleet import inspection, report
+    from fleet.inventory import read
 
-    found = inspection.verify(inventory.read(), wait=wait, with_probe=probe)
+    found = inspection.verify(read(inventory), wait=wait, with_probe=probe)
     if json:
         print(json_module.dumps(found.as_dict(), indent=2))
     else:
@@ -72,6 +83,7 @@ def verify(_context: Context, json: bool = False, wait: float = 0, probe: bool =
         "json": "one JSON document for each change",
         "passing": "only instances whose checks pass",
         "datacenter": "ask about another datacenter",
+        **INVENTORY_HELP,
     }
 )
 @errors_exit(2)
@@ -82,12 +94,14 @@ def client(
     json: bool = False,
     passing: bool = False,
     datacenter: str = "",
+    inventory: str = INVENTORY,
 ) -> None:
     """Print which servers a client finds, live, as seen from a Consul server of the fleet."""
     from app import client as app_client
-    from fleet import catalog, inventory
+    from fleet import catalog
+    from fleet.inventory import read
 
-    fleet = inventory.read()
+    fleet = read(inventory)
     arguments = ["--service", service or fleet.services[0]]
     arguments += ["--once"] * once + ["--json"] * json + ["--passing"] * passing
     arguments += ["--datacenter", datacenter] if datacenter else []

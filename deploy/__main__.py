@@ -8,20 +8,20 @@ from deploy.plan import fleet
 me = fleet().host(host.name)
 
 if me.is_retired:
-    app.retire(me)
-    consul.leave(me)
+    app.retire(name="Application: stop it and remove its units", me=me)
+    consul.leave(name="Consul: leave the cluster", me=me)
 else:
     source = consul.source.choose(me)
     release = app.release.prepare(me)
 
-    consul.install(me, source)
-    consul.configure(me, source)
-    consul.run_server(me, source, _serial=True)
-    consul.run_client(me, source)
+    consul.install(name="Consul: install the binary", me=me, source=source)
+    consul.configure(name="Consul: configure the agent", me=me, source=source)
+    consul.run_server(name="Consul: run the servers", me=me, source=source, _serial=True)
+    consul.run_client(name="Consul: run the client agents", me=me, source=source)
 
-    if me.instances:
-        uwsgi.install(me)
-        uwsgi.plugin(me)
-        app.install(me, release)
-        app.units(me, release)
-        app.switch(me, release)
+    if release:
+        uwsgi.install(name="uWSGI: install the packages", me=me)
+        uwsgi.plugin(name="uWSGI: install the consul plugin", me=me)
+        app.install(name="Application: install the release", me=me, release=release)
+        app.units(name="Application: install the units", me=me, release=release)
+        app.switch(name="Application: let the release serve", me=me, release=release)

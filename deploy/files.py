@@ -1,7 +1,7 @@
 """Files on a host, compared through :mod:`deploy.state` and sent by pyinfra's own operation."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO, StringIO
@@ -46,15 +46,15 @@ def _compiled(template: Path) -> Template:
     return _jinja.from_string(template.read_text())
 
 
-def converge(wanted: Iterable[RemoteFile]) -> Iterator[Any]:
+def converge(wanted: Iterable[RemoteFile]) -> Generator[Any, None, None]:
     """The commands that bring these files to the state they should have; none if they have it."""
     known = current().files
     for file in wanted:
         if known.get(file.path) == file.state:
             continue
-        is_text = isinstance(file.content, str)
-        yield from files.put._inner(  # type: ignore[attr-defined]
-            src=StringIO(file.content) if is_text else BytesIO(file.content),  # type: ignore[arg-type]
+        content = file.content
+        yield from files.put._inner(
+            src=StringIO(content) if isinstance(content, str) else BytesIO(content),
             dest=file.path,
             mode=file.mode,
             user=file.user,

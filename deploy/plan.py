@@ -1,9 +1,11 @@
 """The fleet inside a pyinfra run."""
 
+import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from pyinfra import inventory, logger, state
+from pyinfra import inventory, logger
 from pyinfra.api.exceptions import PyinfraError
 
 from fleet import inventory as fleet_inventory
@@ -22,12 +24,25 @@ def fleet() -> Fleet:
     :raises DeployError: with every mistake in it
     """
     hosts = [
-        InventoryHost(host.name, frozenset(host.groups), host.data.dict()) for host in inventory
+        InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in inventory
     ]
     try:
-        found = fleet_inventory.build(Path(state.cwd) / fleet_inventory.INVENTORY, hosts)
+        found = fleet_inventory.build(inventory_file(sys.argv), hosts)
     except FleetError as error:
         raise DeployError(str(error)) from error
     for warning in found.warnings:
         logger.warning(f"    Warning: {warning}")
     return found
+
+
+def inventory_file(arguments: list[str]) -> Path:
+    """The inventory on pyinfra's command line: the first file that it takes."""
+    return next(
+        (path for path in map(Path, arguments[1:]) if path.suffix == ".py" and path.is_file()),
+        Path("inventory.py"),
+    )
+
+
+def _data(data: Any) -> dict[str, Any]:
+    merged: dict[str, Any] = data.dict()
+    return merged

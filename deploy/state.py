@@ -14,7 +14,7 @@ from pyinfra import host
 from pyinfra.api import FactBase
 from pyinfra.context import state as run
 
-from plugin_build.builder import IDENTIFY, Uwsgi, parse_identity
+from plugin_build.identity import IDENTIFY, Uwsgi, parse_identity
 
 SCRIPT = IDENTIFY + (Path(__file__).parent / "state.sh").read_text()
 
@@ -43,6 +43,7 @@ class HostState:
 
     architecture: str = ""
     uwsgi: Uwsgi | None = None
+    consul_in_use: str = ""
     consul_running: str = ""
     files: dict[str, FileState] = field(default_factory=dict)
     units: dict[str, UnitState] = field(default_factory=dict)
@@ -87,14 +88,10 @@ def parse(output: list[str]) -> HostState:
             mode, user, group, sha256, path = rest.split(" ", 4)
             found.files[path] = FileState(mode, user, group, sha256)
         elif kind == "unit":
-            name, active, enabled = (rest.split(" ") + [""])[:3]
+            name, active, enabled = [*rest.split(" "), ""][:3]
             found.units[name] = UnitState(active, enabled)
-        elif kind == "architecture":
-            found.architecture = rest
-        elif kind == "consul_running":
-            found.consul_running = rest
-        elif kind == "current_release":
-            found.current_release = rest
+        elif kind in ("architecture", "consul_in_use", "consul_running", "current_release"):
+            setattr(found, kind, rest)
         elif kind in ("package", "user", "consul_binary", "release"):
             collection: set[str] = {
                 "package": found.packages,
@@ -109,20 +106,26 @@ def parse(output: list[str]) -> HostState:
 _known: dict[tuple[str, bool], HostState] = {}
 
 
+def _key() -> tuple[str, bool]:
+    # Between the preparation and the execution an operator may look at the proposed
+    # changes for as long as they like; with -y the one follows the other at once.
+    return host.name, bool(run.is_executing and run.should_check_for_changes())
+
+
 def current() -> HostState:
     """The state of the host in context, read anew after :func:`forget`."""
-    key = (host.name, bool(run.is_executing))
+    key = _key()
     if key not in _known:
         _known[key] = read(host, host.data.app_name)
     return _known[key]
+
+
+def forget() -> None:
+    """Call after a change: what was read before no longer holds."""
+    _known.pop(_key(), None)
 
 
 def read(target: Any, app_name: str) -> HostState:
     """The state of any connected host of the run."""
     found: HostState = target.get_fact(State, app_name=app_name)
     return found
-
-
-def forget() -> None:
-    """Call after a change: what was read before no longer holds."""
-    _known.pop((host.name, True), None)

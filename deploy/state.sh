@@ -26,6 +26,12 @@ for binary in /opt/consul/*/consul; do
     if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi
 done
 
+if [ -L /usr/local/bin/consul ]; then
+    binary=$(readlink /usr/local/bin/consul)
+    binary=${binary%/consul}
+    echo "consul_in_use ${binary##*/}"
+fi
+
 for release in "/srv/$app/releases"/*; do
     if [ -d "$release" ]; then echo "release ${release##*/}"; fi
 done

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import consul
@@ -56,23 +56,20 @@ def api(fleet: Fleet) -> Iterator[tuple[str, int]]:
     """
     reasons = []
     for server in fleet.consul_servers:
-        try:
-            connection = ssh.connect(server)
-            opened = connection.__enter__()
-        except UnreachableError as error:
-            reasons.append(str(error))
-            continue
-        try:
-            with ssh.tunnel(opened, HTTP_PORT) as port:
-                yield server.name, port
-        finally:
-            connection.__exit__(None, None, None)
-        return
-    raise UnreachableError("no Consul server can be reached:\n" + _listing(reasons))
-
-
-def _listing(lines: Iterable[str]) -> str:
-    return "\n".join(f"  - {line}" for line in lines)
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(ssh.connect(server))
+                port = stack.enter_context(ssh.tunnel(connection, HTTP_PORT))
+            except UnreachableError as error:
+                reasons.append(str(error))
+                continue
+            yield server.name, port
+            return
+    listing = "\n".join(f"  - {reason}" for reason in reasons)
+    raise UnreachableError(
+        f"no Consul server can be asked:\n{listing}\n"
+        "If Consul was never deployed: pyinfra inventory.py deploy/"
+    )
 
 
 def read(server: str, port: int, services: Iterable[str]) -> Catalog:

@@ -10,10 +10,8 @@ from typing import Any
 from fleet import model, transport
 from fleet.errors import FleetError
 
-INVENTORY = Path("inventory.py")
 
-
-def read(path: Path = INVENTORY) -> model.Fleet:
+def read(file: str | Path) -> model.Fleet:
     """The fleet, for every program but pyinfra itself.
 
     pyinfra reads it in a process of its own (importing its command line would
@@ -22,6 +20,7 @@ def read(path: Path = INVENTORY) -> model.Fleet:
     :raises FleetError: where there is no inventory or pyinfra can't read it
     :raises InventoryError: with every mistake in it
     """
+    path = Path(file)
     if not path.is_file():
         raise FleetError(f"{path}: no such inventory; run this from the folder that holds it")
     pyinfra = Path(sys.executable).with_name("pyinfra")
@@ -33,8 +32,13 @@ def read(path: Path = INVENTORY) -> model.Fleet:
 
 
 def build(path: Path, hosts: Iterable[model.InventoryHost]) -> model.Fleet:
-    """The fleet from hosts as pyinfra has them in memory (see deploy/) or printed them."""
-    group_files = {file.stem for file in (path.parent / "group_data").glob("*.py")}
+    """The fleet from hosts as pyinfra has them in memory (see deploy/) or printed them.
+
+    :param path: the inventory file; pyinfra makes a group of its name
+    """
+    # Where pyinfra looks for them: beside the inventory and in the current folder.
+    folders = {path.resolve().parent, Path.cwd()}
+    group_files = {file.stem for folder in folders for file in folder.glob("group_data/*.py")}
     return model.build(
         hosts,
         group_files,

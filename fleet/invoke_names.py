@@ -4,8 +4,8 @@ import sys
 from itertools import dropwhile, takewhile
 from typing import Any
 
-from invoke import Task
-from invoke.parser import Argument
+from invoke.parser.argument import Argument
+from invoke.tasks import Task
 
 
 class Names(Argument):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
+from fabric import Connection
 
 from fleet import ssh
 from fleet.errors import FleetError
@@ -32,7 +33,7 @@ def _probe_host(host: Host) -> Iterable[Difference]:
         return [Difference("failing", f"node {host.name}", str(error))]
 
 
-def _ask(connection: ssh.Connection, port: int) -> str:
+def _ask(connection: Connection, port: int) -> str:
     """Why the instance is not well, or ''. By way of the tunnel, as its port may be firewalled."""
     try:
         with ssh.tunnel(connection, port) as local:

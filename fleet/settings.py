@@ -17,9 +17,7 @@ from pydantic import (
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 # A DNS label: the service is looked up as NAME.service.consul, and systemd units,
 # the Unix user and the folder under /srv carry the same name.
-Label = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)
-]
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 # ini values: a line break or a comma would end the value early and start another one.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s,;=%$]+$", max_length=200)]
 
@@ -69,16 +67,57 @@ class Settings(BaseModel):
 
 # pyinfra reads these from the same place; a unit test holds them against pyinfra's own lists.
 PYINFRA_KEYS = frozenset(
-    """
-    _chdir _continue_on_error _doas _doas_user _dzdo _dzdo_user _env _get_pty _if _ignore_errors
-    _parallel _preserve_su_env _preserve_sudo_env _retries _retry_delay _retry_until _run_once
-    _serial _shell_executable _stdin _su_password _su_shell _su_user _success_exit_codes _sudo
-    _sudo_password _sudo_user _temp_dir _timeout _use_su_login _use_sudo_login name
-    ssh_allow_agent ssh_config_file ssh_connect_retries ssh_connect_retry_max_delay
-    ssh_connect_retry_min_delay ssh_file_transfer_protocol ssh_forward_agent ssh_hostname ssh_key
-    ssh_key_password ssh_known_hosts_file ssh_look_for_keys ssh_paramiko_connect_kwargs
-    ssh_password ssh_port ssh_strict_host_key_checking ssh_user
-    """.split()
+    [
+        "_chdir",
+        "_continue_on_error",
+        "_doas",
+        "_doas_user",
+        "_dzdo",
+        "_dzdo_user",
+        "_env",
+        "_get_pty",
+        "_if",
+        "_ignore_errors",
+        "_parallel",
+        "_preserve_su_env",
+        "_preserve_sudo_env",
+        "_retries",
+        "_retry_delay",
+        "_retry_until",
+        "_run_once",
+        "_serial",
+        "_shell_executable",
+        "_stdin",
+        "_su_password",
+        "_su_shell",
+        "_su_user",
+        "_success_exit_codes",
+        "_sudo",
+        "_sudo_password",
+        "_sudo_user",
+        "_temp_dir",
+        "_timeout",
+        "_use_su_login",
+        "_use_sudo_login",
+        "name",
+        "ssh_allow_agent",
+        "ssh_config_file",
+        "ssh_connect_retries",
+        "ssh_connect_retry_max_delay",
+        "ssh_connect_retry_min_delay",
+        "ssh_file_transfer_protocol",
+        "ssh_forward_agent",
+        "ssh_hostname",
+        "ssh_key",
+        "ssh_key_password",
+        "ssh_known_hosts_file",
+        "ssh_look_for_keys",
+        "ssh_paramiko_connect_kwargs",
+        "ssh_password",
+        "ssh_port",
+        "ssh_strict_host_key_checking",
+        "ssh_user",
+    ]
 )
 KNOWN_KEYS = frozenset(Settings.model_fields) | PYINFRA_KEYS
 
@@ -113,5 +152,7 @@ def _describe(detail: Any) -> str:
     if detail["loc"][-1] == "port":
         message = "a port is a number between 1 and 65535"
     if detail["type"] == "extra_forbidden":
-        message = f"unknown key{nearest(str(detail['loc'][-1]), set(InstanceSettings.model_fields))}"
+        message = (
+            f"unknown key{nearest(str(detail['loc'][-1]), set(InstanceSettings.model_fields))}"
+        )
     return f"{key} = {detail['input']!r}: {message}"

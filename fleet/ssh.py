@@ -1,8 +1,9 @@
 """Running things on hosts outside pyinfra, over Fabric."""
 
+import logging
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
@@ -11,12 +12,16 @@ from typing import Any
 
 import paramiko
 from fabric import Config, Connection
+from invoke.exceptions import ThreadException
 
 from fleet import transport
 from fleet.errors import UnreachableError
 from fleet.model import Host
 
 CONNECT_TIMEOUT = 10  # seconds
+
+# What it would print is in our errors, with the host and what to do.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,33 @@ def run_script(
 
 @contextmanager
 def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
-    """A port on this machine's loopback that leads to one on the host's loopback."""
+    """A port on this machine's loopback that leads to one on the host's loopback.
+
+    :raises UnreachableError: where nothing listens on the host's port
+    """
+    # Asked first: a tunnel that can't be opened leaves its local end waiting for an answer.
+    _check_listening(connection, remote_port)
     with closing(socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    with connection.forward_local(port, remote_port, "localhost", "127.0.0.1"):
+    forward = connection.forward_local(port, remote_port, "localhost", "127.0.0.1")
+    forward.__enter__()
+    try:
         yield port
+    finally:
+        # Fabric raises here whatever befell a single connection of the tunnel; the
+        # request that went through it has failed for its own user by then.
+        with suppress(ThreadException):
+            forward.__exit__(None, None, None)
+
+
+def _check_listening(connection: Connection, port: int) -> None:
+    try:
+        channel = connection.transport.open_channel(
+            "direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 0), timeout=CONNECT_TIMEOUT
+        )
+    except (OSError, paramiko.SSHException) as error:
+        raise UnreachableError(
+            f"{connection.original_host}: nothing listens on its port {port}"
+        ) from error
+    channel.close()

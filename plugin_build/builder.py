@@ -13,26 +13,13 @@ from pathlib import Path
 from fleet import ssh
 from fleet.errors import FleetError
 from fleet.model import Host
-
-HERE = Path(__file__).parent
-DIST = HERE / "dist"
-PLUGIN = "consul_plugin.so"
-IDENTIFY = (HERE / "identify.sh").read_text()
+from plugin_build.identity import DIST, HERE, IDENTIFY, PLUGIN, Uwsgi, parse_identity
 
 Report = Callable[[str, str], None]
 
 
 class BuildError(FleetError):
     """The plugin could not be built on a host."""
-
-
-@dataclass(frozen=True)
-class Uwsgi:
-    """The uWSGI of a host; those with one fingerprint can load each other's plugins."""
-
-    fingerprint: str
-    path: str
-    version: str
 
 
 @dataclass(frozen=True)
@@ -63,20 +50,6 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def parse_identity(output: str) -> Uwsgi | None:
-    """Read what identify.sh printed; None for a host without uWSGI."""
-    words = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
-    if "fingerprint" not in words:
-        return None
-    path, version = words["uwsgi"]
-    return Uwsgi(words["fingerprint"][0], path, version)
-
-
-def available() -> dict[str, Path]:
-    """The plugins in dist/ by fingerprint."""
-    return {path.parent.name: path for path in DIST.glob(f"*/{PLUGIN}")}
-
-
 def build(hosts: Iterable[Host], report: Report, force: bool = False) -> list[Outcome]:
     """Bring dist/ up to date for these hosts, all of them side by side.
 
@@ -97,9 +70,7 @@ def build(hosts: Iterable[Host], report: Report, force: bool = False) -> list[Ou
                 strict=True,
             )
         )
-    return [
-        _outcome(host, identity, built) for host, identity in zip(listed, found, strict=True)
-    ]
+    return [_outcome(host, identity, built) for host, identity in zip(listed, found, strict=True)]
 
 
 def _one_for_each_kind(hosts: list[Host], found: list[Uwsgi | str]) -> dict[Uwsgi, Host]:
@@ -110,9 +81,7 @@ def _one_for_each_kind(hosts: list[Host], found: list[Uwsgi | str]) -> dict[Uwsg
     return dict(kinds.values())
 
 
-def _outcome(
-    host: Host, identity: Uwsgi | str, built: Mapping[Uwsgi, tuple[bool, str]]
-) -> Outcome:
+def _outcome(host: Host, identity: Uwsgi | str, built: Mapping[Uwsgi, tuple[bool, str]]) -> Outcome:
     if isinstance(identity, str):
         return Outcome(host.name, None, None, error=identity)
     compiled, error = next(
@@ -171,9 +140,7 @@ def _compile(host: Host, report: Report) -> bytes:
         script = (HERE / "compile.sh").read_text()
         result = ssh.run_script(connection, script, _sources_archive(), follow)
     if result.exit_code != 0 or not result.stdout.startswith(b"\x7fELF"):
-        lines = "\n".join(
-            line for line in result.stderr.splitlines() if not line.startswith("## ")
-        )
+        lines = "\n".join(line for line in result.stderr.splitlines() if not line.startswith("## "))
         raise BuildError(f"{host.name}: the plugin does not build there:\n{_indent(lines)}")
     return result.stdout
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fleet.model import Host
-from plugin_build import builder
+from plugin_build import builder, identity
 
 
 def build(hosts: Iterable[Host], force: bool = False) -> bool:
@@ -29,6 +29,8 @@ def build(hosts: Iterable[Host], force: bool = False) -> bool:
         version = users[0].uwsgi.version if users[0].uwsgi else ""
         names = ", ".join(o.host for o in users)
         done = "built" if any(o.built for o in users) else "up to date"
-        shown = path.relative_to(builder.HERE.parent)
-        console.print(Text(f"{done}: {shown} (uWSGI {version}: {names})", style="green"), soft_wrap=True)
+        shown = path.relative_to(identity.HERE.parent)
+        console.print(
+            Text(f"{done}: {shown} (uWSGI {version}: {names})", style="green"), soft_wrap=True
+        )
     return not any(outcome.error for outcome in outcomes)

@@ -1,7 +1,7 @@
 """The application on a host: its releases, its units, and which release serves."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
-from pyinfra.operations import server
 
-from deploy.app import release
-from deploy.app.release import Release
+from deploy.app import release as release
+from deploy.app.release import REQUIREMENTS, Release
 from deploy.files import RemoteFile, converge, fail, render
 from deploy.state import HostState, UnitState, current, forget
+from deploy.users import system_user
 from deploy.uwsgi import local_plugin, remote_plugin
 from fleet.model import Host, Instance
 
@@ -25,7 +25,7 @@ RUNNING = UnitState("active", "enabled")
 __all__ = ["install", "release", "retire", "switch", "units"]
 
 
-def generation(me: Host, chosen: Release) -> str | None:
+def generation(me: Host, release: Release) -> str | None:
     """The name of a release together with everything it runs with on this host.
 
     A change of the plugin, an ini setting or a unit makes another generation, and
@@ -34,16 +34,16 @@ def generation(me: Host, chosen: Release) -> str | None:
     plugin = local_plugin(current())
     if plugin is None:
         return None
-    files = chosen.files(me, remote_plugin(plugin.read_bytes()))
+    files = release.files(me, remote_plugin(plugin.read_bytes()))
     parts = [*sorted(files.items()), ("service", _service(me, me.instances[0]))]
-    return f"{chosen.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+    return f"{release.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
 
 @operation()
-def install(me: Host, chosen: Release) -> Iterator[Any]:
+def install(me: Host, release: Release) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment and ini files."""
     known = current()
-    name = generation(me, chosen)
+    name = generation(me, release)
     if name is None:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
@@ -51,28 +51,24 @@ def install(me: Host, chosen: Release) -> Iterator[Any]:
         host.noop(f"release {name} is installed")
         return
     app_name = me.settings.app_name
-    if app_name not in known.users:
-        yield from server.user._inner(  # type: ignore[attr-defined]
-            user=app_name, system=True, home=f"/srv/{app_name}", create_home=False,
-            shell="/usr/sbin/nologin",
-        )  # fmt: skip
+    yield from system_user(app_name)
     plugin = local_plugin(known)
     assert plugin is not None
-    archive = chosen.archive(me, remote_plugin(plugin.read_bytes()))
+    archive = release.archive(me, remote_plugin(plugin.read_bytes()))
     upload = host.get_temp_filename(f"{app_name}-{name}")
     yield FileUploadCommand(BytesIO(archive), upload, host.get_temp_filename(f"part-{name}"))
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
-        app_name, name, upload, chosen.requirements_digest, release.REQUIREMENTS,
+        app_name, name, upload, release.requirements_digest, REQUIREMENTS,
     )  # fmt: skip
     forget()
 
 
 @operation()
-def units(me: Host, chosen: Release) -> Iterator[Any]:
+def units(me: Host, release: Release) -> Generator[Any, None, None]:
     """A target for the application; a socket and a service template for each instance."""
     known = current()
-    name = generation(me, chosen) or ""
+    name = generation(me, release) or ""
     wanted = _unit_files(me, name)
     commands = list(_remove_stale(me, known, wanted))
     commands += converge(wanted)
@@ -122,11 +118,11 @@ def _remove_stale(me: Host, known: HostState, wanted: list[RemoteFile]) -> Itera
 
 
 @operation()
-def switch(me: Host, chosen: Release) -> Iterator[Any]:
+def switch(me: Host, release: Release) -> Generator[Any, None, None]:
     """Let each instance serve this release: start it beside the old one on the same socket,
     and stop the old one when the new one is ready."""
     known = current()
-    name = generation(me, chosen)
+    name = generation(me, release)
     if name is None:
         yield fail(f"{me.name}: without its plugin no release can be started")
         return
@@ -151,7 +147,7 @@ def _serves(known: HostState, instance: Instance, name: str) -> bool:
 
 
 @operation()
-def retire(me: Host) -> Iterator[Any]:
+def retire(me: Host) -> Generator[Any, None, None]:
     """Stop the application; its plugin takes the instances out of the catalog first."""
     app_name = me.settings.app_name
     known = current()

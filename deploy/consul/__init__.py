@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from pyinfra import host
 from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
-from pyinfra.operations import server
 
-from deploy.consul import source
+from deploy.consul import source as source
 from deploy.consul.source import Source
 from deploy.files import RemoteFile, converge, render
 from deploy.plan import fleet
 from deploy.state import UnitState, current, forget
+from deploy.users import system_user
 from fleet.model import Host
 
 HERE = Path(__file__).parent
@@ -27,17 +27,17 @@ __all__ = ["configure", "install", "leave", "run_client", "run_server", "source"
 
 
 @operation()
-def install(me: Host, chosen: Source) -> Iterator[Any]:
+def install(me: Host, source: Source) -> Generator[Any, None, None]:
     """Put the binary in a folder of its own; the one in use stays where it is."""
-    if chosen.label in current().consul_binaries:
-        host.noop(f"Consul {chosen.label} is installed")
+    if source.label in current().consul_binaries:
+        host.noop(f"Consul {source.label} is installed")
         return
-    host.log(f"Consul from {chosen.description}")
-    folder = f"{BINARIES}/{chosen.label}"
+    host.log(f"Consul from {source.description}")
+    folder = f"{BINARIES}/{source.label}"
     part = f"{folder}/.consul.part"
     yield StringCommand("mkdir", "-p", folder)
-    if chosen.path:
-        yield FileUploadCommand(str(chosen.path), part, host.get_temp_filename(part))
+    if source.path:
+        yield FileUploadCommand(str(source.path), part, host.get_temp_filename(part))
     else:
         script = (HERE / "debian.sh").read_text()
         yield StringCommand("sh", "-c", QuoteString(script), "debian", part)
@@ -48,14 +48,10 @@ def install(me: Host, chosen: Source) -> Iterator[Any]:
 
 
 @operation()
-def configure(me: Host, chosen: Source) -> Iterator[Any]:
+def configure(me: Host, source: Source) -> Generator[Any, None, None]:
     """The consul user, the agent's configuration and its unit."""
-    if "consul" not in current().users:
-        yield from server.user._inner(  # type: ignore[attr-defined]
-            user="consul", system=True, home="/var/lib/consul", create_home=False,
-            shell="/usr/sbin/nologin",
-        )  # fmt: skip
-    yield from converge(_files(me, chosen.label))
+    yield from system_user("consul")
+    yield from converge(_files(me, source.label))
     forget()
 
 
@@ -71,9 +67,7 @@ def _config(me: Host) -> str:
 
 
 def _unit(me: Host, label: str, digest: str) -> str:
-    return render(
-        HERE / "consul.service.j2", binary=f"{BINARIES}/{label}/consul", digest=digest
-    )
+    return render(HERE / "consul.service.j2", binary=f"{BINARIES}/{label}/consul", digest=digest)
 
 
 def _digest(me: Host, label: str) -> str:
@@ -108,20 +102,20 @@ def agent_config(me: Host) -> dict[str, Any]:
 
 
 @operation()
-def run_server(me: Host, chosen: Source) -> Iterator[Any]:
+def run_server(me: Host, source: Source) -> Generator[Any, None, None]:
     """A Consul server that runs with the configuration it has."""
     if me.is_consul_server:
-        yield from _run(me, chosen.label)
+        yield from _run(me, source.label)
 
 
 @operation()
-def run_client(me: Host, chosen: Source) -> Iterator[Any]:
+def run_client(me: Host, source: Source) -> Generator[Any, None, None]:
     """A Consul client agent that runs with the configuration it has."""
     if not me.is_consul_server:
-        yield from _run(me, chosen.label)
+        yield from _run(me, source.label)
 
 
-def _run(me: Host, label: str) -> Iterator[Any]:
+def _run(me: Host, label: str) -> Generator[Any, None, None]:
     """Restart where the running agent was started with something else than it has now.
 
     Not where a file was changed in this run: a run that was interrupted between the
@@ -142,7 +136,7 @@ def _run(me: Host, label: str) -> Iterator[Any]:
 
 
 @operation()
-def leave(me: Host) -> Iterator[Any]:
+def leave(me: Host) -> Generator[Any, None, None]:
     """Leave the cluster gracefully, so that the catalog forgets the node at once."""
     unit = current().units.get("consul.service")
     if unit is None or unit.active not in ("active", "activating"):

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-import requests
 from pyinfra import host, inventory, logger
 
 from deploy.plan import DeployError
-from deploy.state import read
+from deploy.state import HostState, current, read
 from fleet.model import Host
 
 TIMEOUT = (5, 60)  # seconds to connect, and between two packets
@@ -42,11 +40,11 @@ def choose(me: Host) -> Source:
     :raises DeployError: where the archive or file is missing, truncated or not the right one
     """
     settings = me.settings
-    known = read(host, settings.app_name)
+    known = current()
     with _one_at_a_time:
         kind = settings.consul_source
         if kind == "auto":
-            kind = _auto(settings.app_name, settings.consul_release_url)
+            kind = _kind(known) or _auto(settings.app_name, settings.consul_release_url)
         if kind == "debian":
             return Source(DEBIAN, "Debian's archive", None)
         if kind == "file":
@@ -62,16 +60,21 @@ def choose(me: Host) -> Source:
         )
 
 
+def _kind(known: HostState) -> Literal["debian", "release"] | None:
+    """What a host got when it was installed; the site may answer today and not tomorrow."""
+    if known.consul_in_use == DEBIAN:
+        return "debian"
+    return "release" if known.consul_in_use.startswith("release-") else None
+
+
 @cache
 def _auto(app_name: str, url: str) -> Literal["debian", "release"]:
-    """Stay with what the fleet has; on a new fleet ask whether the release site answers."""
-    installed: set[str] = set()
+    """For a new host: what the others have, and on a new fleet whether the site answers."""
     for other in inventory.get_active_hosts():
-        installed |= read(other, app_name).consul_binaries
-    if DEBIAN in installed:
-        return "debian"
-    if any(label.startswith("release-") for label in installed):
-        return "release"
+        if kind := _kind(read(other, app_name)):
+            return kind
+    import requests  # only the first installation needs it: 0.1 s of every other run
+
     try:
         requests.head(url, timeout=TIMEOUT[0])
     except requests.RequestException:
@@ -151,6 +154,8 @@ def _check_machine(path: Path, architecture: str) -> None:
 
 
 def _download(url: str) -> bytes:
+    import requests  # as above
+
     try:
         response = requests.get(url, timeout=TIMEOUT)
         response.raise_for_status()
@@ -169,8 +174,7 @@ def _unpack(content: bytes, folder: Path, archive: str) -> None:
     part = folder / ".consul.part"
     try:
         with zipfile.ZipFile(stored) as opened, opened.open("consul") as source:
-            with part.open("wb") as target:
-                shutil.copyfileobj(source, target)
+            part.write_bytes(source.read())
     except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
         raise DeployError(
             f"consul: {archive} is damaged or holds no consul: {error}; nothing was changed"

@@ -1,7 +1,7 @@
 """uWSGI on a host: Debian's packages, and the plugin that was built for exactly this uWSGI."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pyinfra.operations import apt
 from deploy.files import RemoteFile, converge, fail
 from deploy.state import HostState, current, forget
 from fleet.model import Host
-from plugin_build.builder import PLUGIN, available
+from plugin_build.identity import PLUGIN, available
 
 FOLDER = "/opt/uwsgi-consul-fleet/plugins"
 PACKAGES = ("uwsgi-core", "uwsgi-plugin-python3", "python3-venv")
@@ -20,7 +20,7 @@ LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 
 
 @operation()
-def install(me: Host) -> Iterator[Any]:
+def install(me: Host) -> Generator[Any, None, None]:
     """uWSGI, its Python plugin, and what an application's virtual environment needs."""
     known = current()
     missing = [package for package in PACKAGES if package not in known.packages]
@@ -29,7 +29,7 @@ def install(me: Host) -> Iterator[Any]:
     if not missing:
         host.noop("uWSGI is installed")
         return
-    yield from apt.packages._inner(  # type: ignore[attr-defined]
+    yield from apt.packages._inner(
         packages=missing,
         update=True,
         cache_time=3600,
@@ -51,7 +51,7 @@ def remote_plugin(content: bytes) -> str:
 
 
 @operation()
-def plugin(me: Host) -> Iterator[Any]:
+def plugin(me: Host) -> Generator[Any, None, None]:
     """The consul plugin with the fingerprint of the uWSGI that is installed now."""
     known = current()
     path = local_plugin(known)

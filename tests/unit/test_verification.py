@@ -91,9 +91,7 @@ def test_missing_node() -> None:
 
 def test_dead_node() -> None:
     catalog = replace(GOOD, nodes=(NODES[0], replace(NODES[1], alive=False)))
-    assert lines(catalog) == [
-        "dead: node cheetah: its Consul agent at 10.0.3.12 does not answer"
-    ]
+    assert lines(catalog) == ["dead: node cheetah: its Consul agent at 10.0.3.12 does not answer"]
 
 
 def test_retired_host_that_still_serves() -> None:
