@@ -1,159 +1,14 @@
-"""Real Consul agents and real client processes, each on ports of its own."""
+"""Agents and clients for a test: shared, or its own."""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
-import requests
-
-ROOT = Path(__file__).resolve().parents[2]
-SERVICE = "consul-demo-server"
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 15.0) -> Any:
-    """What `condition` answers as soon as that is something."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        answer = condition()
-        if answer:
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(f"not within {timeout:g} s: {what}")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-class Agent:
-    """One `consul agent`, that can be killed, frozen and started again on its ports."""
-
-    def __init__(self, folder: Path, *options: str, config: str = "") -> None:
-        http, server, lan, wan = free_ports(4)
-        ports = f"http={http} dns=-1 grpc=-1 server={server} serf_lan={lan} serf_wan={wan}"
-        self.url = f"http://127.0.0.1:{http}"
-        self.session = requests.Session()
-        self.session.trust_env = False
-        self.log = folder / "consul.log"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.command = [
-            *("setpriv", "--pdeathsig", "KILL"),  # however the tests end
-            *("consul", "agent", "-node", "drakar", "-bind", "127.0.0.1", *(options or ["-dev"])),
-            *("-hcl", f"ports {{ {ports} }} disable_update_check = true {config}"),
-        ]
-
-    def start(self, *, wait: bool = True) -> Agent:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CONSUL_")}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-        if wait:
-            until(self.is_ready, f"an agent with a leader; see {self.log}", 30)
-        return self
-
-    def is_ready(self) -> bool:
-        assert self.process and self.process.poll() is None, self.log.read_text()
-        try:
-            return '"serfHealth"' in self.call("GET", "/v1/health/node/drakar").text
-        except requests.RequestException:
-            return False
-
-    def signal(self, number: int) -> None:
-        if self.process:
-            self.process.send_signal(number)
-
-    def kill(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def call(self, method: str, path: str, **arguments: Any) -> requests.Response:
-        answer = self.session.request(method, self.url + path, timeout=5, **arguments)
-        answer.raise_for_status()
-        return answer
-
-    def register(self, port: int, *, status: str = "", service: str = SERVICE) -> None:
-        body: dict[str, Any] = {"ID": f"{service}-{port}", "Name": service, "Port": port}
-        if status:
-            body["Check"] = {"TTL": "10m", "Status": status}
-        self.call("PUT", "/v1/agent/service/register", data=json.dumps(body))
-
-    def deregister(self, port: int, *, service: str = SERVICE) -> None:
-        self.call("PUT", f"/v1/agent/service/deregister/{service}-{port}")
-
-
-class Client:
-    """A running `python -m app.client` and the lines that it prints, as they come."""
-
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("CONSUL_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "app.client", *arguments],
-            cwd=ROOT,
-            env={**clean, **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout and self.process.stderr
-        self.out = self._follow(self.process.stdout)
-        self.err = self._follow(self.process.stderr)
-
-    @staticmethod
-    def _follow(stream: IO[str]) -> queue.Queue[str]:
-        lines: queue.Queue[str] = queue.Queue()
-
-        def read() -> None:
-            for line in stream:
-                lines.put(line.rstrip("\n"))
-
-        threading.Thread(target=read, daemon=True).start()
-        return lines
-
-    def line(self, timeout: float = 15.0) -> str:
-        """The next line on stdout."""
-        try:
-            return self.out.get(timeout=timeout)
-        except queue.Empty:
-            raise AssertionError(f"no line within {timeout:g} s; stderr: {self.errors()}") from None
-
-    def lines(self, count: int) -> list[str]:
-        return [self.line() for _ in range(count)]
-
-    def said(self, timeout: float = 15.0) -> str:
-        """The next line on stderr."""
-        try:
-            return self.err.get(timeout=timeout)
-        except queue.Empty:
-            raise AssertionError(f"nothing on stderr within {timeout:g} s") from None
-
-    def errors(self) -> list[str]:
-        return list(self.err.queue)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(10)
+from consul_processes import Agent, Client
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,6 +27,18 @@ def no_consul_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     agent = Agent(tmp_path_factory.mktemp("consul"))
     agent.start()
+    yield agent
+    agent.kill()
+
+
+@pytest.fixture(scope="session")
+def guarded_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """An agent with one instance that asks for the token `open-sesame`."""
+    acl = 'acl { enabled = true default_policy = "deny" tokens { master = "open-sesame" } }'
+    agent = Agent(tmp_path_factory.mktemp("guarded"), config=acl)
+    agent.session.headers["X-Consul-Token"] = "open-sesame"
+    agent.start()
+    agent.register(2001)
     yield agent
     agent.kill()
 
