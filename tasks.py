@@ -63,8 +63,6 @@ def verify(
     inventory: str = INVENTORY,
 ) -> None:
     """Compare the catalog with the inventory. Exit 0: agree, 1: differ, 2: could not ask."""
-    from rich.console import Console
-
     from fleet import inspection, report
     from fleet.inventory import read
 
@@ -72,7 +70,7 @@ def verify(
     if json:
         print(json_module.dumps(found.as_dict(), indent=2))
     else:
-        report.show(found, Console())
+        report.show(found)
     raise Exit(code=0 if found.agrees else 1)
 
 

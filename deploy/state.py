@@ -109,7 +109,7 @@ _known: dict[tuple[str, bool], HostState] = {}
 def _key() -> tuple[str, bool]:
     # Between the preparation and the execution an operator may look at the proposed
     # changes for as long as they like; with -y the one follows the other at once.
-    return host.name, bool(run.is_executing and run.should_check_for_changes())
+    return host.name, bool(run.is_executing and run.check_for_changes)
 
 
 def current() -> HostState:

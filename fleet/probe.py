@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 
-import requests
 from fabric import Connection
 
 from fleet import ssh
-from fleet.errors import FleetError
+from fleet.errors import FleetError, UnreachableError
 from fleet.model import Fleet, Host
 from fleet.verification import Difference
 
@@ -34,10 +35,16 @@ def _probe_host(host: Host) -> Iterable[Difference]:
 
 
 def _ask(connection: Connection, port: int) -> str:
-    """Why the instance is not well, or ''. By way of the tunnel, as its port may be firewalled."""
+    """Why the instance is not well, or ''. Asked on its own host: its port may be firewalled."""
+    client = HTTPConnection("127.0.0.1", port)
     try:
-        with ssh.tunnel(connection, port) as local:
-            answer = requests.get(f"http://127.0.0.1:{local}/", timeout=TIMEOUT)
-    except requests.RequestException as error:
-        return f"does not answer over HTTP: {type(error).__name__}"
-    return f"answers {answer.status_code} {answer.reason}" if answer.status_code >= 500 else ""
+        with closing(ssh.open_channel(connection, port)) as channel:
+            channel.settimeout(TIMEOUT)
+            client.sock = channel
+            client.request("GET", "/", headers={"Connection": "close"})
+            answer = client.getresponse()
+    except UnreachableError:
+        return "nothing listens on this port"
+    except (OSError, HTTPException) as error:
+        return f"does not answer over HTTP: {error or type(error).__name__}"
+    return f"answers {answer.status} {answer.reason}" if answer.status >= 500 else ""

@@ -8,11 +8,17 @@ from rich.text import Text
 from fleet.verification import Report, Row
 
 
-def show(report: Report, console: Console) -> None:
+WIDTH = 120  # columns in a log, where no terminal says how many there are
+
+
+def show(report: Report) -> None:
     """Print the table, then a line for each difference, then the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("node", "service", "instance", "address", "port", "release", "state"):
-        table.add_column(heading, justify="right" if heading == "port" else "left", no_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in ("node", "service", "instance", "address", "release", "state"):
+        table.add_column(heading, no_wrap=True)
     for row in report.rows:
         table.add_row(*_cells(row))
     console.print(table)
@@ -24,8 +30,8 @@ def show(report: Report, console: Console) -> None:
 def _cells(row: Row) -> tuple[str | Text, ...]:
     state = Text(f"✓ {row.state}" if row.agrees else f"✗ {row.state}")
     state.stylize("green" if row.agrees else "bold red")
-    port = str(row.port) if row.port else ""
-    return row.node, row.service, row.id, row.address, port, row.release, state
+    address = f"{row.address}:{row.port}" if row.port else row.address
+    return row.node, row.service, row.id, address, row.release, state
 
 
 def _verdict(report: Report) -> Text:

@@ -2,11 +2,12 @@
 
 import logging
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
+from socket import create_connection, socket
 from threading import Thread
 from typing import Any
 
@@ -123,6 +124,23 @@ def run_script(
         raise UnreachableError(f"{connection.original_host}: connection lost: {error}") from error
 
 
+def open_channel(connection: Connection, port: int) -> paramiko.Channel:
+    """A connection to a port on the host's loopback, to be used like a socket.
+
+    :raises UnreachableError: where nothing listens there
+    """
+    address = ("127.0.0.1", port)
+    try:
+        channel: paramiko.Channel = connection.transport.open_channel(
+            "direct-tcpip", address, ("127.0.0.1", 0), timeout=CONNECT_TIMEOUT
+        )
+    except (OSError, paramiko.SSHException) as error:
+        raise UnreachableError(
+            f"{connection.original_host}: nothing listens on its port {port}"
+        ) from error
+    return channel
+
+
 @contextmanager
 def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
     """A port on this machine's loopback that leads to one on the host's loopback.
@@ -130,13 +148,14 @@ def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
     :raises UnreachableError: where nothing listens on the host's port
     """
     # Asked first: a tunnel that can't be opened leaves its local end waiting for an answer.
-    _check_listening(connection, remote_port)
+    open_channel(connection, remote_port).close()
     with closing(socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     forward = connection.forward_local(port, remote_port, "localhost", "127.0.0.1")
     forward.__enter__()
     try:
+        _wait_for_listener(port)
         yield port
     finally:
         # Fabric raises here whatever befell a single connection of the tunnel; the
@@ -145,13 +164,14 @@ def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
             forward.__exit__(None, None, None)
 
 
-def _check_listening(connection: Connection, port: int) -> None:
-    try:
-        channel = connection.transport.open_channel(
-            "direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 0), timeout=CONNECT_TIMEOUT
-        )
-    except (OSError, paramiko.SSHException) as error:
-        raise UnreachableError(
-            f"{connection.original_host}: nothing listens on its port {port}"
-        ) from error
-    channel.close()
+def _wait_for_listener(port: int) -> None:
+    """Fabric starts to listen in a thread of its own and does not say when it does."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT
+    while True:
+        try:
+            create_connection(("127.0.0.1", port), CONNECT_TIMEOUT).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise UnreachableError(f"no tunnel on local port {port}") from None
+            time.sleep(0.005)

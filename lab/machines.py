@@ -1,0 +1,231 @@
+"""Lab machines: an overlay on a base tree, booted by systemd-nspawn."""
+
+import ipaddress
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from socket import create_connection
+
+from lab import access, apt, base, cgroups, proxy
+from lab.host import CLONE_ID, MACHINES, LabError, is_mounted, processes, run, write
+from lab.network import BRIDGE
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
+BOOT_TIMEOUT = 60  # seconds until ssh answers
+CERTIFICATES = Path("/usr/local/share/ca-certificates")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of a clone, running or not."""
+
+    name: str
+    release: int
+    address: str
+    clone: str = CLONE_ID
+
+    @property
+    def folder(self) -> Path:
+        return MACHINES / self.clone / self.name
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    @property
+    def id(self) -> str:
+        return f"{self.clone}-{self.name}"
+
+    def pids(self) -> list[int]:
+        """Of its systemd-nspawn: a machine runs if and only if there is one."""
+        return processes("systemd-nspawn", f"--directory={self.root}")
+
+
+def parse(word: str) -> tuple[str, int | None]:
+    """Take NAME or NAME:RELEASE apart.
+
+    :raises LabError: where it is neither
+    """
+    name, colon, release = word.partition(":")
+    if not NAME.fullmatch(name):
+        raise LabError(
+            f"{name!r} is no name for a machine: 2 to 32 lower-case letters, digits and hyphens, "
+            "with a letter first"
+        )
+    if not colon:
+        return name, None
+    if release not in map(str, apt.RELEASES):
+        allowed = ", ".join(map(str, apt.RELEASES))
+        raise LabError(f"{word}: {release!r} is no Debian release of the lab: {allowed}")
+    return name, int(release)
+
+
+def known(clone: str = CLONE_ID) -> list[Machine]:
+    """The machines of a clone ('*' for all clones); a half-made one is none."""
+    found = []
+    for path in sorted(MACHINES.glob(f"{clone}/*/machine.json")):
+        try:
+            found.append(Machine(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError):
+            print(f"ignoring {path}: damaged", flush=True)
+    return found
+
+
+def free_address(network: ipaddress.IPv4Network, taken: set[str]) -> str:
+    """:raises LabError: where the network is full"""
+    for host in list(network.hosts())[9:]:
+        if str(host) not in taken:
+            return str(host)
+    raise LabError(f"no free address in {network}: remove machines with invoke lab.down")
+
+
+def save(machine: Machine) -> None:
+    write(machine.folder / "machine.json", json.dumps(asdict(machine)) + "\n")
+
+
+def start(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) -> None:
+    """Mount, prepare and boot a machine that does not run; returns before it answers."""
+    unmount(machine)
+    for name in ("upper", "work", "root"):
+        (machine.folder / name).mkdir(parents=True, exist_ok=True)
+    layers = f"lowerdir={base.folder(machine.release)}"
+    layers += f",upperdir={machine.folder}/upper,workdir={machine.folder}/work"
+    run("mount", "-t", "overlay", f"uwsgi-consul-fleet-{machine.id}", "-o", layers, machine.root)
+    _prepare(machine, gateway, proxy_url)
+    _boot(machine)
+
+
+def _prepare(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) -> None:
+    """What a cloud's first boot does: name, address, user's key, host key."""
+    root = machine.root
+    write(root / "etc/hostname", f"{machine.name}\n")
+    write(root / "etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {machine.name}\n")
+    if (root / "etc/machine-id").read_text().strip() in ("", "uninitialized"):
+        write(root / "etc/machine-id", f"{secrets.token_hex(16)}\n", 0o444)
+    write(
+        root / "etc/systemd/network/10-lab.network",
+        f"[Match]\nName=host0\n\n[Network]\nAddress={machine.address}/{gateway.network.prefixlen}\n"
+        f"Gateway={gateway.ip}\n",
+    )
+    (root / "etc/resolv.conf").unlink(missing_ok=True)
+    shutil.copyfile(base.resolver(), root / "etc/resolv.conf")
+    write(proxy.apt_file(root), proxy.configuration(proxy_url))
+    _trust_certificates(root)
+    access.host_key(root)
+    authorized = root / f"home/{base.USER}/.ssh/authorized_keys"
+    write(authorized, access.key(), 0o600)
+    run("chroot", root, "chown", "-R", f"{base.USER}:", f"/home/{base.USER}/.ssh")
+
+
+def _trust_certificates(root: Path) -> None:
+    """Authorities that this host trusts beyond Debian's: its proxies need them inside too."""
+    target = root / str(CERTIFICATES).lstrip("/")
+    missing = [
+        path
+        for path in CERTIFICATES.glob("*.crt")
+        if not (target / path.name).exists()
+        or (target / path.name).read_bytes() != path.read_bytes()
+    ]
+    for path in missing:
+        shutil.copyfile(path, target / path.name)
+    if missing:
+        run("chroot", root, "update-ca-certificates")
+
+
+def _boot(machine: Machine) -> None:
+    command = [
+        "systemd-nspawn",
+        "--quiet",
+        "--register=no",
+        "--keep-unit",
+        # Nothing on a lab machine has to survive a power cut of this host.
+        "--suppress-sync=yes",
+        f"--directory={machine.root}",
+        f"--machine=ucf-{machine.id}",
+        f"--hostname={machine.name}",
+        f"--network-bridge={BRIDGE}",
+        "--boot",
+    ]
+    with (machine.folder / "console.log").open("wb") as log:
+        subprocess.Popen(
+            [*_in_own_group(machine), *command],
+            # systemd since 256 refuses to boot on the old cgroup hierarchies alone.
+            env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(machine.release >= 13))},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+
+
+def _in_own_group(machine: Machine) -> list[str]:
+    """The start of a command line that puts what follows into a control group of its own."""
+    if Path("/run/systemd/system").exists():
+        unit = f"--unit=uwsgi-consul-fleet-{machine.id}"
+        properties = ["--property=Delegate=yes", "--property=KillMode=mixed"]
+        return ["systemd-run", "--quiet", "--collect", "--wait", unit, *properties, "--"]
+    joins = " ".join(f"echo $$ >'{f}/cgroup.procs';" for f in cgroups.create(machine.id))
+    return ["sh", "-c", f'{joins} exec "$@"', "sh"]
+
+
+def wait(machine: Machine) -> None:
+    """Until ssh answers.
+
+    :raises LabError: with the end of the console, where the machine went away or takes too long
+    """
+    deadline = time.monotonic() + BOOT_TIMEOUT
+    grace = time.monotonic() + 5  # until its process must be there
+    while not _answers(machine.address):
+        now = time.monotonic()
+        if now > deadline or (now > grace and not machine.pids()):
+            state = "does not answer" if machine.pids() else "ended"
+            log = (machine.folder / "console.log").read_text(errors="replace")
+            lines = "\n".join(f"    {line}" for line in log.strip().splitlines()[-10:])
+            raise LabError(f"{machine.name} {state}; try invoke lab.rebuild; its console:\n{lines}")
+        time.sleep(0.05)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with create_connection((address, 22), timeout=1) as connection:
+            connection.settimeout(5)
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def kill(machine: Machine) -> None:
+    """A power cut. The machine's own init dies with its systemd-nspawn."""
+    pids = machine.pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in pids):
+        time.sleep(0.01)
+    unmount(machine)
+    cgroups.remove(machine.id)
+
+
+def unmount(machine: Machine) -> None:
+    """Also several mounts on top of each other, and while the last process is still going."""
+    for _attempt in range(100):
+        if not is_mounted(machine.root):
+            return
+        if subprocess.run(["umount", str(machine.root)], capture_output=True).returncode:
+            time.sleep(0.05)
+    run("umount", "--lazy", machine.root)
+
+
+def remove(machine: Machine) -> None:
+    """Turn it off and delete its disk."""
+    kill(machine)
+    # First what makes it a machine: an interrupted removal leaves none that could start.
+    (machine.folder / "machine.json").unlink(missing_ok=True)
+    shutil.rmtree(machine.folder)
