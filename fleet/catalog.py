@@ -96,7 +96,9 @@ def read(server: str, port: int, services: Iterable[str]) -> Catalog:
 def _client(port: int) -> consul.Consul:
     # python-consul2 would let this one override what it is told; it is about another agent.
     os.environ.pop("CONSUL_HTTP_ADDR", None)
-    return consul.Consul(host="127.0.0.1", port=port, timeout=TIMEOUT)
+    # A server that has just started may know only some of its services yet; a consistent
+    # answer is one that its leader has confirmed.
+    return consul.Consul(host="127.0.0.1", port=port, timeout=TIMEOUT, consistency="consistent")
 
 
 def _nodes(client: consul.Consul) -> list[dict[str, object]]:

@@ -4,7 +4,10 @@ Without one, the systemd of every machine would manage the same group and take t
 other machines' processes for its own.
 """
 
+import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -23,22 +26,26 @@ def create(name: str) -> list[Path]:
     return found
 
 
+def pids(name: str) -> set[int]:
+    """Every process of the group, and so of the machine, also when its nspawn is dead."""
+    files = [file for folder in folders(name) for file in folder.rglob("cgroup.procs")]
+    return {int(pid) for file in files for pid in file.read_text().split()}
+
+
 def remove(name: str) -> None:
-    """Remove the group with everything below it; its processes are gone by now."""
+    """Kill what is left in the group, and remove it with everything below it.
+
+    :raises OSError: where a process can't be killed
+    """
+    deadline = time.monotonic() + 10
+    while left := pids(name):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise OSError(f"processes that can't be killed: {sorted(left)}")
+        time.sleep(0.01)
     for folder in folders(name):
-        below = sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True)
-        for group in [*below, folder]:
-            _remove(group)
-
-
-def _remove(group: Path) -> None:
-    # The kernel takes a moment to notice that the last process has gone.
-    for _attempt in range(100):
-        try:
+        below = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
+        for group in [*below, *[folder] * folder.exists()]:
             group.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return

@@ -92,7 +92,7 @@ def save(machine: Machine) -> None:
 
 def start(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) -> None:
     """Mount, prepare and boot a machine that does not run; returns before it answers."""
-    unmount(machine)
+    kill(machine)
     for name in ("upper", "work", "root"):
         (machine.folder / name).mkdir(parents=True, exist_ok=True)
     layers = f"lowerdir={base.folder(machine.release)}"
@@ -203,14 +203,11 @@ def _answers(address: str) -> bool:
 
 
 def kill(machine: Machine) -> None:
-    """A power cut. The machine's own init dies with its systemd-nspawn."""
-    pids = machine.pids()
-    for pid in pids:
+    """A power cut; also clears away what is left of a machine that died otherwise."""
+    for pid in machine.pids():
         os.kill(pid, signal.SIGKILL)
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in pids):
-        time.sleep(0.01)
-    unmount(machine)
     cgroups.remove(machine.id)
+    unmount(machine)
 
 
 def unmount(machine: Machine) -> None:
