@@ -13,7 +13,7 @@ from pyinfra.api import StringCommand
 from pyinfra.api.command import QuoteString
 from pyinfra.operations import files
 
-from deploy.state import FileState, current
+from deploy.state import FileState, current, forget
 
 _jinja = Environment(  # noqa: S701 - ini and unit files, where HTML escapes would be wrong
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -49,9 +49,8 @@ def _compiled(template: Path) -> Template:
 def converge(wanted: Iterable[RemoteFile]) -> Generator[Any, None, None]:
     """The commands that bring these files to the state they should have; none if they have it."""
     known = current().files
-    for file in wanted:
-        if known.get(file.path) == file.state:
-            continue
+    changed = [file for file in wanted if known.get(file.path) != file.state]
+    for file in changed:
         content = file.content
         yield from files.put._inner(
             src=StringIO(content) if isinstance(content, str) else BytesIO(content),
@@ -60,6 +59,8 @@ def converge(wanted: Iterable[RemoteFile]) -> Generator[Any, None, None]:
             user=file.user,
             group=file.group,
         )
+    if changed:
+        forget()
 
 
 def fail(message: str) -> StringCommand:

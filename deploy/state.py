@@ -6,7 +6,7 @@ an operation of ours has changed something on that host.
 """
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,11 @@ def parse(output: list[str]) -> HostState:
     for line in output:
         kind, _, rest = line.partition(" ")
         if kind == "file":
-            mode, user, group, sha256, path = rest.split(" ", 4)
-            found.files[path] = FileState(mode, user, group, sha256)
+            mode, user, group, path = rest.split(" ", 3)
+            found.files[path] = FileState(mode, user, group, sha256="")
+        elif kind == "sum":
+            sha256, path = rest.split(" ", 1)
+            found.files[path] = replace(found.files[path], sha256=sha256)
         elif kind == "unit":
             name, active, enabled = [*rest.split(" "), ""][:3]
             found.units[name] = UnitState(active, enabled)

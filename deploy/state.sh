@@ -6,21 +6,18 @@ export LC_ALL=C
 echo "architecture $(dpkg --print-architecture)"
 identify_uwsgi
 
-for user in consul "$app"; do
-    if id "$user" >/dev/null 2>&1; then echo "user $user"; fi
-done
+getent passwd consul "$app" | sed 's/^\([^:]*\):.*/user \1/'
 
 dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
     uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv 2>/dev/null |
     sed -n 's/^installed /package /p'
 
+# Mode, owner and group first, then the sums, in the same order.
 find /etc/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
     \( -path '/etc/consul.d/*' -o -name consul.service -o -name "$app.target" \
     -o -name "$app-*.socket" -o -name "$app-*@.service" -o -name consul_plugin.so \) \
-    -printf 'file %m %u %g %p\n' 2>/dev/null |
-    while read -r file mode user group path; do
-        sum=$(sha256sum "$path") && echo "$file $mode $user $group ${sum%% *} $path"
-    done
+    -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
+    sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
 
 for binary in /opt/consul/*/consul; do
     if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi

@@ -5,7 +5,7 @@ from typing import Any
 
 from pyinfra.operations import server
 
-from deploy.state import current
+from deploy.state import current, forget
 
 NOLOGIN = "/usr/sbin/nologin"
 
@@ -16,3 +16,4 @@ def system_user(name: str) -> Generator[Any, None, None]:
         yield from server.user._inner(
             user=name, system=True, home="/nonexistent", create_home=False, shell=NOLOGIN
         )
+        forget()

@@ -6,6 +6,15 @@
 # are embedded in the binary; uWSGI checks none of them when it loads a plugin.
 identify_uwsgi() {
     uwsgi=$(command -v uwsgi) || return 0
+    libc=$(getconf GNU_LIBC_VERSION)
+    # Asking uWSGI takes longer than all else that a deploy looks at, so the answer is kept
+    # until the binary is another one or the host reboots.
+    kept=/run/uwsgi-consul-fleet.identity
+    key="$(stat --dereference --format '%n %i %s %Z' "$uwsgi") $libc"
+    if [ -O "$kept" ] && [ "$(head -n 1 "$kept")" = "$key" ]; then
+        tail -n +2 "$kept"
+        return 0
+    fi
     version=$("$uwsgi" --version)
     fingerprint=$(
         {
@@ -13,9 +22,12 @@ identify_uwsgi() {
             "$uwsgi" --cflags
             "$uwsgi" --dot-h
             uname -m
-            getconf GNU_LIBC_VERSION
+            echo "$libc"
         } | sha256sum | cut -c 1-16
     )
-    echo "fingerprint $fingerprint"
-    echo "uwsgi $uwsgi $version"
+    printf 'fingerprint %s\nuwsgi %s %s\n' "$fingerprint" "$uwsgi" "$version"
+    if [ "$(id -u)" = 0 ]; then
+        printf '%s\nfingerprint %s\nuwsgi %s %s\n' "$key" "$fingerprint" "$uwsgi" "$version" \
+            >"$kept.part" && mv "$kept.part" "$kept"
+    fi
 }

@@ -70,10 +70,11 @@ def units(me: Host, release: Release) -> Generator[Any, None, None]:
     known = current()
     name = generation(me, release) or ""
     wanted = _unit_files(me, name)
-    commands = list(_remove_stale(me, known, wanted))
-    commands += converge(wanted)
-    yield from commands
-    if commands:
+    stale = list(_remove_stale(me, known, wanted))
+    changed = any(known.files.get(unit.path) != unit.state for unit in wanted)
+    yield from stale
+    yield from converge(wanted)
+    if stale or changed:
         yield StringCommand("systemctl", "daemon-reload")
     to_enable = [
         unit.path.rpartition("/")[2]
@@ -83,7 +84,7 @@ def units(me: Host, release: Release) -> Generator[Any, None, None]:
     ]
     if to_enable:
         yield StringCommand("systemctl", "--quiet", "enable", "--now", *to_enable)
-    if commands or to_enable:
+    if stale or to_enable:
         forget()
 
 

@@ -8,6 +8,7 @@ import tarfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from deploy.files import render
 from deploy.plan import DeployError
@@ -71,7 +72,12 @@ def prepare(me: Host) -> Release | None:
     if not me.instances:
         return None
     settings: Settings = me.settings
-    return _read(settings.app_source, settings.app_requirements, settings.app_ini)
+    with _one_at_a_time:
+        return _read(settings.app_source, settings.app_requirements, settings.app_ini)
+
+
+# Hosts are prepared side by side: the first one reads, the others find it read.
+_one_at_a_time = Lock()
 
 
 @cache

@@ -52,7 +52,6 @@ def configure(me: Host, source: Source) -> Generator[Any, None, None]:
     """The consul user, the agent's configuration and its unit."""
     yield from system_user("consul")
     yield from converge(_files(me, source.label))
-    forget()
 
 
 def _files(me: Host, label: str) -> list[RemoteFile]:

@@ -60,7 +60,6 @@ def plugin(me: Host) -> Generator[Any, None, None]:
         return
     content = path.read_bytes()
     yield from converge([RemoteFile(remote_plugin(content), content)])
-    forget()
 
 
 def _no_plugin(me: Host, known: HostState) -> str:

@@ -1,0 +1,68 @@
+"""How long `pyinfra -y inventory.py deploy/` takes when there is nothing to change.
+
+Starts eight lab machines, deploys to them, and then times runs over two of them and
+over all eight in turns, so that both see the same noise. Needs a built plugin
+(invoke build-plugin); leaves the machines up.
+
+    python bench/deploy_again.py [--runs 10]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+NAMES = ["drakar", "cheetah", "ormen", "berserk", "skeid", "knarr", "karve", "busse"]
+
+
+def inventory(count: int) -> Path:
+    path = ROOT / ".lab" / f"bench_{count}.py"
+    path.write_text(f'consul_servers = ["drakar"]\napp_servers = {NAMES[:count]}\n')
+    return path
+
+
+def deploy(path: Path, *options: str) -> float:
+    begin = time.monotonic()
+    command = [str(BIN / "pyinfra"), "-y", *options, str(path), "deploy/"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    elapsed = time.monotonic() - begin
+    if result.returncode:
+        sys.exit(result.stderr)
+    if "--json" in options:
+        _expect_no_changes(json.loads(result.stdout))
+    return elapsed
+
+
+def _expect_no_changes(report: object) -> None:
+    text = json.dumps(report)
+    if '"success": true, "changed": true' in text:
+        sys.exit(f"a run that should change nothing did: {text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10, help="timed runs over each (default 10)")
+    runs = parser.parse_args().runs
+    subprocess.run([str(BIN / "invoke"), "lab.up", *NAMES], cwd=ROOT, check=True)
+    few, many = inventory(2), inventory(8)
+    plugin = [str(BIN / "invoke"), "build-plugin", "--inventory", str(many)]
+    subprocess.run(plugin, cwd=ROOT, check=True)
+    deploy(many)
+    times: dict[int, list[float]] = {2: [], 8: []}
+    for _ in range(runs):
+        times[2].append(deploy(few))
+        times[8].append(deploy(many))
+    for count, measured in times.items():
+        low, middle, high = min(measured), statistics.median(measured), max(measured)
+        print(f"{count} hosts: median {middle:.2f} s (min {low:.2f}, max {high:.2f})")
+    ratio = statistics.median(times[8]) / statistics.median(times[2])
+    print(f"8 hosts take {ratio:.2f} times as long as 2 (required: at most 1.5; 2 hosts in 2.0 s)")
+
+
+if __name__ == "__main__":
+    main()
