@@ -1,0 +1,5 @@
+NAME = "consul"
+CFLAGS = []
+LDFLAGS = []
+LIBS = ["-lcurl"]
+GCC_LIST = ["plugin", "options", "agent"]
