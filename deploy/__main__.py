@@ -7,8 +7,10 @@ from deploy.plan import fleet
 
 me = fleet().host(host.name)
 
-if me.is_retired:
+if not me.instances:
     app.retire(name="Application: stop it and remove its units", me=me)
+
+if me.is_retired:
     consul.leave(name="Consul: leave the cluster", me=me)
 else:
     source = consul.source.choose(me)

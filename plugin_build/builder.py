@@ -15,6 +15,8 @@ from fleet.errors import FleetError
 from fleet.model import Host
 from plugin_build.identity import DIST, HERE, IDENTIFY, PLUGIN, Uwsgi, parse_identity
 
+EXCERPT = 30  # lines of what a failed build printed
+
 Report = Callable[[str, str], None]
 
 
@@ -102,7 +104,7 @@ def _identify(host: Host, report: Report) -> Uwsgi | str:
         return str(error)
     identity = parse_identity(result.stdout.decode()) if result.exit_code == 0 else None
     if identity is None:
-        return f"{host.name}: can't install uWSGI:\n{_indent(result.stderr)}"
+        return f"{host.name}: can't install uWSGI:\n{_excerpt(result.stderr.splitlines())}"
     return identity
 
 
@@ -140,13 +142,19 @@ def _compile(host: Host, report: Report) -> bytes:
         script = (HERE / "compile.sh").read_text()
         result = ssh.run_script(connection, script, _sources_archive(), follow)
     if result.exit_code != 0 or not result.stdout.startswith(b"\x7fELF"):
-        lines = "\n".join(line for line in result.stderr.splitlines() if not line.startswith("## "))
-        raise BuildError(f"{host.name}: the plugin does not build there:\n{_indent(lines)}")
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("## ")]
+        raise BuildError(f"{host.name}: the plugin does not build there:\n{_excerpt(lines)}")
     return result.stdout
 
 
-def _indent(text: str, last: int = 40) -> str:
-    return "\n".join(f"    {line}" for line in text.strip().splitlines()[-last:])
+def _excerpt(lines: list[str]) -> str:
+    """What explains a failure: from the first error on, as later ones often follow from it."""
+    first = next((n for n, line in enumerate(lines) if "error:" in line), None)
+    start = max(0, len(lines) - EXCERPT if first is None else first)
+    shown = lines[start : start + EXCERPT]
+    left = len(lines) - start - len(shown)
+    more = [f"... and {left} lines more"] if left else []
+    return "\n".join(f"    {line}" for line in [*shown, *more])
 
 
 def _sources_archive() -> bytes:

@@ -1,0 +1,470 @@
+"""The whole way on real machines: build, deploy, verify, scale, break, repair.
+
+The tests run in the order in which they stand here, on one lab: each starts from the
+fleet that the one before it left, as an operator's day would.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SERVICE = "consul-demo-server"
+# Everything that a deploy puts on a host, in a form that two hosts can be compared by.
+FOOTPRINT = (
+    "cd / && sudo find etc/consul.d etc/systemd/system opt srv usr/local/bin "
+    r"-not -name '*.pyc' -not -name __pycache__ -printf '%M %u %g %p %l\n' | sort; "
+    "dpkg-query --show --showformat '${db:Status-Status} ${Package}\n'; "
+    "systemctl list-units --plain --no-legend 'consul*' | awk '{print $1, $3, $4}'"
+)
+
+
+def run(*command: str, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    words = [str(BIN / command[0]), *command[1:]]
+    # As wide as a log: what is tested is what it says, not how it is broken into lines.
+    environment = {**os.environ, "COLUMNS": "200", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    said = f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}{result.stderr}"
+    # A line of our own: an application that fails may well have printed one, after its host.
+    assert not re.search("^Traceback", said, re.MULTILINE), said
+    if check:
+        assert result.returncode == 0, said
+    return result
+
+
+def output(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stdout + result.stderr
+
+
+class Fleet:
+    """An inventory file of its own, and the three commands over it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def hosts(self, servers: list[str], apps: list[Any], retired: list[str] | None = None) -> None:
+        self.path.write_text(
+            f"consul_servers = {servers!r}\napp_servers = {apps!r}\nretired = {retired or []!r}\n"
+        )
+
+    def deploy(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run("pyinfra", "-y", *options, str(self.path), "deploy/", check=check)
+
+    def changes(self, *options: str) -> dict[str, list[str]]:
+        """Which operations change something, and on which hosts."""
+        report = json.loads(self.deploy("--json", *options).stdout)["results"]
+        return {op["name"]: op["success"] for op in report["operations"] if op["success"]}
+
+    def verify(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run("invoke", "verify", *options, "--inventory", str(self.path), check=check)
+
+    def build(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run("invoke", "build-plugin", *options, "--inventory", str(self.path), check=check)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Fleet:
+    lab.up("drakar", "cheetah")
+    lab.rebuild("drakar", "cheetah")
+    found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
+    found.hosts(["drakar"], ["drakar"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def no_plugin_built() -> Iterator[None]:
+    """As in a fresh clone."""
+    shutil.rmtree(ROOT / "plugin_build/dist", ignore_errors=True)
+    yield
+
+
+def eventually(look: Callable[[], bool], what: Callable[[], str], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.02)
+
+
+class Client:
+    """The seed's client, running on a host."""
+
+    def __init__(self, host: str, folder: Path) -> None:
+        command = f"cd /srv/{SERVICE}/current && exec ./venv/bin/python -m app.client --passing"
+        self.file = folder / f"client-{host}.txt"
+        with self.file.open("w") as stdout:
+            self.process = subprocess.Popen(
+                ["ssh", "-F", str(ROOT / ".lab/ssh_config"), "-tt", host, command],
+                stdin=subprocess.PIPE,  # never written to: ssh -tt would else close the session
+                stdout=stdout,
+                stderr=subprocess.STDOUT,
+            )
+
+    def text(self) -> str:
+        return self.file.read_text().replace("\r", "")
+
+    def last_list(self) -> list[str]:
+        return re.findall(r"^\S+ found .*$", self.text().split("\n\n")[-1], re.MULTILINE)
+
+    def expect(self, *ends: str) -> None:
+        def arrived() -> bool:
+            lines = self.last_list()
+            return len(lines) == len(ends) and all(
+                line.endswith(end) for line, end in zip(lines, ends, strict=True)
+            )
+
+        eventually(arrived, lambda: f"expected {ends}, the client printed:\n{self.text()}")
+
+
+def addresses(lab: Any, *names: str) -> list[str]:
+    return [
+        f"on node {name} ({lab.address(name)}) using port {port}"
+        for name in names
+        for port in (2001, 2002)
+    ]
+
+
+def fetch(lab: Any, host: str, url: str, method: str = "GET") -> str:
+    """What a URL answers on a host."""
+    program = (
+        "import sys, urllib.request as u; "
+        "print(u.urlopen(u.Request(sys.argv[1], method=sys.argv[2])).read().decode())"
+    )
+    found: str = lab.ssh(host, f"python3 -c '{program}' '{url}' {method}").stdout
+    return found.removesuffix("\n")
+
+
+# --- Before anything is there --------------------------------------------------------
+
+
+def test_verify_says_that_it_could_not_ask(fleet: Fleet) -> None:
+    result = fleet.verify(check=False)
+    assert result.returncode == 2
+    assert "drakar: nothing listens on its port 8500" in result.stderr
+    assert "pyinfra inventory.py deploy/" in result.stderr
+
+
+def test_dry_run_on_machines_that_have_nothing(fleet: Fleet, lab: Any) -> None:
+    before = lab.ssh("drakar", FOOTPRINT).stdout
+    result = run("pyinfra", "--dry", str(fleet.path), "deploy/")
+    assert "Application: let the release serve" in output(result)
+    assert lab.ssh("drakar", FOOTPRINT).stdout == before
+
+
+def test_mistakes_are_told_all_at_once_and_nothing_is_touched(fleet: Fleet, lab: Any) -> None:
+    bad = Fleet(fleet.path.with_name("bad.py"))
+    bad.hosts([], [("drakar", {"instances": {"a": 1, "b": 1}, "app_proceses": 3})], ["cheetah"])
+    bad.path.write_text(bad.path.read_text() + "ap_servers = ['cheetah']\n")
+    before = lab.ssh("drakar", FOOTPRINT).stdout
+    expected = [
+        "inventory.py: unknown group 'ap_servers', did you mean 'app_servers'?",
+        "consul_servers: is empty",
+        "drakar: unknown setting 'app_proceses', did you mean 'app_processes'?",
+        "drakar: instances a and b have the same port 1",
+    ]
+    for result in (bad.deploy(check=False), bad.verify(check=False), bad.build(check=False)):
+        assert result.returncode in (1, 2), output(result)
+        for line in expected:
+            assert line in output(result)
+    assert lab.ssh("drakar", FOOTPRINT).stdout == before
+
+
+@pytest.mark.usefixtures("no_plugin_built")
+def test_deploy_without_a_plugin_says_what_to_do(fleet: Fleet) -> None:
+    result = fleet.deploy(check=False)
+    assert result.returncode != 0
+    assert "drakar: no consul plugin for its uWSGI" in output(result)
+    assert "run invoke build-plugin" in output(result)
+
+
+# --- Building ------------------------------------------------------------------------
+
+
+def test_a_compile_error_shows_the_compilers_lines(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "clone"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache"))
+    broken = next((copy / "plugin_build").rglob("*.c"))
+    broken.write_text("this is no C\n" + broken.read_text())
+    packages = lab.ssh("drakar", "dpkg -l").stdout
+    result = run("invoke", "build-plugin", "--inventory", str(fleet.path), check=False, cwd=copy)
+    assert result.returncode == 1
+    assert re.search(rf"{broken.name}:1:1: error: ", result.stderr), output(result)
+    assert "drakar: the plugin does not build there" in result.stderr
+    assert lab.ssh("drakar", "dpkg -l").stdout == packages
+
+
+def test_build_leaves_the_host_as_it_was(fleet: Fleet, lab: Any) -> None:
+    look = "dpkg -l; ls -A /tmp /var/tmp /mnt /opt /root 2>/dev/null; mount | wc -l"
+    before = lab.ssh("drakar", look).stdout
+    result = fleet.build()
+    (built,) = (ROOT / "plugin_build/dist").glob("*/consul_plugin.so")
+    assert f"built: {built.relative_to(ROOT)} (uWSGI 2.0." in result.stdout
+    assert lab.ssh("drakar", look).stdout == before
+
+
+def test_a_second_build_compiles_nothing(fleet: Fleet) -> None:
+    (plugin,) = (ROOT / "plugin_build/dist").glob("*/consul_plugin.so")
+    before = plugin.stat().st_mtime_ns
+    result = fleet.build()
+    assert "up to date: " in result.stdout
+    assert "compiling" not in result.stdout
+    assert plugin.stat().st_mtime_ns == before
+
+
+# --- The seed's story ----------------------------------------------------------------
+
+
+def test_two_servers_on_drakar(fleet: Fleet) -> None:
+    fleet.deploy()
+    fleet.verify("--wait", "10", "--probe")
+
+
+def test_scale_out_is_one_name_more(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
+    watching = Client("drakar", tmp_path)
+    watching.expect(*addresses(lab, "drakar"))
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    fleet.build()
+    changes = fleet.changes()
+    assert all(hosts == ["cheetah"] for hosts in changes.values()), changes
+    watching.expect(*addresses(lab, "cheetah", "drakar"))
+    result = fleet.verify("--wait", "10", "--probe")
+    assert result.stdout.count("✓ passing") == 4
+    watching.process.terminate()
+    watching.process.wait()
+
+
+def test_again_changes_nothing_and_restarts_nothing(fleet: Fleet, lab: Any) -> None:
+    look = "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*'"
+    before = [lab.ssh(name, look).stdout for name in ("drakar", "cheetah")]
+    assert fleet.changes() == {}
+    assert [lab.ssh(name, look).stdout for name in ("drakar", "cheetah")] == before
+
+
+def test_the_servers_answer_with_who_they_are(fleet: Fleet, lab: Any) -> None:
+    answer = json.loads(fetch(lab, "cheetah", "http://127.0.0.1:2002/?format=json"))
+    assert (answer["service"], answer["node"], answer["port"]) == (SERVICE, "cheetah", 2002)
+    registered = json.loads(fleet.verify("--json").stdout)["rows"]
+    assert {row["release"] for row in registered} == {answer["release"]}
+
+
+def test_invoke_client_sees_the_same_from_outside(fleet: Fleet, lab: Any) -> None:
+    result = run("invoke", "client", "--once", "--inventory", str(fleet.path))
+    lines = result.stdout.splitlines()
+    assert lines == [f"{SERVICE} found {end}" for end in addresses(lab, "cheetah", "drakar")]
+
+
+def test_consul_answers_only_on_loopback(fleet: Fleet, lab: Any) -> None:
+    listeners = lab.ssh("cheetah", "ss -Hltn 'sport = :8500'").stdout.split()
+    assert listeners[3] == "127.0.0.1:8500"
+
+
+# --- What differs is named -----------------------------------------------------------
+
+
+def test_stopped_servers_leave_and_verify_names_them(
+    fleet: Fleet, lab: Any, tmp_path: Path
+) -> None:
+    watching = Client("drakar", tmp_path)
+    watching.expect(*addresses(lab, "cheetah", "drakar"))
+    lab.ssh("cheetah", f"sudo systemctl stop {SERVICE}.target")
+    watching.expect(*addresses(lab, "drakar"))
+    result = fleet.verify(check=False)
+    assert result.returncode == 1
+    for number in (1, 2):
+        line = f"missing: {SERVICE} server{number} on cheetah port 200{number}: not registered"
+        assert line in result.stdout.splitlines()
+    report = fleet.verify("--json", check=False)
+    assert report.returncode == 1
+    assert [d["kind"] for d in json.loads(report.stdout)["differences"]] == ["missing"] * 2
+    fleet.deploy()
+    watching.expect(*addresses(lab, "cheetah", "drakar"))
+    watching.process.terminate()
+    watching.process.wait()
+
+
+def test_an_agent_restart_is_survived(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
+    watching = Client("cheetah", tmp_path)
+    watching.expect(*addresses(lab, "cheetah", "drakar"))
+    lab.ssh("cheetah", "sudo systemctl restart consul")
+    watching.expect(*addresses(lab, "cheetah", "drakar"))
+    eventually(lambda: "8500" in watching.text(), lambda: "the client did not mention the agent")
+    watching.process.terminate()
+    watching.process.wait()
+
+
+def test_what_nobody_expects_is_named(fleet: Fleet, lab: Any) -> None:
+    lab.ssh("cheetah", f"consul services register -name={SERVICE} -id=stray -port=2999")
+    result = fleet.verify(check=False)
+    assert result.returncode == 1
+    assert f"unexpected: {SERVICE} stray on cheetah port 2999: " in result.stdout
+    lab.ssh("cheetah", "consul services deregister -id=stray")
+    fleet.verify("--wait", "10")
+
+
+def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Any) -> None:
+    pid = lab.ssh(
+        "cheetah", f"systemctl show --value -p MainPID '{SERVICE}-2001@*.service'"
+    ).stdout.strip()
+    failing = "http://127.0.0.1:8500/v1/agent/check/fail/service:server1?note=out+of+rum"
+    lab.ssh("cheetah", f"sudo kill -STOP {pid}")
+    try:
+        fetch(lab, "cheetah", failing, "PUT")
+        result = fleet.verify(check=False)
+    finally:
+        lab.ssh("cheetah", f"sudo kill -CONT {pid}")
+    assert result.returncode == 1
+    line = f"failing: {SERVICE} server1 on cheetah port 2001: critical: out of rum"
+    assert line in result.stdout.splitlines()
+    fleet.verify("--wait", "15")
+
+
+# --- Releases and settings -----------------------------------------------------------
+
+
+def test_a_release_that_does_not_start_leaves_the_old_one_serving(
+    fleet: Fleet, lab: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "app"
+    shutil.copytree(ROOT / "app", source)
+    (source / "server.py").write_text("raise RuntimeError('no wind')\n")
+    before = json.loads(fleet.verify("--json").stdout)["rows"]
+    result = fleet.deploy("--data", f"app_source={source}", check=False)
+    assert result.returncode != 0
+    assert "RuntimeError: no wind" in output(result)
+    assert "what served before still does" in output(result)
+    assert json.loads(fleet.verify("--json", "--probe").stdout)["rows"] == before
+    fleet.deploy()
+    assert fleet.changes() == {}
+
+
+def test_another_application_is_a_matter_of_settings(
+    fleet: Fleet, lab: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "shop"
+    source.mkdir()
+    (source / "wsgi.py").write_text(
+        "def serve(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
+        "    return [b'ahoy']\n"
+    )
+    host = {
+        "app_source": str(source),
+        "app_entry_point": "shop.wsgi:serve",
+        "app_requirements": None,
+        "instances": {"till": {"port": 2005, "id": "shop-till"}},
+    }
+    fleet.hosts(["drakar"], ["drakar", ("cheetah", host)])
+    fleet.deploy()
+    fleet.verify("--wait", "10", "--probe")
+    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy"
+    units = lab.ssh("cheetah", f"systemctl list-units --all --plain '{SERVICE}*'").stdout
+    assert "2001" not in units, units
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    fleet.deploy()
+    fleet.verify("--wait", "10", "--probe")
+
+
+def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
+    fleet: Fleet, lab: Any
+) -> None:
+    lab.ssh(
+        "drakar",
+        "cat > watch.py <<'X'\n"
+        "import json, time, urllib.request as u\n"
+        "while True:\n"
+        "    u2 = 'http://127.0.0.1:8500/v1/health/service/consul-demo-server?passing'\n"
+        "    print(len(json.load(u.urlopen(u2))), flush=True)\n"
+        "    time.sleep(0.02)\n"
+        "X\n"
+        "nohup python3 watch.py > seen.txt 2>&1 & echo $! > watch.pid",
+    )
+    changes = fleet.changes("--data", "app_processes=3")
+    lab.ssh("drakar", "kill $(cat watch.pid)")
+    assert changes["Application: let the release serve"] == ["cheetah", "drakar"]
+    seen = set(lab.ssh("drakar", "cat seen.txt").stdout.split())
+    assert seen == {"4"}
+    fleet.deploy()
+    fleet.verify("--wait", "10", "--probe")
+
+
+# --- Interruptions -------------------------------------------------------------------
+
+
+def test_a_power_cut_is_survived(fleet: Fleet, lab: Any) -> None:
+    lab.kill("cheetah")
+    result = fleet.verify("--wait", "0", check=False)
+    assert result.returncode in (0, 1)  # Consul needs some seconds to notice
+    lab.up("cheetah")
+    fleet.verify("--wait", "60", "--probe")
+    assert fleet.changes() == {}
+
+
+def test_a_deploy_killed_at_any_moment_is_finished_by_the_next(fleet: Fleet, lab: Any) -> None:
+    fleet.deploy()
+    expected = lab.ssh("drakar", FOOTPRINT).stdout
+    fleet.hosts(["drakar"], ["drakar"], ["cheetah"])
+    fleet.deploy()
+    lab.rebuild("cheetah")
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    fleet.build()
+    command = [str(BIN / "pyinfra"), "-y", str(fleet.path), "deploy/"]
+    for moment in (0.8, 1.3, 2, 3, 4.5, 6, 8):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    fleet.deploy()
+    fleet.verify("--wait", "10", "--probe")
+    assert fleet.changes() == {}
+    found = lab.ssh("cheetah", FOOTPRINT).stdout
+    # The releases differ only in their hash: an ini file names its node.
+    unify = re.compile(r"-[0-9a-f]{8}(?=[./\s])")
+    assert unify.sub("-HASH", found) == unify.sub("-HASH", expected)
+
+
+def test_ctrl_c_ends_a_task_without_a_traceback(fleet: Fleet) -> None:
+    process = subprocess.Popen(
+        [str(BIN / "invoke"), "client", "--inventory", str(fleet.path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert " found on node " in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr, stderr
+
+
+# --- Retiring ------------------------------------------------------------------------
+
+
+def test_a_retired_host_is_out_and_verify_agrees(fleet: Fleet, lab: Any) -> None:
+    fleet.hosts(["drakar"], ["drakar"], ["cheetah"])
+    fleet.deploy()
+    result = fleet.verify("--wait", "10")
+    assert "cheetah" not in result.stdout
+    assert fleet.changes() == {}
