@@ -108,13 +108,13 @@ def _tracked(folder: Path) -> list[Path]:
 
 
 def _name(folder: Path, sources: tuple[tuple[str, bytes], ...]) -> str:
-    """The git revision; with what changed since then as a hash behind it."""
+    """The last git revision that changed the source; a change since then as a hash behind it."""
     content = hashlib.sha256(repr(sources).encode()).hexdigest()[:8]
-    revision = _git(folder, "rev-parse", "--short=10", "HEAD")
-    if revision is None:
+    revision = (_git(folder, "log", "-1", "--format=%h", "--abbrev=10", "--", ".") or "").strip()
+    if not revision:
         return content
     changed = _git(folder, "status", "--porcelain", "--", ".")
-    return f"{revision.strip()}-dirty-{content}" if changed else revision.strip()
+    return f"{revision}-dirty-{content}" if changed else revision
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
