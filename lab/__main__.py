@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,12 +29,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             host.require_programs()
             if os.geteuid() != 0:
-                arguments = [sys.executable, "-m", "lab", *sys.argv[1:]]
-                sys.exit(subprocess.run(["sudo", "--", *arguments], check=False).returncode)
+                host.become_root()
             with host.locked("lab"):
                 function(*args, **kwargs)
-        except LabError as error:
+        except (LabError, OSError) as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command again goes on, lab.down undoes it", err=True)
+            sys.exit(130)
 
     return wrapper
 
@@ -47,51 +50,61 @@ def main() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME[:RELEASE]]...")
 @command
 def up(names: tuple[str, ...]) -> None:
-    _start([machines.parse(word) for word in names or DEFAULT])
+    _start(_wanted(names or DEFAULT))
 
 
-def _start(wanted: list[tuple[str, int | None]]) -> None:
+def _wanted(words: Iterable[str]) -> dict[str, int]:
+    """The release of each named machine.
+
+    :raises LabError: where one is asked for with two releases, or is there with another
+    """
+    there = {machine.name: machine.release for machine in machines.known()}
+    wanted: dict[str, int] = {}
+    for name, release in map(machines.parse, words):
+        chosen = release or wanted.get(name) or there.get(name, DEFAULT_RELEASE)
+        if chosen != wanted.setdefault(name, chosen):
+            raise LabError(f"{name} is named with Debian {wanted[name]} and with Debian {chosen}")
+        if chosen != there.get(name, chosen):
+            raise LabError(
+                f"{name} is there with Debian {there[name]}; to change that: "
+                f"invoke lab.down {name}, then lab.up {name}:{chosen}"
+            )
+    return wanted
+
+
+def _start(wanted: dict[str, int]) -> None:
     begin = time.monotonic()
     gateway = network.up()
     url = proxy.up(str(gateway.ip))
-    chosen = [_settle(name, release, gateway) for name, release in wanted]
-    for release in sorted({machine.release for machine in chosen}):
+    for release in sorted(set(wanted.values())):
         base.ensure(release, url)
+    chosen = [_settle(name, release, gateway.network) for name, release in wanted.items()]
     stopped = [machine for machine in chosen if not machine.pids()]
-    for machine in stopped:
-        machines.start(machine, gateway, url)
-    for machine in chosen:
-        machines.wait(machine)
-        state = "started" if machine in stopped else "runs"
-        print(f"{machine.name}: {state}, Debian {machine.release}, {machine.address}", flush=True)
-    access.record(machine for machine in machines.known() if machine.pids())
+    try:
+        for machine in stopped:
+            machines.start(machine, gateway, url)
+        for machine in chosen:
+            machines.wait(machine)
+            state = "started" if machine in stopped else "runs"
+            print(f"{machine.name}: {state}, Debian {machine.release}, {machine.address}")
+            sys.stdout.flush()
+    finally:
+        access.record(machine for machine in machines.known() if machine.pids())
     print(f"ready after {time.monotonic() - begin:.1f} s; next: invoke lab.ssh {chosen[0].name}")
 
 
-def _settle(name: str, release: int | None, gateway: Any) -> Machine:
-    """The machine as it is to be: what it was, or a new one with a free address.
-
-    :raises LabError: where it is there with another release
-    """
+def _settle(name: str, release: int, network: IPv4Network) -> Machine:
+    """The machine as it was, or a new one; with an address of this network."""
     everybody = machines.known("*")
-    for machine in everybody:
-        if (machine.clone, machine.name) == (CLONE_ID, name):
-            if release not in (None, machine.release):
-                raise LabError(
-                    f"{name} is there with Debian {machine.release}; to change that: "
-                    f"invoke lab.down {name}, then lab.up {name}:{release}"
-                )
-            if machine.pids() or _belongs(machine.address, gateway):
-                return machine
-            release = machine.release
+    before = {machine.name: machine for machine in everybody if machine.clone == CLONE_ID}
+    if name not in before:
+        machines.remove(Machine(name, release, ""))  # what an interrupted removal left of its disk
+    elif before[name].pids() or IPv4Address(before[name].address) in network:
+        return before[name]
     taken = {machine.address for machine in everybody}
-    found = Machine(name, release or DEFAULT_RELEASE, machines.free_address(gateway.network, taken))
+    found = Machine(name, release, machines.free_address(network, taken))
     machines.save(found)
     return found
-
-
-def _belongs(address: str, gateway: Any) -> bool:
-    return any(address == str(host) for host in gateway.network.hosts())
 
 
 @main.command(help="Remove machines with their disks; those named, or all of this clone.")
@@ -99,18 +112,23 @@ def _belongs(address: str, gateway: Any) -> bool:
 @click.option("--purge", is_flag=True, help="Also remove base trees and stored packages.")
 @command
 def down(names: tuple[str, ...], purge: bool) -> None:
+    if names and purge:
+        raise LabError("--purge removes what all machines need: name none")
     for machine in _named(names):
         machines.remove(machine)
         print(f"{machine.name}: removed", flush=True)
     if not names:
         _clear_folder()
+        _remove_orphans()
     access.record(machine for machine in machines.known() if machine.pids())
-    if not any(machine.pids() for machine in machines.known("*")):
+    others = machines.known("*")
+    if not any(machine.pids() for machine in others):
         _leave_host()
-        if purge:
-            base.purge()
-    elif purge:
-        raise LabError("machines of another clone run from the cached trees: they were kept")
+    if purge and others:
+        places = ", ".join(sorted({machine.checkout or machine.clone for machine in others}))
+        raise LabError(f"kept {host.CACHE}: there are machines of other clones: {places}")
+    if purge:
+        base.purge()
 
 
 def _named(names: tuple[str, ...]) -> list[Machine]:
@@ -119,7 +137,7 @@ def _named(names: tuple[str, ...]) -> list[Machine]:
     if unknown:
         there = ", ".join(everything) or "none"
         raise LabError(f"no machine {', '.join(unknown)}; there is: {there}")
-    return [everything[name] for name in names] if names else list(everything.values())
+    return [everything[name] for name in dict.fromkeys(names or everything)]
 
 
 def _clear_folder() -> None:
@@ -127,6 +145,14 @@ def _clear_folder() -> None:
     for folder in (MACHINES / CLONE_ID).glob("*"):
         machines.remove(Machine(folder.name, 0, ""))
     shutil.rmtree(MACHINES / CLONE_ID, ignore_errors=True)
+
+
+def _remove_orphans() -> None:
+    """Nobody else can remove the machines of a clone that was deleted."""
+    for machine in machines.known("*"):
+        if machine.checkout and not Path(machine.checkout).exists():
+            machines.remove(machine)
+            print(f"{machine.name} of {machine.checkout}: removed, that clone is gone", flush=True)
 
 
 def _leave_host() -> None:
@@ -143,10 +169,11 @@ def _leave_host() -> None:
 def rebuild(names: tuple[str, ...]) -> None:
     chosen = _named(names)
     for machine in chosen:
-        machines.kill(machine)
-        for layer in ("upper", "work"):
-            shutil.rmtree(machine.folder / layer, ignore_errors=True)
-    _start([(machine.name, machine.release) for machine in chosen])
+        machines.clear(machine)
+    if chosen:
+        _start({machine.name: machine.release for machine in chosen})
+    else:
+        print("no machines; start some with: invoke lab.up")
 
 
 @main.command(help="A power cut; lab.up starts the machine again with its disk.")

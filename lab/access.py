@@ -48,10 +48,9 @@ def record(machines: Iterable[Reachable]) -> None:
     if not listed:
         lab.SSH_CONFIG.unlink(missing_ok=True)
         KNOWN_HOSTS.unlink(missing_ok=True)
-        return
-    keys = [_known_host(machine) for machine in listed]
-    write(KNOWN_HOSTS, "".join(keys))
-    write(lab.SSH_CONFIG, config(listed))
+    else:
+        write(KNOWN_HOSTS, "".join(_known_host(machine) for machine in listed))
+        write(lab.SSH_CONFIG, config(listed))
     _give_back()
 
 
@@ -80,8 +79,8 @@ def config(machines: Iterable[Reachable]) -> str:
 def _give_back() -> None:
     """What was written as root belongs to who called sudo."""
     user = os.environ.get("SUDO_UID")
-    if user is None:
+    if user is None or not lab.FOLDER.exists():
         return
     account = pwd.getpwuid(int(user))
     for path in (lab.FOLDER, *lab.FOLDER.iterdir()):
-        os.chown(path, account.pw_uid, account.pw_gid)
+        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)

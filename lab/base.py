@@ -20,6 +20,11 @@ MASKED = (
     "systemd-networkd-wait-online.service",
     "e2scrub_reap.service",
 )
+# What this starts dies with us, and what it mounts goes with it.
+TOGETHER = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
 
 
 def folder(release: int) -> Path:
@@ -35,7 +40,8 @@ def ensure(release: int, proxy_url: str) -> Path:
     with locked(f"base-{release}"):
         if not tree.exists():
             part = tree.with_name(f".{tree.name}.part")
-            shutil.rmtree(part, ignore_errors=True)  # of a command that was killed
+            if part.exists():  # of a command that was killed
+                shutil.rmtree(part)
             part.mkdir(parents=True)
             print(
                 f"base: making Debian {release}, once for all machines; takes a minute", flush=True
@@ -53,6 +59,7 @@ def _debootstrap(release: int, tree: Path, proxy_url: str) -> None:
     name, archive = apt.RELEASES[release], apt.mirror().archive
     http = {"http_proxy": proxy_url} if proxy_url and archive.startswith("http:") else {}
     run(
+        *TOGETHER,
         "debootstrap",
         "--variant=minbase",
         f"--include={PACKAGES}",

@@ -28,8 +28,12 @@ def create(name: str) -> list[Path]:
 
 def pids(name: str) -> set[int]:
     """Every process of the group, and so of the machine, also when its nspawn is dead."""
-    files = [file for folder in folders(name) for file in folder.rglob("cgroup.procs")]
-    return {int(pid) for file in files for pid in file.read_text().split()}
+    found: set[int] = set()
+    for folder in folders(name):
+        with suppress(OSError):  # a group that ends meanwhile
+            for file in folder.rglob("cgroup.procs"):
+                found.update(map(int, file.read_text().split()))
+    return found - {0}  # what other process namespaces hold, and ourselves to kill(2)
 
 
 def remove(name: str) -> None:
@@ -46,6 +50,16 @@ def remove(name: str) -> None:
             raise OSError(f"processes that can't be killed: {sorted(left)}")
         time.sleep(0.01)
     for folder in folders(name):
-        below = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
-        for group in [*below, *[folder] * folder.exists()]:
+        # A process that just died still holds its group for a moment.
+        while not _removed(folder):
+            if time.monotonic() > deadline:
+                raise OSError(f"{folder} is still in use")
+            time.sleep(0.01)
+
+
+def _removed(folder: Path) -> bool:
+    with suppress(OSError):
+        for group in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
             group.rmdir()
+        folder.rmdir()
+    return not folder.exists()

@@ -5,15 +5,18 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import lab
 from fleet.errors import FleetError
 
 # Shared by all clones on this machine.
-CACHE = Path(os.environ.get("UWSGI_CONSUL_FLEET_CACHE", "/var/cache/uwsgi-consul-fleet"))
+CACHE_VARIABLE = "UWSGI_CONSUL_FLEET_CACHE"
+CACHE = Path(os.environ.get(CACHE_VARIABLE, "/var/cache/uwsgi-consul-fleet"))
 RUN = Path("/run/uwsgi-consul-fleet")
 MACHINES = Path("/var/lib/uwsgi-consul-fleet/lab")
 
@@ -45,6 +48,16 @@ def require_programs() -> None:
     missing = [pkg for program, pkg in PACKAGES.items() if not shutil.which(program, path=path)]
     if missing:
         raise LabError(f"missing on this machine: {' '.join(missing)}; run script/bootstrap")
+
+
+def become_root() -> NoReturn:
+    """Start this command again under sudo."""
+    # sudo clears the environment; and no compiled files of root's in the user's checkout.
+    words = ["sudo", "--", "env", f"{CACHE_VARIABLE}={CACHE}", sys.executable, "-B", "-m", "lab"]
+    try:
+        os.execvp("sudo", [*words, *sys.argv[1:]])  # noqa: S606
+    except FileNotFoundError as error:
+        raise LabError("this needs root: install sudo, or run it as root") from error
 
 
 def run(*command: str | Path, input_: str | None = None, env: dict[str, str] | None = None) -> str:

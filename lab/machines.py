@@ -8,17 +8,20 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from socket import create_connection
 
-from lab import access, apt, base, cgroups, proxy
+from lab import CLONE, access, apt, base, cgroups, proxy
 from lab.host import CLONE_ID, MACHINES, LabError, is_mounted, processes, run, write
 from lab.network import BRIDGE
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
 BOOT_TIMEOUT = 60  # seconds until ssh answers
+SYSTEMD = Path("/run/systemd/system")  # there where systemd is this host's init
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 
 
@@ -30,6 +33,7 @@ class Machine:
     release: int
     address: str
     clone: str = CLONE_ID
+    checkout: str = str(CLONE)  # where that clone is
 
     @property
     def folder(self) -> Path:
@@ -72,9 +76,9 @@ def known(clone: str = CLONE_ID) -> list[Machine]:
     found = []
     for path in sorted(MACHINES.glob(f"{clone}/*/machine.json")):
         try:
-            found.append(Machine(**json.loads(path.read_text())))
+            found.append(Machine(**{"checkout": "", **json.loads(path.read_text())}))
         except (OSError, ValueError, TypeError):
-            print(f"ignoring {path}: damaged", flush=True)
+            print(f"ignoring {path}: damaged", file=sys.stderr, flush=True)
     return found
 
 
@@ -93,6 +97,7 @@ def save(machine: Machine) -> None:
 def start(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) -> None:
     """Mount, prepare and boot a machine that does not run; returns before it answers."""
     kill(machine)
+    shutil.rmtree(machine.folder / "old", ignore_errors=True)
     for name in ("upper", "work", "root"):
         (machine.folder / name).mkdir(parents=True, exist_ok=True)
     layers = f"lowerdir={base.folder(machine.release)}"
@@ -127,12 +132,8 @@ def _prepare(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str)
 def _trust_certificates(root: Path) -> None:
     """Authorities that this host trusts beyond Debian's: its proxies need them inside too."""
     target = root / str(CERTIFICATES).lstrip("/")
-    missing = [
-        path
-        for path in CERTIFICATES.glob("*.crt")
-        if not (target / path.name).exists()
-        or (target / path.name).read_bytes() != path.read_bytes()
-    ]
+    trusted = (root / "etc/ssl/certs/ca-certificates.crt").read_bytes()
+    missing = [p for p in CERTIFICATES.glob("*.crt") if p.read_bytes().strip() not in trusted]
     for path in missing:
         shutil.copyfile(path, target / path.name)
     if missing:
@@ -168,12 +169,16 @@ def _boot(machine: Machine) -> None:
 
 def _in_own_group(machine: Machine) -> list[str]:
     """The start of a command line that puts what follows into a control group of its own."""
-    if Path("/run/systemd/system").exists():
-        unit = f"--unit=uwsgi-consul-fleet-{machine.id}"
+    if SYSTEMD.exists():
         properties = ["--property=Delegate=yes", "--property=KillMode=mixed"]
-        return ["systemd-run", "--quiet", "--collect", "--wait", unit, *properties, "--"]
+        name = f"--unit={unit(machine)}"
+        return ["systemd-run", "--quiet", "--collect", "--wait", name, *properties, "--"]
     joins = " ".join(f"echo $$ >'{f}/cgroup.procs';" for f in cgroups.create(machine.id))
     return ["sh", "-c", f'{joins} exec "$@"', "sh"]
+
+
+def unit(machine: Machine) -> str:
+    return f"uwsgi-consul-fleet-{machine.id}.service"
 
 
 def wait(machine: Machine) -> None:
@@ -204,8 +209,12 @@ def _answers(address: str) -> bool:
 
 def kill(machine: Machine) -> None:
     """A power cut; also clears away what is left of a machine that died otherwise."""
+    if SYSTEMD.exists():
+        for verb in (("kill", "--signal=KILL"), ("stop",)):
+            subprocess.run(["systemctl", *verb, unit(machine)], capture_output=True, check=False)
     for pid in machine.pids():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     cgroups.remove(machine.id)
     unmount(machine)
 
@@ -225,4 +234,16 @@ def remove(machine: Machine) -> None:
     kill(machine)
     # First what makes it a machine: an interrupted removal leaves none that could start.
     (machine.folder / "machine.json").unlink(missing_ok=True)
-    shutil.rmtree(machine.folder)
+    if machine.folder.exists():
+        shutil.rmtree(machine.folder)
+
+
+def clear(machine: Machine) -> None:
+    """Turn it off and empty its disk."""
+    kill(machine)
+    old = machine.folder / "old"
+    shutil.rmtree(old, ignore_errors=True)
+    # In one step: an interruption leaves no machine with half of its disk.
+    if (machine.folder / "upper").exists():
+        (machine.folder / "upper").rename(old)
+    shutil.rmtree(old, ignore_errors=True)

@@ -38,6 +38,7 @@ def up() -> ipaddress.IPv4Interface:
     address = gateway()
     if address is None:
         address = _create_bridge()
+    run("ip", "link", "set", BRIDGE, "up")
     _translate(address.network)
     _forward()
     _pass_firewall()
@@ -51,7 +52,6 @@ def _create_bridge() -> ipaddress.IPv4Interface:
     if not Path(f"/sys/class/net/{BRIDGE}").exists():
         run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "address", "replace", str(address), "dev", BRIDGE)
-    run("ip", "link", "set", BRIDGE, "up")
     print(f"network: bridge {BRIDGE} with {network}", flush=True)
     return address
 
@@ -107,10 +107,11 @@ def _pass_firewall() -> None:
     if not shutil.which("iptables", path="/usr/sbin:/sbin:/usr/bin"):
         return
     rules = run("iptables", "-S", "FORWARD")
-    if "-P FORWARD DROP" not in rules or BRIDGE in rules:
+    missing = [direction for direction in ("-i", "-o") if f"{direction} {BRIDGE}" not in rules]
+    if "-P FORWARD DROP" not in rules or not missing:
         return
     write(CHANGED, json.dumps({**_changed(), "iptables": True}))
-    for direction in ("-i", "-o"):
+    for direction in missing:
         run("iptables", "-I", "FORWARD", direction, BRIDGE, *COMMENT, "-j", "ACCEPT")
     print(f"network: let the firewall pass {BRIDGE}, undone after the last lab.down", flush=True)
 

@@ -5,6 +5,7 @@ import pwd
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from socket import create_connection
 
@@ -19,9 +20,14 @@ STORE = CACHE / "packages"
 def up(address: str) -> str:
     """Start it unless it runs; returns its URL, or '' where it can't run."""
     url = f"http://{address}:{PORT}"
-    if _answers(address):
+    if _pids() and _answers(address):
         return url
     down()
+    if _answers(address):
+        print(
+            f"packages: no cache: another program has {address}:{PORT}; machines download directly"
+        )
+        return ""
     _configure(address)
     try:
         _start()
@@ -92,7 +98,8 @@ def _pids() -> list[int]:
 def down() -> None:
     """Stop it; what it has stored stays."""
     for pid in _pids():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     while _pids():
         time.sleep(0.01)
 

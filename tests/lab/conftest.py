@@ -27,6 +27,7 @@ class Lab:
         :param environment: variables beside those of this process
         """
         self.checkout = checkout
+        self.config = checkout / ".lab/ssh_config"
         self.inside = inside
         self.environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
 
@@ -50,8 +51,16 @@ class Lab:
         return str(self.status()[name]["address"])
 
     def ssh(self, name: str, command: str, check: bool = True, options: str = "") -> Result:
-        config = str(self.checkout / ".lab/ssh_config")
-        words = ["ssh", "-F", config, "-o", "BatchMode=yes", *options.split(), name, command]
+        words = [
+            "ssh",
+            "-F",
+            str(self.config),
+            "-o",
+            "BatchMode=yes",
+            *options.split(),
+            name,
+            command,
+        ]
         return self.run(*words, check=check)
 
     def command(self, *words: str, check: bool = True) -> Result:
