@@ -34,16 +34,20 @@ for folder in / /usr /var /var/cache /var/lib; do
     layer=$scratch/layer$(echo "$folder" | tr / -)
     mkdir "$layer" "$layer/upper" "$layer/work"
     mount -t overlay overlay \
-        -o "lowerdir=$folder,upperdir=$layer/upper,workdir=$layer/work" "$root$folder"
+        -o "lowerdir=$folder,upperdir=$layer/upper,workdir=$layer/work" "$root$folder" || {
+        echo "this host's kernel puts no overlay on $folder (a container, perhaps):" \
+            "the compiler can't be installed in a scratch layer" >&2
+        exit 5
+    }
 done
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
-mkdir -p "$root/run/systemd/resolve" "$root/build"
-for file in /etc/resolv.conf; do
-    target=$(readlink -f "$file")
-    mkdir -p "$root$(dirname "$target")"
-    cp "$target" "$root$target"
-done
+mkdir "$root/build"
+# A link into /run on many machines, and /run is another file system.
+resolver=$(readlink -f /etc/resolv.conf)
+mkdir -p "$root$(dirname "$resolver")"
+cp "$resolver" "$root$resolver.new"
+mv "$root$resolver.new" "$root$resolver"
 # Nothing that gets installed may start a service.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod +x "$root/usr/sbin/policy-rc.d"

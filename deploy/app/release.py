@@ -98,8 +98,8 @@ def _read(source: str, requirements: str | None, template: str) -> Release:
 
 
 def _tracked(folder: Path) -> list[Path]:
-    """What git tracks or would track below the folder; without git everything but caches."""
-    listing = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    """What git tracks below the folder; without git everything but caches."""
+    listing = _git(folder, "ls-files", "-z")
     if listing is None:
         found = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
     else:
@@ -113,7 +113,7 @@ def _name(folder: Path, sources: tuple[tuple[str, bytes], ...]) -> str:
     revision = (_git(folder, "log", "-1", "--format=%h", "--abbrev=10", "--", ".") or "").strip()
     if not revision:
         return content
-    changed = _git(folder, "status", "--porcelain", "--", ".")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
     return f"{revision}-dirty-{content}" if changed else revision
 
 
