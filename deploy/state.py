@@ -31,10 +31,11 @@ class FileState:
 
 @dataclass(frozen=True)
 class UnitState:
-    """A systemd unit that is loaded or was asked for."""
+    """A systemd unit; stale where its file has changed since systemd read it."""
 
     active: str
     enabled: str
+    stale: bool = False
 
 
 @dataclass
@@ -91,8 +92,8 @@ def parse(output: list[str]) -> HostState:
             sha256, path = rest.split(" ", 1)
             found.files[path] = replace(found.files[path], sha256=sha256)
         elif kind == "unit":
-            name, active, enabled = [*rest.split(" "), ""][:3]
-            found.units[name] = UnitState(active, enabled)
+            name, active, stale, enabled = rest.split(" ", 3)
+            found.units[name] = UnitState(active, enabled, stale == "yes")
         elif kind in ("architecture", "consul_in_use", "consul_running", "current_release"):
             setattr(found, kind, rest)
         elif kind in ("package", "user", "consul_binary", "release"):

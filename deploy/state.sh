@@ -36,20 +36,27 @@ if [ -L "/srv/$app/current" ]; then
     echo "current_release $(basename "$(readlink "/srv/$app/current")")"
 fi
 
-systemctl show --property Id,ActiveState,UnitFileState,MainPID \
-    consul.service "$app.target" "$app-*.socket" "$app-*@*.service" |
+print_unit() {
+    echo "unit $id $active $stale $enabled"
+    if [ "$id" = consul.service ] && [ "${pid:-0}" != 0 ]; then
+        tr '\0' '\n' <"/proc/$pid/environ" | sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p'
+    fi
+    pid=0
+}
+
+# A block of properties for each unit, and an empty line after it.
+{
+    systemctl show --property Id,ActiveState,UnitFileState,NeedDaemonReload,MainPID \
+    consul.service "$app.target" "$app-*.socket" "$app-*@*.service"
+    echo
+} |
     while IFS='=' read -r key value; do
         case $key in
             Id) id=$value ;;
+            NeedDaemonReload) stale=$value ;;
             MainPID) pid=$value ;;
             ActiveState) active=$value ;;
-            UnitFileState)
-                echo "unit $id $active $value"
-                if [ "$id" = consul.service ] && [ "${pid:-0}" != 0 ]; then
-                    tr '\0' '\n' <"/proc/$pid/environ" |
-                        sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p'
-                fi
-                pid=0
-                ;;
+            UnitFileState) enabled=$value ;;
+            '') print_unit ;;
         esac
     done

@@ -13,7 +13,7 @@ from pathlib import Path
 from fleet import ssh
 from fleet.errors import FleetError
 from fleet.model import Host
-from plugin_build.identity import DIST, HERE, IDENTIFY, PLUGIN, Uwsgi, parse_identity
+from plugin_build.identity import DIST, HERE, IDENTIFY, PACKAGES, PLUGIN, Uwsgi, parse_identity
 
 EXCERPT = 30  # lines of what a failed build printed
 
@@ -96,7 +96,7 @@ def _outcome(host: Host, identity: Uwsgi | str, built: Mapping[Uwsgi, tuple[bool
 def _identify(host: Host, report: Report) -> Uwsgi | str:
     """The host's uWSGI, installed first if need be, or why there is none."""
     report(host.name, "looking at its uWSGI")
-    script = IDENTIFY + (HERE / "ensure.sh").read_text()
+    script = IDENTIFY + PACKAGES + (HERE / "ensure.sh").read_text()
     try:
         with ssh.connect(host) as connection:
             result = ssh.run_script(connection, script)

@@ -6,7 +6,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 DIST = HERE / "dist"
 PLUGIN = "consul_plugin.so"
+# Functions for scripts that run on hosts.
 IDENTIFY = (HERE / "identify.sh").read_text()
+PACKAGES = (HERE / "packages.sh").read_text()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The application on a host: its releases, its units, and which release serves."""
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from deploy.app.release import REQUIREMENTS, Release
 from deploy.files import RemoteFile, converge, fail, render
 from deploy.state import HostState, UnitState, current, forget
 from deploy.users import system_user
-from deploy.uwsgi import local_plugin, remote_plugin
+from deploy.uwsgi import plugin_file
 from fleet.model import Host, Instance
 
 HERE = Path(__file__).parent
@@ -31,10 +31,10 @@ def generation(me: Host, release: Release) -> str | None:
     A change of the plugin, an ini setting or a unit makes another generation, and
     is switched to like a change of the application. None where there is no plugin.
     """
-    plugin = local_plugin(current())
+    plugin = plugin_file(current())
     if plugin is None:
         return None
-    files = release.files(me, remote_plugin(plugin.read_bytes()))
+    files = release.files(me, plugin.path)
     parts = [*sorted(files.items()), ("service", _service(me, me.instances[0]))]
     return f"{release.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
@@ -43,8 +43,9 @@ def generation(me: Host, release: Release) -> str | None:
 def install(me: Host, release: Release) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment and ini files."""
     known = current()
+    plugin = plugin_file(known)
     name = generation(me, release)
-    if name is None:
+    if plugin is None or name is None:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
     if name in known.releases:
@@ -52,11 +53,10 @@ def install(me: Host, release: Release) -> Generator[Any, None, None]:
         return
     app_name = me.settings.app_name
     yield from system_user(app_name)
-    plugin = local_plugin(known)
-    assert plugin is not None
-    archive = release.archive(me, remote_plugin(plugin.read_bytes()))
     upload = host.get_temp_filename(f"{app_name}-{name}")
-    yield FileUploadCommand(BytesIO(archive), upload, host.get_temp_filename(f"part-{name}"))
+    yield FileUploadCommand(
+        BytesIO(release.archive(me, plugin.path)), upload, host.get_temp_filename(f"part-{name}")
+    )
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
         app_name, name, upload, release.requirements_digest, REQUIREMENTS,
@@ -70,21 +70,16 @@ def units(me: Host, release: Release) -> Generator[Any, None, None]:
     known = current()
     name = generation(me, release) or ""
     wanted = _unit_files(me, name)
-    stale = list(_remove_stale(me, known, wanted))
-    changed = any(known.files.get(unit.path) != unit.state for unit in wanted)
-    yield from stale
+    yield from _remove_stale(me, known, wanted)
     yield from converge(wanted)
-    if stale or changed:
-        yield StringCommand("systemctl", "daemon-reload")
-    to_enable = [
-        unit.path.rpartition("/")[2]
-        for unit in wanted
-        if not unit.path.endswith("@.service")
-        and known.units.get(unit.path.rpartition("/")[2]) != RUNNING
-    ]
-    if to_enable:
-        yield StringCommand("systemctl", "--quiet", "enable", "--now", *to_enable)
-    if stale or to_enable:
+    names = [unit.path.rpartition("/")[2] for unit in wanted]
+    # The target and the sockets; the services are the switch's.
+    started = [name for name in names if not name.endswith("@.service")]
+    known = current()
+    if any(known.units.get(name) != RUNNING for name in started):
+        yield StringCommand(
+            "systemctl", "daemon-reload", "&&", "systemctl", "--quiet", "enable", "--now", *started
+        )
         forget()
 
 
@@ -103,7 +98,9 @@ def _service(me: Host, instance: Instance) -> str:
     return render(HERE / "service.j2", instance=instance, app=me.settings.app_name)
 
 
-def _remove_stale(me: Host, known: HostState, wanted: list[RemoteFile]) -> Iterator[StringCommand]:
+def _remove_stale(
+    me: Host, known: HostState, wanted: list[RemoteFile]
+) -> Generator[Any, None, None]:
     """Units of instances that are no longer in the inventory."""
     app_name = me.settings.app_name
     paths = {file.path for file in wanted}
@@ -116,6 +113,7 @@ def _remove_stale(me: Host, known: HostState, wanted: list[RemoteFile]) -> Itera
                 f" systemctl --quiet stop '{unit}@*.service';"
                 f" rm -f {path} {base}@.service {UNITS}/{app_name}.target.wants/{unit}@*.service"
             )
+            forget()
 
 
 @operation()
@@ -152,7 +150,7 @@ def retire(me: Host) -> Generator[Any, None, None]:
     """Stop the application; its plugin takes the instances out of the catalog first."""
     app_name = me.settings.app_name
     known = current()
-    if f"{UNITS}/{app_name}.target" not in known.files:
+    if not any(path.startswith(f"{UNITS}/{app_name}") for path in known.files):
         host.noop("the application is not here")
         return
     yield StringCommand(

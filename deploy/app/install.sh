@@ -1,6 +1,9 @@
 # Unpacks a release beside the others; it appears under its name only when it is complete.
 # usage: install.sh APP RELEASE ARCHIVE REQUIREMENTS_DIGEST REQUIREMENTS_FILE
 set -eu
+# One at a time: a run that was killed may have left its script working on this host.
+exec 9>/run/lock/uwsgi-consul-fleet
+flock 9
 base=/srv/$1 name=$2 archive=$3 digest=$4 requirements=$5
 umask 022
 mkdir -p "$base/releases" "$base/venvs"

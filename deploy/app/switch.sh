@@ -1,8 +1,12 @@
 # Lets each instance serve one release; usage: switch.sh APP RELEASE PORT...
 # Started again after an interruption it goes on where it was.
 set -eu
+# One at a time: a run that was killed may have left its script working on this host.
+exec 9>/run/lock/uwsgi-consul-fleet
+flock 9
 app=$1 name=$2
 shift 2
+systemctl daemon-reload
 for port; do
     unit=$app-$port
     new=$unit@$name.service

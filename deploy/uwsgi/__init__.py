@@ -2,20 +2,19 @@
 
 import hashlib
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 from pyinfra import host
-from pyinfra.api import operation
-from pyinfra.operations import apt
+from pyinfra.api import StringCommand, operation
+from pyinfra.api.command import QuoteString
 
 from deploy.files import RemoteFile, converge, fail
 from deploy.state import HostState, current, forget
 from fleet.model import Host
-from plugin_build.identity import PLUGIN, available
+from plugin_build.identity import PACKAGES, PLUGIN, available
 
 FOLDER = "/opt/uwsgi-consul-fleet/plugins"
-PACKAGES = ("uwsgi-core", "uwsgi-plugin-python3", "python3-venv")
+NEEDED = ("uwsgi-core", "uwsgi-plugin-python3", "python3-venv")
 LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 
 
@@ -23,43 +22,39 @@ LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 def install(me: Host) -> Generator[Any, None, None]:
     """uWSGI, its Python plugin, and what an application's virtual environment needs."""
     known = current()
-    missing = [package for package in PACKAGES if package not in known.packages]
+    missing = [package for package in NEEDED if package not in known.packages]
     if not known.packages.intersection(LIBCURL):
         missing.append(LIBCURL[0])
     if not missing:
         host.noop("uWSGI is installed")
         return
-    yield from apt.packages._inner(
-        packages=missing,
-        update=True,
-        cache_time=3600,
-        no_recommends=True,
-        extra_install_args="-o DPkg::Lock::Timeout=120",
-    )
+    script = f'{PACKAGES}install_packages "$@"'
+    yield StringCommand("sh", "-euc", QuoteString(script), "packages", *missing)
     forget()
 
 
-def local_plugin(known: HostState) -> Path | None:
-    """The plugin in dist/ for this host's uWSGI."""
-    return available().get(known.uwsgi.fingerprint) if known.uwsgi else None
+def plugin_file(known: HostState) -> RemoteFile | None:
+    """The plugin for the uWSGI of this host, as it lies there; None where none was built.
 
-
-def remote_plugin(content: bytes) -> str:
-    """Where a plugin lies on a host. A running uWSGI keeps the file that it has loaded:
-    another build goes to another path and is never written over it."""
-    return f"{FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}/{PLUGIN}"
+    A running uWSGI keeps the file that it has loaded: another build goes to another
+    path and is never written over it.
+    """
+    path = available().get(known.uwsgi.fingerprint) if known.uwsgi else None
+    if path is None:
+        return None
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return RemoteFile(f"{FOLDER}/{digest}/{PLUGIN}", content)
 
 
 @operation()
 def plugin(me: Host) -> Generator[Any, None, None]:
     """The consul plugin with the fingerprint of the uWSGI that is installed now."""
-    known = current()
-    path = local_plugin(known)
-    if path is None:
-        yield fail(_no_plugin(me, known))
-        return
-    content = path.read_bytes()
-    yield from converge([RemoteFile(remote_plugin(content), content)])
+    file = plugin_file(current())
+    if file is None:
+        yield fail(_no_plugin(me, current()))
+    else:
+        yield from converge([file])
 
 
 def _no_plugin(me: Host, known: HostState) -> str:

@@ -58,21 +58,22 @@ def test_state_is_read_from_its_lines() -> None:
             "consul_in_use debian-bullseye",
             "consul_running 77aa",
             "release abc-123",
-            "unit consul.service active enabled",
-            "unit demo-2001@abc-123.service inactive ",
-            "unit demo-2001@abc-124.service activating disabled",
+            "unit consul.service active no enabled",
+            "unit demo-2001@abc-123.service inactive no ",
+            "unit demo-2001@abc-124.service activating yes disabled",
         ]
     )
     assert found.uwsgi == identity.Uwsgi("0123456789abcdef", "/usr/bin/uwsgi", "2.0.21-debian")
     config = found.files["/etc/consul.d/consul.json"]
     assert config == FileState("640", "root", "consul", "a" * 64)
     assert found.units["consul.service"] == UnitState("active", "enabled")
+    assert found.units["demo-2001@abc-124.service"].stale
     assert found.active_units("demo-2001@", ".service") == {"demo-2001@abc-124.service"}
     assert (found.consul_in_use, found.consul_running) == ("debian-bullseye", "77aa")
 
 
 def test_a_host_without_anything() -> None:
-    found = parse(["architecture arm64", "unit consul.service inactive "])
+    found = parse(["architecture arm64", "unit consul.service inactive no "])
     assert found.uwsgi is None
     assert not found.files
     assert found.architecture == "arm64"
