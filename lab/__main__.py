@@ -114,7 +114,10 @@ def _settle(name: str, release: int, network: IPv4Network) -> Machine:
 def down(names: tuple[str, ...], purge: bool) -> None:
     if names and purge:
         raise LabError("--purge removes what all machines need: name none")
-    for machine in _named(names):
+    chosen = _named(names)
+    if not chosen:
+        print("no machines")
+    for machine in chosen:
         machines.remove(machine)
         print(f"{machine.name}: removed", flush=True)
     if not names:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,16 +82,17 @@ class Host:
         command = [*SUDO, "unshare", "--fork", "--pid", "--mount-proc", "--mount", "--net"]
         setup = ["sh", "-c", self.SETUP, "sh", str(self.disk), sys.executable, REAPER]
         self.process = subprocess.Popen(
-            [*command, "--kill-child", "--", *setup], stdout=subprocess.PIPE, text=True
+            [*command, "--kill-child", "--", *setup],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
+        said = self.process.stdout.readline()
+        assert said == "ready\n", said
         self.first_pid = self.process.pid
-        while below := self._children(self.first_pid):
+        while below := children(self.first_pid):
             self.first_pid = int(below[0])
-
-    def _children(self, pid: int) -> list[str]:
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
     def off(self) -> None:
         """Every process is killed at once, and all that was in memory is gone."""
@@ -110,6 +112,14 @@ class Host:
         """All that a lab could leave behind on this host."""
         ids = [clone_id(each) for each in labs]
         return self.lab(Path("/")).run("sh", "-c", self.TRACES, "sh", *ids).stdout
+
+    def forwards(self) -> bool:
+        forward = "cat /proc/sys/net/ipv4/ip_forward"
+        return self.lab(Path("/")).run("sh", "-c", forward).stdout == "1\n"
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def clone_id(lab: Lab) -> str:
@@ -351,7 +361,241 @@ def killed(lab: Lab, moment: float, group: bool, *words: str) -> None:
         process.communicate(timeout=moment)
     except subprocess.TimeoutExpired:
         if group:
-            os.killpg(process.pid, signal.SIGKILL)
+            subprocess.run([*SUDO, "kill", "-KILL", "--", f"-{process.pid}"], check=True)
         else:
-            process.kill()
-        process.wait()
+            kill_python(process)
+        process.communicate()
+
+
+def kill_python(process: subprocess.Popen[str]) -> None:
+    """Not the nsenter in front of it, which would leave it running."""
+    pid = process.pid
+    while not Path(f"/proc/{pid}/cmdline").read_text().startswith(sys.executable):
+        pid = int(children(pid)[0])
+    subprocess.run([*SUDO, "kill", "-KILL", str(pid)], check=True)
+
+
+@pytest.mark.parametrize("command", ["rebuild", "down"])
+def test_a_killed_rebuild_or_down_leaves_no_half_disk(
+    island: Lab, host: Host, command: str
+) -> None:
+    island.up("drakar")
+    island.kill("drakar")
+    folder = host.disk / "lab" / clone_id(island) / "drakar"
+    many = folder / "upper/home/debian/many"
+    island.run("sh", "-c", f"mkdir {many} && cd {many} && seq 30000 | xargs touch")
+    process = island.start(sys.executable, "-m", "lab", command, "drakar")
+    wait_until(lambda: (folder / "old").exists() or not (folder / "machine.json").exists())
+    kill_python(process)
+    process.communicate()
+    assert folder.exists()
+    assert process.returncode != 0
+    island.up("drakar")
+    assert island.ssh("drakar", "ls").stdout == ""
+
+
+def test_what_crashes_leave_around_is_cleared_away(island: Lab, host: Host) -> None:
+    """Mounts on top of each other, a bridge without an address, files that are damaged."""
+    island.up("drakar", "cheetah")
+    island.kill("drakar", "cheetah")
+    folder = DISKS / clone_id(island)
+    island.run("ip", "address", "flush", "dev", "ucf-lab0")
+    island.run("ip", "link", "set", "ucf-lab0", "down")
+    island.run("sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward")
+    island.run("nft", "flush", "ruleset")
+    for _again in range(2):
+        island.run("mount", "-t", "tmpfs", "none", f"{folder}/drakar/root")
+    island.run("sh", "-c", f'printf \'{{"name": "chee\' >{folder}/cheetah/machine.json')
+    island.config.write_text("Host drakar\n    HostName 192.0.2.1\n")
+    (island.config.parent / "known_hosts").write_text("drakar ssh-ed25519 AAAA\n")
+    assert list(island.status()) == ["drakar"]
+    island.up()
+    assert island.ssh("drakar", "hostname").stdout == "drakar\n"
+    assert island.ssh("cheetah", "hostname").stdout == "cheetah\n"
+    assert host.forwards()
+
+
+def test_down_needs_nothing_of_what_it_clears_away(island: Lab) -> None:
+    island.up("drakar")
+    folder = DISKS / clone_id(island)
+    island.run("ip", "link", "delete", "ucf-lab0")
+    island.run("nft", "flush", "ruleset")
+    island.run("rm", f"{folder}/drakar/machine.json")
+    island.run("rm", "-r", str(island.config.parent))
+    island.down()
+    assert "no machines" in island.down().stdout
+
+
+# --- Clones side by side -------------------------------------------------------------
+
+
+@pytest.fixture
+def neighbour(island: Lab, host: Host, copy_checkout: Checkouts) -> Iterator[Lab]:
+    found = host.lab(copy_checkout())
+    yield found
+    found.down()
+
+
+def test_two_clones_come_up_at_the_same_time_and_one_goes(island: Lab, neighbour: Lab) -> None:
+    for process in [lab.start(sys.executable, "-m", "lab", "up") for lab in (island, neighbour)]:
+        stdout, stderr = process.communicate()
+        assert process.returncode == 0, stdout + stderr
+    labs = island, neighbour
+    assert len({lab.address(name) for lab in labs for name in ("drakar", "cheetah")}) == 4
+    identities = {lab.ssh("drakar", "cat /etc/machine-id").stdout for lab in labs}
+    assert len(identities) == 2
+    before = neighbour.ssh("drakar", BOOT).stdout
+    island.down()
+    assert island.status() == {}
+    assert neighbour.ssh("drakar", BOOT).stdout == before
+    cheetah = neighbour.address("cheetah")
+    assert "SSH-" in neighbour.ssh("drakar", f"head -c 4 </dev/tcp/{cheetah}/22").stdout
+
+
+def test_machines_of_a_deleted_clone_are_removed(island: Lab, neighbour: Lab) -> None:
+    neighbour.up("drakar")
+    gone = neighbour.checkout.with_name("gone")
+    neighbour.checkout.rename(gone)
+    try:
+        line = f"drakar of {neighbour.checkout}: removed, that clone is gone"
+        assert line in island.down().stdout.splitlines()
+    finally:
+        gone.rename(neighbour.checkout)
+
+
+def test_purge_keeps_what_another_clone_needs(
+    island: Lab, neighbour: Lab, host: Host, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "base-12").symlink_to(CACHE / "base-12")
+    cached = {"UWSGI_CONSUL_FLEET_CACHE": str(cache)}
+    ours, theirs = (host.lab(lab.checkout, **cached) for lab in (island, neighbour))
+    theirs.up("drakar")
+    theirs.kill("drakar")
+    result = ours.command("down", "--purge", check=False)
+    assert result.returncode == 1
+    message = f"Error: kept {cache}: there are machines of other clones: {theirs.checkout}\n"
+    assert result.stderr == message
+    theirs.up("drakar")
+    assert theirs.command("down", "--purge").stdout.endswith(f"removed {cache}\n")
+    assert not cache.exists()
+
+
+# --- The package cache and the base --------------------------------------------------
+
+
+def proxies(lab: Lab) -> list[str]:
+    script = 'for p in /proc/[0-9]*; do grep -qs "^apt-cacher-ng" $p/comm && echo ${p#/proc/}; done'
+    return lab.run("sh", "-c", script, check=False).stdout.split()
+
+
+def test_a_killed_package_cache_is_started_again(island: Lab) -> None:
+    island.up("drakar")
+    (before,) = proxies(island)
+    island.run("kill", "-KILL", before)
+    island.up("drakar")
+    (after,) = proxies(island)
+    assert after != before
+
+
+def test_machines_download_directly_where_the_cache_cannot_run(island: Lab) -> None:
+    island.up("drakar")
+    gateway = island.ssh("drakar", "ip route show default | cut -d ' ' -f 3").stdout.strip()
+    island.kill("drakar")
+    island.run("kill", "-KILL", *proxies(island))
+    server = ["-u", "-m", "http.server", "--bind", gateway, "3142"]
+    taken = island.start(sys.executable, *server)
+    try:
+        assert taken.stdout is not None
+        assert "Serving" in taken.stdout.readline()
+        said = island.up("drakar").stdout
+    finally:
+        os.killpg(taken.pid, signal.SIGKILL)
+        taken.communicate()
+    line = f"packages: no cache: another program has {gateway}:3142; machines download directly"
+    assert line in said.splitlines()
+    assert island.ssh("drakar", "apt-config dump Acquire::http::Proxy").stdout == ""
+
+
+def test_a_package_is_downloaded_once_for_all_machines(ship: Lab) -> None:
+    ship.up("drakar", "cheetah")
+    fetch = (
+        "cd /tmp && sudo apt-get -qq update && apt-get -q download tree 2>&1"
+        " && dpkg -f tree_*.deb Package"
+    )
+    log = CACHE / "packages-log" / "apt-cacher.log"
+    assert "tree\n" in ship.ssh("drakar", fetch).stdout
+    wait_until(lambda: "/tree_" in log.read_text())
+    before = log.read_text()
+    assert "tree\n" in ship.ssh("cheetah", fetch).stdout
+    wait_until(lambda: "/tree_" in log.read_text()[len(before) :])
+    kinds = {
+        line.split("|")[1]
+        for line in log.read_text()[len(before) :].splitlines()
+        if "/tree_" in line
+    }
+    assert kinds == {"O"}, "it was downloaded again"  # O: out to a machine, I: in from a mirror
+
+
+def command_lines() -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_text(errors="replace").replace("\0", " "))
+    return found
+
+
+def test_half_a_base_is_never_taken_for_one(
+    ship: Lab, copy_checkout: Checkouts, tmp_path: Path
+) -> None:
+    lab = Lab(copy_checkout(), UWSGI_CONSUL_FLEET_CACHE=str(tmp_path))
+    part = tmp_path / ".base-12.part"
+    for _attempt in range(2):  # the second finds what the first has left
+        process = lab.start(sys.executable, "-m", "lab", "up", "drakar")
+        wait_until(lambda: (part / "debootstrap/debootstrap.log").exists(), 30)
+        process.kill()
+        process.communicate()
+        assert list(tmp_path.iterdir()) == [part]
+        assert lab.status() == {}
+        wait_until(lambda: not any(f" {part}" in line for line in command_lines()))
+        assert str(tmp_path) not in Path("/proc/mounts").read_text()
+        (part / "debootstrap/debootstrap.log").unlink()
+    lab.down()
+
+
+# --- The front door ------------------------------------------------------------------
+
+
+def test_invoke_takes_the_same_words(island: Lab) -> None:
+    said = island.invoke("lab.up", "drakar:13", "cheetah").stdout.splitlines()
+    assert f"drakar: started, Debian 13, {island.address('drakar')}" in said
+    assert island.invoke("lab.status").stdout.splitlines() == [
+        f"cheetah: runs, Debian 12, {island.address('cheetah')}",
+        f"drakar: runs, Debian 13, {island.address('drakar')}",
+    ]
+    assert island.invoke("lab.status", "--json").stdout == island.command("status", "--json").stdout
+    assert island.invoke("lab.rebuild", "cheetah").returncode == 0
+    wrong = island.invoke("lab.down", "chetah", check=False)
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "Error: no machine chetah; there is: cheetah, drakar\n",
+    )
+    assert island.invoke("lab.down").stdout.splitlines()[:2] == [
+        "cheetah: removed",
+        "drakar: removed",
+    ]
+    assert island.invoke("lab.status").stdout == "no machines; start some with: invoke lab.up\n"
+
+
+def test_ctrl_c_is_one_line_and_the_next_up_goes_on(ship: Lab, copy_checkout: Checkouts) -> None:
+    lab = Lab(copy_checkout())  # without an nsenter that would get the signal too
+    for moment in (0.3, 0.6, 1.2):
+        process = lab.start(sys.executable, "-m", "lab", "up", "drakar")
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate()
+        line = "interrupted; the same command again goes on, lab.down undoes it\n"
+        assert (process.returncode, stderr) == (130, line)
+    lab.up("drakar")
+    assert lab.ssh("drakar", "hostname").stdout == "drakar\n"
+    lab.down()
