@@ -1,7 +1,6 @@
 """An HTTP request to each instance, made on the host that it runs on."""
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 
@@ -18,7 +17,7 @@ TIMEOUT = 5  # seconds
 def probe(fleet: Fleet) -> list[Difference]:
     """A difference for each instance that does not answer with a status below 500."""
     hosts = [host for host in fleet.active if host.instances]
-    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+    with ssh.side_by_side(len(hosts)) as pool:
         return [difference for found in pool.map(_probe_host, hosts) for difference in found]
 
 

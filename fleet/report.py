@@ -7,7 +7,6 @@ from rich.text import Text
 
 from fleet.verification import Report, Row
 
-
 WIDTH = 120  # columns in a log, where no terminal says how many there are
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from socket import create_connection, socket
 from threading import Thread
@@ -88,6 +89,11 @@ def _trust(client: paramiko.SSHClient, options: Any, data: Any) -> None:
 def _command_line(host: Host) -> str:
     config = host.data.get("ssh_config_file")
     return f"ssh {'-F ' + config + ' ' if config else ''}{host.name}"
+
+
+def side_by_side(count: int) -> ThreadPool:
+    """Threads for so many hosts. Ctrl-C does not wait for what they do."""
+    return ThreadPool(max(1, count))
 
 
 def run_script(

@@ -5,7 +5,6 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from fleet import ssh
 from fleet.errors import FleetError
 from fleet.model import Host
+from fleet.ssh import side_by_side
 from plugin_build.identity import DIST, HERE, IDENTIFY, PACKAGES, PLUGIN, Uwsgi, parse_identity
 
 EXCERPT = 30  # lines of what a failed build printed
@@ -60,18 +60,13 @@ def build(hosts: Iterable[Host], report: Report, force: bool = False) -> list[Ou
     :returns: an outcome for each host, also for those that failed
     """
     listed = list(hosts)
-    with ThreadPoolExecutor(max_workers=max(1, len(listed))) as pool:
-        found = list(pool.map(lambda host: _identify(host, report), listed))
-        builders = _one_for_each_kind(listed, found)
-        built = dict(
-            zip(
-                builders,
-                pool.map(
-                    lambda item: _ensure_built(item[1], item[0], report, force), builders.items()
-                ),
-                strict=True,
-            )
+    with side_by_side(len(listed)) as pool:
+        found = pool.map(lambda host: _identify(host, report), listed)
+        kinds = _one_for_each_kind(listed, found)
+        results = pool.starmap(
+            lambda uwsgi, host: _ensure_built(host, uwsgi, report, force), kinds.items()
         )
+    built = dict(zip(kinds, results, strict=True))
     return [_outcome(host, identity, built) for host, identity in zip(listed, found, strict=True)]
 
 

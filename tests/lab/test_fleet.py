@@ -440,9 +440,10 @@ def test_a_deploy_killed_at_any_moment_is_finished_by_the_next(fleet: Fleet, lab
     assert unify.sub("-HASH", found) == unify.sub("-HASH", expected)
 
 
-def test_ctrl_c_ends_a_task_without_a_traceback(fleet: Fleet) -> None:
+def interrupted(line: str, *command: str) -> tuple[int, str]:
+    """Ctrl-C when a command has printed this; its exit status and its standard error."""
     process = subprocess.Popen(
-        [str(BIN / "invoke"), "client", "--inventory", str(fleet.path)],
+        [str(BIN / command[0]), *command[1:]],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -450,11 +451,32 @@ def test_ctrl_c_ends_a_task_without_a_traceback(fleet: Fleet) -> None:
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert " found on node " in process.stdout.readline()
+    printed = []
+    for printed_line in process.stdout:
+        printed.append(printed_line)
+        if line in printed_line:
+            break
+    else:
+        pytest.fail(f"{' '.join(command)} never printed {line!r}:\n{''.join(printed)}")
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
     assert "Traceback" not in stderr, stderr
+    return process.returncode, stderr
+
+
+def test_ctrl_c_ends_a_watching_client(fleet: Fleet) -> None:
+    command = ("invoke", "client", "--inventory", str(fleet.path))
+    assert interrupted(" found on node ", *command)[0] == 130
+
+
+def test_ctrl_c_ends_a_build_and_leaves_the_host_as_it_was(fleet: Fleet, lab: Any) -> None:
+    before = lab.ssh("drakar", "dpkg -l").stdout
+    command = ("invoke", "build-plugin", "--force", "--inventory", str(fleet.path))
+    code, stderr = interrupted("installing the compiler", *command)
+    assert (code, stderr.strip()) == (130, "interrupted")
+    assert lab.ssh("drakar", "dpkg -l; ls -A /mnt").stdout == before
+    # What was built before is still there and still good.
+    assert "up to date: " in fleet.build().stdout
 
 
 # --- Retiring ------------------------------------------------------------------------
