@@ -1,93 +1,11 @@
-"""The lab as an operator uses it: through its commands, in a checkout."""
+"""The lab of the checkout under test, and other checkouts with labs of their own."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-SUDO = [] if os.geteuid() == 0 else ["sudo"]
-
-Result = subprocess.CompletedProcess[str]
-
-
-class Lab:
-    """The lab of a checkout; every command that fails shows what it printed."""
-
-    def __init__(self, checkout: Path, *inside: str, **environment: str) -> None:
-        """
-        :param inside: a command that runs another, as nsenter does
-        :param environment: variables beside those of this process
-        """
-        self.checkout = checkout
-        self.config = checkout / ".lab/ssh_config"
-        self.inside = inside
-        self.environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
-
-    def up(self, *names: str) -> Result:
-        return self.command("up", *names)
-
-    def down(self, *names: str) -> Result:
-        return self.command("down", *names)
-
-    def kill(self, *names: str) -> Result:
-        return self.command("kill", *names)
-
-    def rebuild(self, *names: str) -> Result:
-        return self.command("rebuild", *names)
-
-    def status(self) -> dict[str, dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.command("status", "--json").stdout)
-        return {row["name"]: row for row in rows}
-
-    def address(self, name: str) -> str:
-        return str(self.status()[name]["address"])
-
-    def ssh(self, name: str, command: str, check: bool = True, options: str = "") -> Result:
-        words = [
-            "ssh",
-            "-F",
-            str(self.config),
-            "-o",
-            "BatchMode=yes",
-            *options.split(),
-            name,
-            command,
-        ]
-        return self.run(*words, check=check)
-
-    def command(self, *words: str, check: bool = True) -> Result:
-        return self.run(sys.executable, "-m", "lab", *words, check=check)
-
-    def invoke(self, *words: str, check: bool = True) -> Result:
-        return self.run(str(BIN / "invoke"), *words, check=check)
-
-    def run(self, *words: str, check: bool = True) -> Result:
-        process = self.start(*words)
-        stdout, stderr = process.communicate()
-        said = f"{' '.join(words)} exited with {process.returncode}:\n{stdout}{stderr}"
-        assert "Traceback" not in said, said
-        assert not check or process.returncode == 0, said
-        return Result(words, process.returncode, stdout, stderr)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*self.inside, *words],
-            cwd=self.checkout,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+from lab_commands import ROOT, Lab
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import SUDO, Lab
+from lab_commands import SUDO, Lab
 
 CACHE = Path(os.environ.get("UWSGI_CONSUL_FLEET_CACHE", "/var/cache/uwsgi-consul-fleet"))
 DISKS = Path("/var/lib/uwsgi-consul-fleet/lab")
@@ -69,8 +69,8 @@ class Host:
         cut -d ' ' -f 1,2,3 /proc/mounts
         for folder in /proc/[0-9]*; do
             tr '\\0' ' ' <"$folder/cmdline" && echo
-        done 2>/dev/null | grep -E 'nspawn|apt-cacher|systemd|sshd|dbus'
-        find /var/lib/uwsgi-consul-fleet/lab -mindepth 1 2>/dev/null
+        done 2>/dev/null | grep -E '[n]spawn|[a]pt-cacher|[s]ystemd|[s]shd|[d]bus'
+        find /var/lib/uwsgi-consul-fleet -mindepth 2
         for id; do find /sys/fs/cgroup -maxdepth 2 -name "uwsgi-consul-fleet-$id-*"; done
     """
 
@@ -450,6 +450,25 @@ def test_two_clones_come_up_at_the_same_time_and_one_goes(island: Lab, neighbour
     assert neighbour.ssh("drakar", BOOT).stdout == before
     cheetah = neighbour.address("cheetah")
     assert "SSH-" in neighbour.ssh("drakar", f"head -c 4 </dev/tcp/{cheetah}/22").stdout
+
+
+def test_machines_of_another_version_keep_their_network(island: Lab, neighbour: Lab) -> None:
+    neighbour.up("drakar")
+    file = DISKS / clone_id(neighbour) / "drakar/machine.json"
+    island.run("sh", "-c", f'sed -i \'s/{{/{{"colour": "red", /; s/"release"/"suite"/\' {file}')
+    island.up("drakar")
+    island.down()
+    address = island.run("grep", "HostName", str(neighbour.config)).stdout.split()[1]
+    assert neighbour.ssh("drakar", f"ip -4 address; echo {address}").stdout.count(address) > 1
+    assert proxies(neighbour) != []
+
+
+def test_machines_outlive_a_deleted_bridge(island: Lab) -> None:
+    island.up("drakar")
+    before = island.ssh("drakar", BOOT).stdout
+    island.run("ip", "link", "delete", "ucf-lab0")
+    island.up("drakar")
+    assert island.ssh("drakar", BOOT).stdout == before
 
 
 def test_machines_of_a_deleted_clone_are_removed(island: Lab, neighbour: Lab) -> None:
