@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from functools import wraps
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,21 +21,32 @@ DEFAULT_RELEASE = 12
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Run as root, alone, and with errors as one line."""
+    """Run with errors as one line."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             host.require_programs()
-            if os.geteuid() != 0:
-                host.become_root()
-            with host.locked("lab"):
-                function(*args, **kwargs)
+            function(*args, **kwargs)
         except (LabError, OSError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command again goes on, lab.down undoes it", err=True)
             sys.exit(130)
+
+    return wrapper
+
+
+def change(function: Callable[..., None]) -> Callable[..., None]:
+    """Run as root, while no other lab command changes anything."""
+
+    @command
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        if os.geteuid() != 0:
+            host.become_root()
+        with host.locked("lab"):
+            function(*args, **kwargs)
 
     return wrapper
 
@@ -48,7 +58,7 @@ def main() -> None:
 
 @main.command(help="Start machines; those named, or drakar and cheetah. NAME:13 takes Debian 13.")
 @click.argument("names", nargs=-1, metavar="[NAME[:RELEASE]]...")
-@command
+@change
 def up(names: tuple[str, ...]) -> None:
     _start(_wanted(names or DEFAULT))
 
@@ -110,7 +120,7 @@ def _settle(name: str, release: int, network: IPv4Network) -> Machine:
 @main.command(help="Remove machines with their disks; those named, or all of this clone.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--purge", is_flag=True, help="Also remove base trees and stored packages.")
-@command
+@change
 def down(names: tuple[str, ...], purge: bool) -> None:
     if names and purge:
         raise LabError("--purge removes what all machines need: name none")
@@ -124,11 +134,10 @@ def down(names: tuple[str, ...], purge: bool) -> None:
         _clear_folder()
         _remove_orphans()
     access.record(machine for machine in machines.known() if machine.pids())
-    others = machines.known("*")
-    if not any(machine.pids() for machine in others):
+    if not machines.anybody_runs():
         _leave_host()
-    if purge and others:
-        places = ", ".join(sorted({machine.checkout or machine.clone for machine in others}))
+    if purge and (others := machines.known("*")):
+        places = ", ".join(sorted({str(machines.checkout(m) or m.clone) for m in others}))
         raise LabError(f"kept {host.CACHE}: there are machines of other clones: {places}")
     if purge:
         base.purge()
@@ -148,14 +157,20 @@ def _clear_folder() -> None:
     for folder in (MACHINES / CLONE_ID).glob("*"):
         machines.remove(Machine(folder.name, 0, ""))
     shutil.rmtree(MACHINES / CLONE_ID, ignore_errors=True)
+    (machines.CHECKOUTS / CLONE_ID).unlink(missing_ok=True)
 
 
 def _remove_orphans() -> None:
     """Nobody else can remove the machines of a clone that was deleted."""
     for machine in machines.known("*"):
-        if machine.checkout and not Path(machine.checkout).exists():
+        checkout = machines.checkout(machine)
+        if checkout and not checkout.exists():
             machines.remove(machine)
-            print(f"{machine.name} of {machine.checkout}: removed, that clone is gone", flush=True)
+            print(f"{machine.name} of {checkout}: removed, that clone is gone", flush=True)
+    for file in machines.CHECKOUTS.glob("*"):
+        if not (MACHINES / file.name).exists() or not any((MACHINES / file.name).iterdir()):
+            shutil.rmtree(MACHINES / file.name, ignore_errors=True)
+            file.unlink()
 
 
 def _leave_host() -> None:
@@ -168,7 +183,7 @@ def _leave_host() -> None:
 
 @main.command(help="Make machines anew, with an empty disk; those named, or all of this clone.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@command
+@change
 def rebuild(names: tuple[str, ...]) -> None:
     chosen = _named(names)
     for machine in chosen:
@@ -181,7 +196,7 @@ def rebuild(names: tuple[str, ...]) -> None:
 
 @main.command(help="A power cut; lab.up starts the machine again with its disk.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@command
+@change
 def kill(names: tuple[str, ...]) -> None:
     for machine in _named(names):
         machines.kill(machine)

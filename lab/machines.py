@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from socket import create_connection
 
@@ -22,6 +22,7 @@ from lab.network import BRIDGE
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
 BOOT_TIMEOUT = 60  # seconds until ssh answers
 SYSTEMD = Path("/run/systemd/system")  # there where systemd is this host's init
+CHECKOUTS = MACHINES.with_name("checkouts")  # which clone is where
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 
 
@@ -33,7 +34,6 @@ class Machine:
     release: int
     address: str
     clone: str = CLONE_ID
-    checkout: str = str(CLONE)  # where that clone is
 
     @property
     def folder(self) -> Path:
@@ -50,6 +50,9 @@ class Machine:
     def pids(self) -> list[int]:
         """Of its systemd-nspawn: a machine runs if and only if there is one."""
         return processes("systemd-nspawn", f"--directory={self.root}")
+
+
+FIELDS = [field.name for field in fields(Machine)]
 
 
 def parse(word: str) -> tuple[str, int | None]:
@@ -76,10 +79,18 @@ def known(clone: str = CLONE_ID) -> list[Machine]:
     found = []
     for path in sorted(MACHINES.glob(f"{clone}/*/machine.json")):
         try:
-            found.append(Machine(**{"checkout": "", **json.loads(path.read_text())}))
-        except (OSError, ValueError, TypeError):
+            found.append(Machine(*map(json.loads(path.read_text()).__getitem__, FIELDS)))
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except (OSError, LookupError, TypeError, ValueError):
             print(f"ignoring {path}: damaged", file=sys.stderr, flush=True)
     return found
+
+
+def anybody_runs() -> bool:
+    """Of any clone; also one whose file is damaged, or written by another version of this."""
+    folders = MACHINES.glob("*/*")
+    return any(Machine(folder.name, 0, "", folder.parent.name).pids() for folder in folders)
 
 
 def free_address(network: ipaddress.IPv4Network, taken: set[str]) -> str:
@@ -91,7 +102,14 @@ def free_address(network: ipaddress.IPv4Network, taken: set[str]) -> str:
 
 
 def save(machine: Machine) -> None:
+    write(CHECKOUTS / machine.clone, f"{CLONE}\n")
     write(machine.folder / "machine.json", json.dumps(asdict(machine)) + "\n")
+
+
+def checkout(machine: Machine) -> Path | None:
+    """Where the clone is to which it belongs; it may be gone."""
+    file = CHECKOUTS / machine.clone
+    return Path(file.read_text().strip()) if file.exists() else None
 
 
 def start(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) -> None:

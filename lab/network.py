@@ -39,6 +39,7 @@ def up() -> ipaddress.IPv4Interface:
     if address is None:
         address = _create_bridge()
     run("ip", "link", "set", BRIDGE, "up")
+    _attach()
     _translate(address.network)
     _forward()
     _pass_firewall()
@@ -54,6 +55,13 @@ def _create_bridge() -> ipaddress.IPv4Interface:
     run("ip", "address", "replace", str(address), "dev", BRIDGE)
     print(f"network: bridge {BRIDGE} with {network}", flush=True)
     return address
+
+
+def _attach() -> None:
+    """Machines that run keep their cables when somebody deletes the bridge."""
+    for link in json.loads(run("ip", "-json", "link", "show")):
+        if link["ifname"].startswith("vb-ucf-") and "master" not in link:
+            run("ip", "link", "set", link["ifname"], "master", BRIDGE, "up")
 
 
 def free_network(routes: Iterable[str]) -> ipaddress.IPv4Network:
