@@ -9,7 +9,6 @@ from typing import Any
 
 from invoke import Collection, Context, Exit, task
 
-import lab as lab_package
 from fleet.errors import FleetError
 from fleet.invoke_names import NamesTask
 
@@ -46,6 +45,14 @@ def build_plugin(_context: Context, force: bool = False, inventory: str = INVENT
         raise Exit(code=1)
 
 
+def seconds(text: str) -> float:
+    """Invoke itself answers a number that is none with a traceback."""
+    try:
+        return float(text)
+    except ValueError:
+        raise FleetError(f"--wait {text}: is no number of seconds") from None
+
+
 @task(
     help={
         "json": "print the report as JSON",
@@ -58,7 +65,7 @@ def build_plugin(_context: Context, force: bool = False, inventory: str = INVENT
 def verify(
     _context: Context,
     json: bool = False,
-    wait: float = 0,
+    wait: str = "0",
     probe: bool = False,
     inventory: str = INVENTORY,
 ) -> None:
@@ -66,7 +73,7 @@ def verify(
     from fleet import inspection, report
     from fleet.inventory import read
 
-    found = inspection.verify(read(inventory), wait=wait, with_probe=probe)
+    found = inspection.verify(read(inventory), seconds(wait), with_probe=probe)
     if json:
         print(json_module.dumps(found.as_dict(), indent=2))
     else:
@@ -141,10 +148,12 @@ def rebuild(_context: Context, names: list[str]) -> None:
 
 
 @task(help={"name": "the machine"})
+@errors_exit(1)
 def ssh(_context: Context, name: str) -> None:
     """Open a shell on a lab machine."""
-    command = ["ssh", "-F", str(lab_package.SSH_CONFIG), name]
-    raise Exit(code=subprocess.run(command, check=False).returncode)
+    from lab.access import shell
+
+    raise Exit(code=subprocess.run(shell(name), check=False).returncode)
 
 
 lab = Collection("lab", up, down, status, rebuild, ssh)

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import paramiko
+
 import lab
 from lab.base import USER
-from lab.host import run, write
+from lab.host import LabError, run, write
 
 KEY = lab.FOLDER / "id_ed25519"
 KNOWN_HOSTS = lab.FOLDER / "known_hosts"
@@ -84,3 +86,18 @@ def _give_back() -> None:
     account = pwd.getpwuid(int(user))
     for path in (lab.FOLDER, *lab.FOLDER.iterdir()):
         os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+
+
+def shell(name: str) -> list[str]:
+    """The command line that opens a shell on a machine.
+
+    :raises LabError: where no machine of that name runs
+    """
+    running = paramiko.SSHConfig()
+    if lab.SSH_CONFIG.exists():
+        running = paramiko.SSHConfig.from_path(str(lab.SSH_CONFIG))
+    names = sorted(running.get_hostnames() - {"*"})
+    if name not in names:
+        there = ", ".join(names) or "none"
+        raise LabError(f"no lab machine {name!r} runs (there is: {there}); invoke lab.up {name}")
+    return ["ssh", "-F", str(lab.SSH_CONFIG), name]
