@@ -53,10 +53,10 @@ def install(me: Host, release: Release) -> Generator[Any, None, None]:
         return
     app_name = me.settings.app_name
     yield from system_user(app_name)
-    upload = host.get_temp_filename(f"{app_name}-{name}")
-    yield FileUploadCommand(
-        BytesIO(release.archive(me, plugin.path)), upload, host.get_temp_filename(f"part-{name}")
-    )
+    # A name of its own: a run that was killed may still be reading what it sent.
+    upload = host.get_temp_filename()
+    archive = BytesIO(release.archive(me, plugin.path))
+    yield FileUploadCommand(archive, upload, host.get_temp_filename())
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
         app_name, name, upload, release.requirements_digest, REQUIREMENTS,

@@ -6,6 +6,8 @@ exec 9>/run/lock/uwsgi-consul-fleet
 flock 9
 base=/srv/$1 name=$2 archive=$3 digest=$4 requirements=$5
 umask 022
+trap 'rm -f "$archive"' EXIT
+if [ -d "$base/releases/$name" ]; then exit 0; fi # by the run that held the lock
 mkdir -p "$base/releases" "$base/venvs"
 # What an interrupted run left behind.
 rm -rf "$base"/releases/.part-* "$base"/venvs/.part-*
@@ -13,7 +15,6 @@ rm -rf "$base"/releases/.part-* "$base"/venvs/.part-*
 part=$base/releases/.part-$name
 mkdir "$part"
 tar -xzf "$archive" -C "$part" --no-same-owner
-rm -f "$archive"
 
 if [ "$digest" != - ]; then
     venv=$base/venvs/$digest
