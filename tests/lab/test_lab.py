@@ -20,10 +20,7 @@ from lab_commands import SUDO, Lab
 CACHE = Path(os.environ.get("UWSGI_CONSUL_FLEET_CACHE", "/var/cache/uwsgi-consul-fleet"))
 DISKS = Path("/var/lib/uwsgi-consul-fleet/lab")
 RUN = Path("/run/uwsgi-consul-fleet")
-NO_BULLSEYE = pytest.mark.skipif(
-    not (CACHE / "base-11").exists(), reason="no base tree of Debian 11 yet; making it takes long"
-)
-RELEASES = [12, 13, pytest.param(11, marks=NO_BULLSEYE)]
+RELEASES = [11, 12, 13]
 BOOT = "systemctl show --value -p UserspaceTimestampMonotonic -p InvocationID; cat /etc/machine-id"
 REAPER = "import signal as s; s.signal(s.SIGCHLD, s.SIG_IGN)\nwhile True: s.pause()"
 
