@@ -41,10 +41,16 @@ datacenter = "dc1"
 consul_source = "auto"
 consul_version = "1.21.4"  # for release
 
+# consul_file = "~/consul_1.21.4_linux_amd64.zip"  # for file
+# consul_release_url = "https://releases.hashicorp.com/consul"  # a mirror of the release site
+
 # Optional: refuse any other archive, e.g. {"amd64": "<sha256 of the .zip>"}.
 consul_sha256: dict[str, str] = {}
 
 # --- How the hosts are reached ----------------------------------------------
+
+# The address under which other hosts reach a host is the one that ssh reaches it under.
+# Where these differ, set it beside the host in inventory.py: ("web1", {"address": "10.0.0.5"})
 
 # The lab's machines while it is up, else your own ssh config.
 ssh_config_file = config_file()
