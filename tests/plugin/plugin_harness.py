@@ -32,6 +32,8 @@ import os, time
 time.sleep(float(os.environ.get("APP_LOADS_FOR", "0")))
 if os.environ.get("APP_FAILS") or os.path.exists("app-fails"):
     raise RuntimeError("the application does not load")
+if os.path.exists("app-dies"):
+    os.abort()
 
 def application(environ, start_response):
     query = environ.get("QUERY_STRING", "")
@@ -63,7 +65,13 @@ def build_plugin(folder: Path, uwsgi: str = "uwsgi", sources: Path = SOURCES) ->
 class Process:
     """A program with its log in a file; never left behind."""
 
-    def __init__(self, command: list[str], folder: Path, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        command: list[str],
+        folder: Path,
+        env: dict[str, str] | None = None,
+        pass_fds: Iterable[int] = (),
+    ):
         self.folder = folder
         self.log_file = folder / "log"
         clean = {key: value for key, value in os.environ.items() if "CONSUL" not in key}
@@ -76,6 +84,7 @@ class Process:
                 stderr=log,
                 env={**clean, **(env or {})},
                 start_new_session=True,
+                pass_fds=tuple(pass_fds),
             )
 
     @property
@@ -164,12 +173,19 @@ class Uwsgi(Process):
         env: dict[str, str] | None = None,
         port: int | None = None,
         wrapper: Iterable[str] = (),
+        pass_fds: Iterable[int] = (),
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.port = port or free_ports(1)[0]
         (folder / "demo.py").write_text(APPLICATION)
-        plugins = ",".join(part for part in (language, str(plugin)) if part)
-        lines = ["[uwsgi]", f"plugins = {plugins}", "master = true"]
+        # By its name, as a user writes it.
+        loaded = ",".join(part for part in (language, "consul") if part)
+        lines = [
+            "[uwsgi]",
+            f"plugins-dir = {plugin.parent}",
+            f"plugins = {loaded}",
+            "master = true",
+        ]
         if socket:
             lines.append(f"{socket} = 127.0.0.1:{self.port}")
         if module:
@@ -178,7 +194,7 @@ class Uwsgi(Process):
         lines += [f"consul-register = {line}".replace("PORT", str(self.port)) for line in register]
         self.ini = folder / "uwsgi.ini"
         self.ini.write_text("\n".join(lines) + "\n")
-        super().__init__([*wrapper, binary, "--ini", str(self.ini)], folder, env)
+        super().__init__([*wrapper, binary, "--ini", str(self.ini)], folder, env, pass_fds)
 
     def get(self, path: str = "/", timeout: float = 5.0) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

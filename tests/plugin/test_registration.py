@@ -155,7 +155,7 @@ def test_given_urls_are_used_as_they_are(start: Start, fake: FakeAgent) -> None:
     until(lambda: fake.requests("/my/check"), "it beats")
     uwsgi.signal(2)
     until(lambda: fake.requests("/my/deregister"), "it deregisters")
-    assert [seen.path for seen in fake.seen][0] == "/my/register"
+    assert fake.seen[0].path == "/my/register"
     assert {seen.path for seen in fake.seen} <= {"/my/register", "/my/check", "/my/deregister"}
 
 

@@ -1,0 +1,244 @@
+"""Agents that are down, that hang, that lose what they knew, and that answer nonsense."""
+
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+from consul_processes import until
+from plugin_harness import Agent, FakeAgent, Uwsgi
+
+Start = Callable[..., Uwsgi]
+
+
+def troubles(uwsgi: Uwsgi) -> list[str]:
+    return [line for line in uwsgi.consul_lines() if "no answer from the agent" in line]
+
+
+# ---- lost registrations ----
+
+
+def test_deregistered_behind_its_back(start: Start, agent: Agent, name: str) -> None:
+    uwsgi = start(f"url={agent.url},name={name}")  # with the default ttl of 30 seconds
+    until(lambda: agent.passing(name), "it is registered")
+    agent.forget(name)
+    until(lambda: agent.passing(name), "it is back", 5)
+    assert uwsgi.said(f"{name}: the agent has lost the registration")
+
+
+def test_one_of_many_is_deregistered(start: Start, agent: Agent, name: str) -> None:
+    start([f"url={agent.url},name={name},id={name}-{number}" for number in range(5)])
+    until(lambda: len(agent.passing(name)) == 5, "they are registered")
+    agent.forget(f"{name}-3")
+    until(lambda: len(agent.passing(name)) == 5, "it is back", 5)
+
+
+def test_an_agent_restarted_without_its_data(start: Start, own_agent: Agent) -> None:
+    uwsgi = start(f"url={own_agent.url},name=a").ready()
+    until(lambda: own_agent.passing("a"), "it is registered")
+    own_agent.kill()
+    until(lambda: troubles(uwsgi), "it is noticed")
+    own_agent.start(wait=False)
+    until(own_agent.answers, "the agent answers")
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is back", 5)
+    assert len(troubles(uwsgi)) <= 2
+    assert uwsgi.said("answers again, after ")
+
+
+def test_a_lost_check_comes_back(start: Start, agent: Agent, name: str) -> None:
+    start(f"url={agent.url},name={name},ttl=1")
+    until(lambda: agent.passing(name), "it is registered")
+    agent.put(f"/v1/agent/check/deregister/service:{name}")
+    until(lambda: agent.status(name) == "passing", "its check is back", 5)
+
+
+# ---- agents that do not answer ----
+
+
+def test_an_agent_that_is_not_there_yet(start: Start, own_agent: Agent) -> None:
+    own_agent.kill()
+    uwsgi = start(f"url={own_agent.url},name=a").ready()
+    until(lambda: troubles(uwsgi), "it is noticed")
+    time.sleep(1)  # several tries
+    own_agent.start(wait=False)
+    until(own_agent.answers, "the agent answers")
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered", 5)
+    assert len(troubles(uwsgi)) <= 2
+
+
+def test_an_agent_that_was_stopped_when_uwsgi_started(start: Start, own_agent: Agent) -> None:
+    own_agent.pause()
+    uwsgi = start(f"url={own_agent.url},name=a").ready(5)
+    until(lambda: uwsgi.said("silence"), "it is noticed")
+    own_agent.resume()
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered", 5)
+    until(lambda: uwsgi.said("answers again"), "that is noticed as well")
+
+
+def test_an_agent_that_never_answers_old_requests(start: Start, fake: FakeAgent) -> None:
+    """What hung before stays hung; only new requests are answered."""
+    fake.behave = lambda _: "hang"
+    start(f"url={fake.url},name=a").ready(5)
+    until(lambda: len(fake.seen) >= 3, "it tries on")
+    fake.behave = lambda _: None
+    until(lambda: fake.services, "it is registered", 5)
+
+
+def test_an_agent_that_takes_its_time(start: Start, fake: FakeAgent) -> None:
+    """Each request takes longer than it takes until a second attempt is made."""
+
+    def slowly(_: object) -> None:
+        time.sleep(1.5)
+
+    fake.behave = slowly
+    start(f"url={fake.url},name=a")
+    until(lambda: fake.requests("/check/pass/") or fake.requests("/agent/services"), "it goes on")
+    assert fake.services
+
+
+def unreachable() -> tuple[socket.socket, list[socket.socket], str]:
+    """A port whose packets get no answer: its listener's queue is full, so SYNs are dropped."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    port = listener.getsockname()[1]
+    fillers = []
+    for _ in range(3):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(("127.0.0.1", port))
+        fillers.append(filler)
+    time.sleep(0.1)
+    return listener, fillers, f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("drain", [0, 1])
+def test_an_unreachable_agent_delays_neither_start_nor_stop(start: Start, drain: int) -> None:
+    listener, fillers, url = unreachable()
+    uwsgi = start(f"url={url},name=a,drain={drain}").ready(5)
+    until(lambda: troubles(uwsgi), "it is noticed")
+    began = time.monotonic()
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    assert time.monotonic() - began < 5  # bench/ has the figures
+    for one in (listener, *fillers):
+        one.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
+def test_a_stop_while_a_request_hangs(start: Start, fake: FakeAgent, how: int) -> None:
+    fake.behave = lambda seen: "hang" if "/check/" in seen.path else None
+    uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0", options=["exit-on-reload = true"]).ready()
+    until(lambda: fake.requests("/check/"), "a beat hangs")
+    uwsgi.signal(how)
+    assert uwsgi.wait() == 0
+    assert fake.services == {}
+
+
+def test_a_reload_while_a_request_hangs(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda _: "hang"
+    uwsgi = start(f"url={fake.url},name=a,ttl=1").ready()
+    until(lambda: fake.seen, "a registration hangs")
+    uwsgi.signal(signal.SIGHUP)
+    until(lambda: "(RE)spawned" in uwsgi.log, "it reloads", 5)
+    fake.behave = lambda _: None
+    until(lambda: fake.services, "it is registered")
+
+
+def test_a_deregistration_that_hangs(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda seen: "hang" if "/deregister/" in seen.path else None
+    uwsgi = start(f"url={fake.url},name=a,drain=1").ready()
+    until(lambda: fake.services, "it is registered")
+    began = time.monotonic()
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    assert time.monotonic() - began < 5
+    assert uwsgi.said("a: not deregistered, the agent at")
+
+
+# ---- agents that answer nonsense ----
+
+NONSENSE = {
+    "500": (500, "rpc error: no cluster leader"),
+    "403": (403, "Permission denied"),
+    "400": (400, "Invalid service address"),
+    "301": (301, ""),
+    "close": "close",
+    "garbage": "garbage",
+    "slow": "slow",
+    "huge": "huge",
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_is_survived_and_noted_once(start: Start, fake: FakeAgent, kind: str) -> None:
+    fake.behave = lambda _: NONSENSE[kind]
+    uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0").ready()
+    until(lambda: len(fake.seen) >= 4, "it tries on")
+    noted = [line for line in uwsgi.consul_lines() if "refuses" in line or "no answer" in line]
+    assert len(noted) <= 1 + (kind == "huge")
+    fake.behave = lambda _: None
+    until(lambda: fake.services, "it is registered in the end")
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    assert fake.services == {}
+    # uWSGI's own lines are one line each, and so are ours.
+    assert all(len(line) < 400 for line in uwsgi.consul_lines())
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_in_the_middle(start: Start, fake: FakeAgent, kind: str) -> None:
+    uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0").ready()
+    until(lambda: fake.requests("/check/"), "it beats")
+    fake.behave = lambda _: NONSENSE[kind]
+    count = len(fake.seen)
+    until(lambda: len(fake.seen) > count + 2, "it tries on")
+    assert uwsgi.serves()
+    fake.behave = lambda _: None
+    fake.services.clear()
+    until(lambda: fake.services, "it is registered again")
+
+
+def test_a_token_that_the_agent_repeats_is_not_logged(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda seen: (403, f"token {seen.headers['X-Consul-Token']} is wrong")
+    uwsgi = start(f"url={fake.url},name=a,token=s3cr3t-s3cr3t,debug=1")
+    until(lambda: uwsgi.said("refuses"), "the refusal is noted")
+    assert "s3cr3t" not in uwsgi.log
+    assert fake.seen[0].headers["X-Consul-Token"] == "s3cr3t-s3cr3t"
+
+
+def test_control_characters_of_an_answer_are_not_logged(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda _: (500, "\x1b[31mred\x07\nsecond line")
+    uwsgi = start(f"url={fake.url},name=a")
+    until(lambda: uwsgi.said("refuses"), "the refusal is noted")
+    assert uwsgi.said("HTTP 500 ?[31mred?")
+    assert "second line" not in uwsgi.log
+
+
+def test_another_reason_is_another_line(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda _: (500, "first")
+    uwsgi = start(f"url={fake.url},name=a")
+    until(lambda: uwsgi.said("HTTP 500 first"), "the first is noted")
+    fake.behave = lambda _: (403, "second")
+    until(lambda: uwsgi.said("HTTP 403 second"), "the second is noted")
+    fake.behave = lambda _: None
+    until(lambda: uwsgi.said("registered a as a"), "it is registered")
+
+
+def test_a_list_that_hides_services_is_not_believed(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda seen: (200, "{}") if seen.path.endswith("/agent/services") else None
+    uwsgi = start(f"url={fake.url},name=a,ttl=1")
+    until(lambda: len(fake.requests("/agent/service/a")) >= 2, "it looks closer")
+    time.sleep(2)
+    assert len(fake.requests("/service/register")) == 1
+    assert len(fake.requests("/agent/services")) <= 4
+    assert not uwsgi.said("lost")
+
+
+def test_it_beats_three_times_a_ttl_and_not_more(start: Start, fake: FakeAgent) -> None:
+    start(f"url={fake.url},name=a,ttl=1")
+    until(lambda: fake.requests("/check/"), "it beats")
+    begin = len(fake.requests("/check/"))
+    time.sleep(2)
+    assert 3 <= len(fake.requests("/check/")) - begin <= 8
