@@ -17,9 +17,10 @@
 #define RETRY_QUICK 100     /* between tries to reach the agent */
 #define RETRY_SLOW 400      /* the same after QUICK_RETRIES of them */
 #define QUICK_RETRIES 20
-#define PAUSE_FIRST 500 /* after a refusal, doubled with each */
-#define PAUSE_LIMIT 15000
-#define LIST_MISSES 3 /* after which a list is not believed any more */
+#define PAUSE_FIRST 500         /* after a refusal, doubled with each */
+#define PAUSE_LIMIT 15000       /* where the request is wrong */
+#define PAUSE_LIMIT_SERVER 1000 /* where the agent is in trouble itself */
+#define LIST_MISSES 3           /* after which a list is not believed any more */
 
 #define NEVER INT64_MAX
 
@@ -286,10 +287,9 @@ int64_t consul_agent_step(struct consul_agent *agent, const struct consul_moment
 static void pause_after_refusal(struct consul_agent *agent, const struct consul_attempt *attempt,
                                 long http, int64_t now) {
     struct consul_service *service = agent->subject;
+    int64_t limit = http >= 500 ? PAUSE_LIMIT_SERVER : PAUSE_LIMIT;
     note_refusal(agent, attempt, http);
-    service->pause = service->pause ? service->pause * 2 : PAUSE_FIRST;
-    if (service->pause > PAUSE_LIMIT)
-        service->pause = PAUSE_LIMIT;
+    service->pause = sooner(service->pause ? service->pause * 2 : PAUSE_FIRST, limit);
     service->retry_at = now + service->pause;
 }
 

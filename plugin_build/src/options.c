@@ -24,10 +24,12 @@ struct key {
     long max;
 };
 
-#define TEXT_KEY(field) {#field, TEXT, offsetof(struct consul_options, field), 0, 0}
+#define TEXT_KEY(field)                                                                            \
+    { #field, TEXT, offsetof(struct consul_options, field), 0, 0 }
 #define NUMBER_KEY(field, min, max)                                                                \
-    {#field, NUMBER, offsetof(struct consul_options, field), min, max}
-#define SWITCH_KEY(field) {#field, SWITCH, offsetof(struct consul_options, field), 0, 1}
+    { #field, NUMBER, offsetof(struct consul_options, field), min, max }
+#define SWITCH_KEY(field)                                                                          \
+    { #field, SWITCH, offsetof(struct consul_options, field), 0, 1 }
 
 static const struct key keys[] = {
     TEXT_KEY(name),
@@ -304,7 +306,8 @@ static int check_duration(const struct consul_options *options, char *error) {
 
 /* One word of `meta`, against the rules of Consul's agent. */
 static int check_meta_word(const char *word, size_t length) {
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    static const char allowed[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
     const char *colon = memchr(word, ':', length);
     size_t name = colon ? (size_t)(colon - word) : 0;
     if (!name || name > 128 || length - name - 1 > 512 || strspn(word, allowed) < name)

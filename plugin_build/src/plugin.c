@@ -177,8 +177,8 @@ static void wait_until(struct loop *loop, int64_t until) {
     if (curl_multi_wait(loop->moment.multi, extra, extra[1].fd < 0 ? 1 : 2, timeout, NULL) !=
         CURLM_OK)
         poll(NULL, 0, timeout);
-    if ((extra[0].revents & CURL_WAIT_POLLIN) &&
-        read(control.wake_fd, &wakes, sizeof(wakes)) < 0 && errno != EAGAIN)
+    if ((extra[0].revents & CURL_WAIT_POLLIN) && read(control.wake_fd, &wakes, sizeof(wakes)) < 0 &&
+        errno != EAGAIN)
         uwsgi_error("[consul] read()");
     if (extra[1].revents)
         consul_stop_emperor_event();

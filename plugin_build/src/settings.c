@@ -81,8 +81,8 @@ static int locate(struct consul_access *access, const char *source, const char *
         located = join(url, "");
     } else {
         /* As CONSUL_HTTP_ADDR may be: only HOST:PORT. */
-        located = join(tls && (!strcmp(tls, "true") || !strcmp(tls, "1")) ? "https://" : "http://",
-                       url);
+        located =
+            join(tls && (!strcmp(tls, "true") || !strcmp(tls, "1")) ? "https://" : "http://", url);
     }
     if (!located)
         return out_of_memory(error);
@@ -146,14 +146,14 @@ static int find_token(struct consul_access *access, const struct consul_options 
     access->token = options->token;
     if (access->token)
         return 0;
-    if (find_file(&access->token_file, options->token_file, "token_file",
-                  "CONSUL_HTTP_TOKEN_FILE", error))
+    if (find_file(&access->token_file, options->token_file, "token_file", "CONSUL_HTTP_TOKEN_FILE",
+                  error))
         return -1;
     if (access->token_file)
         return 0;
     access->token = from_environment("CONSUL_HTTP_TOKEN");
-    if (access->token && (strlen(access->token) >= CONSUL_TOKEN_SIZE ||
-                          strpbrk(access->token, "\r\n"))) {
+    if (access->token &&
+        (strlen(access->token) >= CONSUL_TOKEN_SIZE || strpbrk(access->token, "\r\n"))) {
         snprintf(error, CONSUL_ERROR_SIZE,
                  "CONSUL_HTTP_TOKEN=(hidden): one line of up to 511 characters is allowed");
         return -1;

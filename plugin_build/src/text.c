@@ -67,7 +67,8 @@ void consul_text_json(struct consul_text *text, const char *data, size_t length)
 
 /* Adds a string as one segment of a URL's path, or one value of its query. */
 void consul_text_url(struct consul_text *text, const char *string) {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~";
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~";
     char escape[4];
     for (; *string; string++) {
         if (strchr(plain, *string)) {
