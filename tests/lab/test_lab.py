@@ -49,6 +49,8 @@ class Host:
             mount -t tmpfs none /run/systemd
             if [ -d /mnt/resolve ]; then mv /mnt/resolve /run/systemd; fi
         fi
+        # Machines of the first host come and go: none of them is seen here.
+        grep -o ' /var/lib/uwsgi-consul-fleet/[^ ]*' /proc/mounts | xargs -r umount || true
         mkdir -p /run/uwsgi-consul-fleet /var/lib/uwsgi-consul-fleet
         mount -t tmpfs none /run/uwsgi-consul-fleet
         mount --bind "$1" /var/lib/uwsgi-consul-fleet
@@ -346,9 +348,9 @@ def test_up_killed_at_any_moment_is_mended_by_up_or_down(
     island: Lab, host: Host, group: bool
 ) -> None:
     before = host.traces(island)
-    for moment in (0.15, 0.25, 0.35, 0.5, 0.7, 1, 1.5):
+    for moment in (0.15, 0.3, 0.5, 0.8, 1.3):
         killed(island, moment, group, "up", "drakar")
-        if moment in (0.25, 0.7):
+        if moment in (0.3, 0.8):
             island.up("drakar")
             assert island.ssh("drakar", "hostname").stdout == "drakar\n"
         island.down()
