@@ -171,8 +171,8 @@ struct consul_health {
     int cheap;
     int queue_full;
     int needs_app;
-    int64_t ready_at; /* when a worker was last ready */
-    int64_t progress_at;
+    int64_t ready_at;    /* when a worker was last ready */
+    int64_t stuck_since; /* when no worker could make progress any more, or 0 */
     int64_t queue_free_at;
     uint64_t requests;
     uint64_t spawns;

@@ -38,7 +38,6 @@ void consul_health_start(struct consul_health *health) {
     memset(health, 0, sizeof(*health));
     health->now = consul_now();
     health->ready_at = health->now;
-    health->progress_at = health->now;
     health->queue_free_at = health->now;
     health->needs_app = has_application_option();
 }
@@ -119,9 +118,11 @@ void consul_health_look(struct consul_health *health) {
         health->ready_at = health->now;
         health->spawns_when_ready = health->spawns;
     }
-    /* The clock of progress runs while there is somebody to make it. */
+    /* The clock runs while there is somebody to make progress, from the first look without. */
     if (!health->ready || is_progress(health, requests_before))
-        health->progress_at = health->now;
+        health->stuck_since = 0;
+    else if (!health->stuck_since)
+        health->stuck_since = health->now;
     if (!health->queue_full)
         health->queue_free_at = health->now;
 }
@@ -157,7 +158,7 @@ static void note_no_progress(const struct consul_health *health, char *note) {
                   health->oldest);
     else
         note_time(note, "%d connections wait, none of %d workers took one for %ld s",
-                  health->waiting, health->workers, health->now - health->progress_at);
+                  health->waiting, health->workers, health->now - health->stuck_since);
 }
 
 enum consul_status consul_health_judge(const struct consul_health *health, long ttl, char *note) {
@@ -172,7 +173,7 @@ enum consul_status consul_health_judge(const struct consul_health *health, long 
         snprintf(note, CONSUL_NOTE_SIZE, "no application is loaded, every request is refused");
         return CONSUL_CRITICAL;
     }
-    if (health->now - health->progress_at >= ttl * 1000) {
+    if (health->stuck_since && health->now - health->stuck_since >= ttl * 1000) {
         note_no_progress(health, note);
         return CONSUL_CRITICAL;
     }

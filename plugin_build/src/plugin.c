@@ -75,7 +75,7 @@ static void start_loop(struct loop *loop) {
     loop->look_interval = LOOK_SLOWEST;
     consul_health_start(&loop->health);
     for (service = plugin.services; service; service = service->next) {
-        int64_t interval = service->options.ttl * 1000 / 6;
+        int64_t interval = service->options.ttl * 1000 / 10;
         if (interval < loop->look_interval)
             loop->look_interval = interval < LOOK_QUICKEST ? LOOK_QUICKEST : interval;
         service->state = plugin.inherited ? CONSUL_HELD : CONSUL_APART;

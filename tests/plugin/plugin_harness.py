@@ -267,7 +267,7 @@ class FakeAgent:
     a ``(status, body)``, or one of "hang", "close", "garbage", "slow", "huge".
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, listener: socket.socket | None = None) -> None:
         self.services: dict[str, dict[str, Any]] = {}
         self.seen: list[Seen] = []
         self.behave: Callable[[Seen], Any] = lambda _: None
@@ -279,6 +279,9 @@ class FakeAgent:
             daemon_threads = True
             allow_reuse_address = True
             request_queue_size = 128
+
+            def handle_error(self, *_: Any) -> None:
+                """Who hangs up in the middle of a request is expected here."""
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -298,7 +301,10 @@ class FakeAgent:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = Server(("127.0.0.1", port), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler, bind_and_activate=not listener)
+        if listener:
+            self.server.socket = listener
+            self.server.server_address = listener.getsockname()
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
