@@ -118,7 +118,7 @@ static enum consul_job job_for(const struct consul_service *service,
                                const struct consul_moment *moment) {
     if (service->retry_at > moment->now)
         return CONSUL_IDLE;
-    if (moment->leaving)
+    if (moment->leaving || service->leftover)
         return job_while_leaving(service);
     switch (service->state) {
     case CONSUL_APART:
@@ -311,11 +311,12 @@ static void finish_list(struct consul_agent *agent, size_t found, long http,
 }
 
 static void finish_lost(struct consul_service *service, const struct consul_moment *moment) {
+    int was_wanted = !moment->leaving && !service->leftover;
     if (service->state == CONSUL_TAKEN)
         uwsgi_log("[consul] %s is free again\n", service->options.id);
-    else if (service->state == CONSUL_HELD && !moment->leaving)
+    else if (service->state == CONSUL_HELD && was_wanted)
         uwsgi_log("[consul] %s: the agent has lost the registration\n", service->options.id);
-    service->state = moment->leaving ? CONSUL_LEFT : CONSUL_APART;
+    service->state = was_wanted ? CONSUL_APART : CONSUL_LEFT;
     service->announced = 0;
     service->in_doubt = 0;
 }
@@ -459,6 +460,8 @@ static void note_status(const struct consul_service *service) {
 
 void consul_service_judge(struct consul_service *service, const struct consul_health *health) {
     enum consul_status before = service->status;
+    if (service->leftover)
+        return;
     service->status = consul_health_judge(health, service->options.ttl, service->note);
     if (service->check != CONSUL_CHECK_TTL)
         service->status = CONSUL_PASSING;

@@ -81,8 +81,9 @@ struct consul_service;
 
 /* Returns 0, or -1 and one line in `error`. */
 int consul_settings_complete(struct consul_plugin *plugin, char *error);
-/* Lets the program that a reload starts in this process know whose registrations they are. */
+/* Lets the program that a reload starts in this process know what this one registered. */
 int consul_settings_bequeath(const struct consul_plugin *plugin);
+int consul_settings_has_legacy(void);
 
 /* ---- answer.c: what is read from the agent's answers ---- */
 
@@ -204,6 +205,8 @@ struct consul_service {
     char *deregister_url;
     char *beat_urls[CONSUL_STATUSES]; /* NULL where there is no way to say that */
     enum consul_check check;
+    int inherited; /* registered by this process before a reload */
+    int leftover;  /* of the configuration before a reload: only to be deregistered */
 
     /* The thread's. */
     enum consul_state state;

@@ -78,8 +78,8 @@ static void start_loop(struct loop *loop) {
         int64_t interval = service->options.ttl * 1000 / 10;
         if (interval < loop->look_interval)
             loop->look_interval = interval < LOOK_QUICKEST ? LOOK_QUICKEST : interval;
-        service->state = plugin.inherited ? CONSUL_HELD : CONSUL_APART;
-        service->verify = plugin.inherited;
+        service->state = service->inherited ? CONSUL_HELD : CONSUL_APART;
+        service->verify = service->inherited;
     }
 }
 
@@ -331,7 +331,8 @@ static void consul_add(char *option, char *value, void *unused) {
 
 static int consul_init(void) {
     char error[CONSUL_ERROR_SIZE];
-    if (!plugin.services)
+    /* Without a service there may still be one to deregister, from before a reload. */
+    if (!plugin.services && !consul_settings_has_legacy())
         return 0;
     if (curl_global_init(CURL_GLOBAL_ALL))
         refuse("can't initialise libcurl");

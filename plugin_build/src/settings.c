@@ -15,6 +15,7 @@
 
 #define DEFAULT_URL "http://127.0.0.1:8500"
 #define REGISTER_PATH "/v1/agent/service/register"
+#define DEREGISTER_PATH "/v1/agent/service/deregister/"
 
 static const char *from_environment(const char *name) {
     const char *value = getenv(name);
@@ -277,7 +278,7 @@ static int build_urls(struct consul_service *service, char *error) {
     return build_url(&service->register_url, options->register_url, agent, REGISTER_PATH, "",
                      error) ||
                    build_url(&service->deregister_url, options->deregister_url, agent,
-                             "/v1/agent/service/deregister/", options->id, error) ||
+                             DEREGISTER_PATH, options->id, error) ||
                    build_url(&service->lookup_url, NULL, agent, "/v1/agent/service/", options->id,
                              error) ||
                    build_beat_urls(service, agent, error)
@@ -335,37 +336,138 @@ static int make_owner(struct consul_plugin *plugin, char *error) {
     return 0;
 }
 
+/* ---- over a reload ---- */
+
 /*
  * A reload replaces the program of this process, but the services stay registered, and stay
- * its own: the mark goes from one program to the next in the environment. With the process id,
- * because other programs inherit the environment as well.
+ * its own: their owner, and a line for each with the agent and how to deregister there, go from
+ * one program to the next in the environment. With the process id, because other programs
+ * inherit the environment as well.
  */
-#define OWNER_VARIABLE "UWSGI_CONSUL_OWNER"
+#define LEGACY_VARIABLE "UWSGI_CONSUL_OWNER"
 
-static int inherit_owner(struct consul_plugin *plugin) {
-    const char *value = getenv(OWNER_VARIABLE);
-    char *end = NULL;
-    if (!value || strtol(value, &end, 10) != (long)getpid() || *end != ':' ||
-        strlen(end + 1) != CONSUL_OWNER_LENGTH)
-        return 0;
-    memcpy(plugin->owner, end + 1, CONSUL_OWNER_LENGTH);
-    plugin->inherited = 1;
-    return 1;
+static void add_to_legacy(struct consul_text *legacy, const struct consul_service *service) {
+    const struct consul_access *access = &service->agent->access;
+    if (!access->url)
+        return;
+    consul_text_say(legacy, "\n");
+    consul_text_say(legacy, access->socket ? "unix://" : access->url);
+    consul_text_say(legacy, access->socket ? access->socket : "");
+    consul_text_say(legacy, "\t");
+    consul_text_say(legacy, service->options.id);
 }
 
-int consul_settings_complete(struct consul_plugin *plugin, char *error) {
+int consul_settings_bequeath(const struct consul_plugin *plugin) {
+    const struct consul_service *service;
+    struct consul_text legacy = {0};
+    int result;
+    consul_text_number(&legacy, (long)getpid());
+    consul_text_say(&legacy, ":");
+    consul_text_say(&legacy, plugin->owner);
+    for (service = plugin->services; service; service = service->next)
+        add_to_legacy(&legacy, service);
+    result = legacy.failed ? -1 : setenv(LEGACY_VARIABLE, legacy.data, 1);
+    consul_text_free(&legacy);
+    return result;
+}
+
+/* The lines of the legacy, for the caller to free, or NULL if there is none for this process. */
+static char *inherit(struct consul_plugin *plugin) {
+    const char *value = getenv(LEGACY_VARIABLE);
+    char *end = NULL;
+    if (!value || strtol(value, &end, 10) != (long)getpid() || *end != ':' ||
+        strcspn(end + 1, "\n") != CONSUL_OWNER_LENGTH)
+        return NULL;
+    memcpy(plugin->owner, end + 1, CONSUL_OWNER_LENGTH);
+    plugin->inherited = 1;
+    return join(end + 1 + CONSUL_OWNER_LENGTH, "");
+}
+
+int consul_settings_has_legacy(void) {
+    return getenv(LEGACY_VARIABLE) != NULL;
+}
+
+/* The service of the present configuration that is the one of the legacy. */
+static struct consul_service *find_service(const struct consul_plugin *plugin,
+                                           const struct consul_access *access, const char *id) {
     struct consul_service *service;
-    if (!inherit_owner(plugin) && make_owner(plugin, error))
-        return -1;
     for (service = plugin->services; service; service = service->next) {
-        if (complete_service(plugin, service, error))
+        if (!strcmp(service->options.id, id) && same(service->agent->access.url, access->url) &&
+            same(service->agent->access.socket, access->socket))
+            return service;
+    }
+    return NULL;
+}
+
+/* The agent at the same place, with the token that it is sent now; takes over `access`. */
+static struct consul_agent *find_agent_at(struct consul_plugin *plugin,
+                                          struct consul_access *access,
+                                          const struct consul_service *service, char *error) {
+    struct consul_agent *agent;
+    for (agent = plugin->agents; agent; agent = agent->next) {
+        if (same(agent->access.url, access->url) && same(agent->access.socket, access->socket)) {
+            free((void *)(uintptr_t)access->url);
+            return agent;
+        }
+    }
+    return find_agent(plugin, access, service, error);
+}
+
+static void add_service(struct consul_plugin *plugin, struct consul_service *service) {
+    struct consul_service **last = &plugin->services;
+    while (*last)
+        last = &(*last)->next;
+    *last = service;
+}
+
+/* The line is kept: the service's strings are in it. */
+static int inherit_service(struct consul_plugin *plugin, char *line, char *error) {
+    struct consul_options options = {.url = line, .ttl = 30};
+    struct consul_access access;
+    struct consul_service *service;
+    char *tab = strchr(line, '\t');
+    if (!tab)
+        return 0;
+    *tab = 0;
+    options.id = tab + 1;
+    if (find_access(&access, &options, error))
+        return -1;
+    service = find_service(plugin, &access, options.id);
+    if (service) {
+        service->inherited = 1;
+        free((void *)(uintptr_t)access.url);
+        return 0;
+    }
+    service = calloc(1, sizeof(struct consul_service));
+    if (!service)
+        return out_of_memory(error);
+    service->inherited = service->leftover = 1;
+    service->options = options;
+    service->agent = find_agent_at(plugin, &access, service, error);
+    if (!service->agent || build_urls(service, error))
+        return -1;
+    add_service(plugin, service);
+    return 0;
+}
+
+static int inherit_services(struct consul_plugin *plugin, char *lines, char *error) {
+    char *rest = NULL;
+    char *line = strtok_r(lines, "\n", &rest);
+    for (; line; line = strtok_r(NULL, "\n", &rest)) {
+        if (inherit_service(plugin, line, error))
             return -1;
     }
     return 0;
 }
 
-int consul_settings_bequeath(const struct consul_plugin *plugin) {
-    char value[CONSUL_OWNER_LENGTH + 24];
-    snprintf(value, sizeof(value), "%ld:%s", (long)getpid(), plugin->owner);
-    return setenv(OWNER_VARIABLE, value, 1);
+int consul_settings_complete(struct consul_plugin *plugin, char *error) {
+    struct consul_service *service;
+    char *legacy = inherit(plugin);
+    if (!legacy && make_owner(plugin, error))
+        return -1;
+    for (service = plugin->services; service; service = service->next) {
+        if (complete_service(plugin, service, error))
+            return -1;
+    }
+    return legacy ? inherit_services(plugin, legacy, error) : 0;
 }

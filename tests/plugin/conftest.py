@@ -134,6 +134,8 @@ def start(plugin: Path, tmp_path: Path) -> Iterator[Callable[..., Uwsgi]]:
     for number, one in enumerate(started):
         one.destroy()
         print(f"--- log of uWSGI {number} ---\n{one.log}")
+    reports = [report.read_text() for one in started for report in one.folder.glob("sanitizer*")]
+    assert reports == []
 
 
 @pytest.fixture

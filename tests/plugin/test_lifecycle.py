@@ -114,8 +114,7 @@ def test_reload_in_place(start: Start, agent: Agent, name: str) -> None:
     with never_absent(agent, name):
         for count in (2, 3):
             uwsgi.signal(signal.SIGHUP)
-            until(lambda n=count: spawns(uwsgi) == n, "it reloads")
-            until(uwsgi.serves, "it serves again")
+            until(lambda n=count: registrations(uwsgi) == n, "it has reloaded")
         time.sleep(1.2)  # longer than the ttl
     assert agent.passing(name)[0]["Meta"] == before[0]["Meta"]
 
@@ -138,6 +137,26 @@ def test_reload_with_another_registration(start: Start, agent: Agent, name: str)
     with never_absent(agent, name):
         uwsgi.signal(signal.SIGHUP)
         until(lambda: agent.passing(name)[0]["Tags"] == ["new"], "the new tags are there")
+
+
+def test_reload_with_another_id(start: Start, agent: Agent, name: str) -> None:
+    line = f"url={agent.url},name={name},id={name}/"
+    uwsgi = start([line + "1", line + "2"])
+    until(lambda: len(agent.passing(name)) == 2, "both are registered")
+    uwsgi.ini.write_text(uwsgi.ini.read_text().replace(f"{name}/2", f"{name}/3"))
+    uwsgi.signal(signal.SIGHUP)
+    wanted = {f"{name}/1", f"{name}/3"}
+    until(lambda: {entry["ID"] for entry in agent.entries(name)} == wanted, "the new ones only")
+    assert not uwsgi.said("lost")
+
+
+def test_reload_without_any_registration(start: Start, agent: Agent, name: str) -> None:
+    uwsgi = start(f"url={agent.url},name={name}")
+    is_passing(agent, name)
+    lines = uwsgi.ini.read_text().splitlines()
+    uwsgi.ini.write_text("\n".join(line for line in lines if "consul-register" not in line) + "\n")
+    uwsgi.signal(signal.SIGHUP)
+    until(lambda: not agent.entries(name), "it is deregistered")
 
 
 def test_reload_to_an_application_that_does_not_load(start: Start, agent: Agent, name: str) -> None:

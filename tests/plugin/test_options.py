@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plugin_harness import Uwsgi
+from plugin_harness import Uwsgi, preloaded
 
 MISTAKES = [
     ("port=80", "name is missing: name=SERVICE is required"),
@@ -118,10 +118,9 @@ def test_a_token_file_of_the_environment_must_be_readable(start: Callable[..., U
     assert uwsgi.said("CONSUL_HTTP_TOKEN_FILE=/nowhere/token: a readable file is required")
 
 
-def test_the_help_lists_every_key(plugin: Path) -> None:
-    shown = subprocess.run(
-        ["uwsgi", "--plugin", str(plugin), "--help"], capture_output=True, text=True, check=False
-    ).stdout
+def test_the_help_lists_every_key(plugin: Path, tmp_path: Path) -> None:
+    command = [*preloaded(tmp_path), "uwsgi", "--plugin", str(plugin), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     help_text = next(line for line in shown.splitlines() if "--consul-register" in line)
     source = (Path(__file__).parents[2] / "plugin_build/src/options.c").read_text()
     keys = re.findall(r"^    (?:TEXT|NUMBER|SWITCH)_KEY\((\w+)", source, re.MULTILINE)

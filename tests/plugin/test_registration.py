@@ -55,13 +55,14 @@ def test_all_that_describes_a_service(start: Start, agent: Agent, name: str) -> 
     assert service["Weights"]["Passing"] == 7
 
 
-# As in the ini file, where a backslash and a per cent sign are written twice.
+# As in the ini file, where a backslash is written twice, and a per cent sign not at all: uWSGI
+# reads beyond its buffer where it is doubled.
 AWKWARD = [
     'quo"te',
     "back\\\\slash",
     "ship/shape",
     "blank space",
-    "50%%",
+    "50$(PERCENT)",
     "a?b#c&d",
     "höhe",
     "a;b'c",
@@ -71,12 +72,13 @@ AWKWARD = [
 @pytest.mark.parametrize("part", AWKWARD)
 def test_an_id_and_tags_arrive_as_written(start: Start, agent: Agent, name: str, part: str) -> None:
     """Also through URLs: it beats by its id, and is deregistered by it."""
-    plain = part.replace("\\\\", "\\").replace("%%", "%")
+    plain = part.replace("\\\\", "\\").replace("$(PERCENT)", "%")
     tag = plain.replace(" ", "_")
     service_id = f"awkward {plain}"
     uwsgi = start(
         f"url={agent.url},name=awkward {part},id=awkward {part},"
-        f"tags={part.replace(' ', '_')},meta=k:{part.replace(' ', '_')},ttl=1,drain=0"
+        f"tags={part.replace(' ', '_')},meta=k:{part.replace(' ', '_')},ttl=1,drain=0",
+        env={"PERCENT": "%"},
     )
     service = registered(agent, service_id)
     assert service["Service"] == f"awkward {plain}"
