@@ -1,5 +1,30 @@
+# Run by `uwsgi --build-plugin`, which may be a Python 2.
+import subprocess
+
+
+def ask(*command):
+    try:
+        return subprocess.check_output(command).decode().split()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
 NAME = "consul"
-CFLAGS = []
+CFLAGS = ask("curl-config", "--cflags") or ask("pkg-config", "--cflags", "libcurl")
 LDFLAGS = []
-LIBS = ["-lcurl"]
-GCC_LIST = ["plugin", "options", "agent"]
+LIBS = ask("curl-config", "--libs") or ask("pkg-config", "--libs", "libcurl") or ["-lcurl"]
+GCC_LIST = [
+    "src/" + name
+    for name in (
+        "plugin",
+        "stop",
+        "agent",
+        "registration",
+        "request",
+        "answer",
+        "health",
+        "settings",
+        "options",
+        "text",
+    )
+]

@@ -1,49 +1,141 @@
-"""The plugin, built once; an agent for all tests; uWSGI processes that end with theirs."""
+"""One plugin, built for this machine's uWSGI, and one Consul agent for all tests that can share."""
 
-from __future__ import annotations
-
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from consul_processes import Agent
-from uwsgi_processes import FakeAgent, Uwsgi, build_plugin
+from consul_processes import free_ports
+from uwsgi_processes import Agent, FakeAgent, Process, Uwsgi, build_plugin
+
+for _program in ("uwsgi", "consul"):
+    if not shutil.which(_program):
+        raise pytest.UsageError(f"{_program} is not installed: run script/bootstrap --test")
+
+# Another plugin than the one built from this checkout, e.g. with sanitizers.
+GIVEN = os.environ.get("CONSUL_PLUGIN")
 
 
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plugin(tmp_path_factory.mktemp("plugin"))
+    return Path(GIVEN) if GIVEN else build_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="session")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    found = Agent(tmp_path_factory.mktemp("agent")).start()
+    """A Consul agent for tests that do it no harm."""
+    found = Agent(tmp_path_factory.mktemp("agent"))
+    found.start()
+    yield found
+    found.kill()
+
+
+MASTER_TOKEN = "11111111-1111-1111-1111-111111111111"
+SERVICE_TOKEN = "22222222-2222-2222-2222-222222222222"
+
+
+def _make_certificates(folder: Path) -> None:
+    """A certificate authority, and a certificate each for the agent and its client."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=test ca")
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for name in ("server", "client"):
+        openssl(
+            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key",
+            "-CAcreateserial", "-out", f"{name}.crt", "-days", "2", "-extfile", "names",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def secure_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """With access control, TLS with client certificates, and a unix socket."""
+    folder = tmp_path_factory.mktemp("secure")
+    _make_certificates(folder)
+    (https,) = free_ports(1)
+    (folder / "https_port").write_text(str(https))
+    found = Agent(folder, "-dev", "-https-port", str(https), config=_secure_config(folder))
+    found.session.headers["X-Consul-Token"] = MASTER_TOKEN
+    found.start()
+    found.put(
+        "/v1/acl/policy",
+        {"Name": "web", "Rules": 'service_prefix "" { policy = "write" }'},
+    )
+    found.put("/v1/acl/token", {"SecretID": SERVICE_TOKEN, "Policies": [{"Name": "web"}]})
+    yield found
+    found.kill()
+
+
+def _secure_config(folder: Path) -> str:
+    return f"""
+        acl {{
+            enabled = true
+            default_policy = "deny"
+            tokens {{ master = "{MASTER_TOKEN}" agent = "{MASTER_TOKEN}" }}
+        }}
+        addresses {{ http = "127.0.0.1 unix://{folder}/api.sock" }}
+        ca_file = "{folder}/ca.crt"
+        cert_file = "{folder}/server.crt"
+        key_file = "{folder}/server.key"
+        verify_incoming_https = true
+    """
+
+
+@pytest.fixture
+def service_token() -> str:
+    """It may write services, and nothing else."""
+    return SERVICE_TOKEN
+
+
+@pytest.fixture
+def own_agent(tmp_path: Path) -> Iterator[Agent]:
+    """A Consul agent for a test that stops, restarts or pauses it."""
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    found = Agent(folder)
+    found.start()
     yield found
     found.kill()
 
 
 @pytest.fixture
-def uwsgi(plugin: Path, tmp_path: Path) -> Iterator[Callable[..., Uwsgi]]:
-    """Makes a uWSGI with these options; it is not started yet."""
-    made: list[Uwsgi] = []
-
-    def make(*options: str) -> Uwsgi:
-        made.append(Uwsgi(tmp_path / f"uwsgi{len(made)}", plugin, *options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.kill()
+def fake() -> Iterator[FakeAgent]:
+    found = FakeAgent()
+    yield found
+    found.close()
 
 
 @pytest.fixture
-def fake_agent() -> Iterator[Callable[..., FakeAgent]]:
-    made: list[FakeAgent] = []
+def start(plugin: Path, tmp_path: Path) -> Iterator[Callable[..., Uwsgi]]:
+    """Starts uWSGI instances, and prints their logs if the test fails."""
+    started: list[Process] = []
 
-    def make(answer: Callable[[str], bytes | None]) -> FakeAgent:
-        made.append(FakeAgent(answer))
-        return made[-1]
+    def make(register: str | list[str], **how: Any) -> Uwsgi:
+        lines = [register] if isinstance(register, str) else register
+        folder = how.pop("folder", tmp_path / f"uwsgi-{len(started)}")
+        uwsgi = Uwsgi(folder, how.pop("plugin", plugin), lines, **how)
+        started.append(uwsgi)
+        return uwsgi
 
     yield make
-    for one in made:
-        one.close()
+    for number, one in enumerate(started):
+        one.destroy()
+        print(f"--- log of uWSGI {number} ---\n{one.log}")
+    reports = [report.read_text() for one in started for report in one.folder.glob("sanitizer*")]
+    assert reports == []
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A service name that no other test uses."""
+    return re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")

@@ -1,222 +1,356 @@
-"""What the plugin tells a real Consul agent, from a uWSGI's start to its end."""
-
-from __future__ import annotations
+"""What each key and each variable of the environment does."""
 
 import json
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-from consul_processes import Agent, until
-from uwsgi_processes import Uwsgi
+from consul_processes import until
+from uwsgi_processes import Agent, FakeAgent, Uwsgi
 
-MakeUwsgi = Callable[..., Uwsgi]
+Start = Callable[..., Uwsgi]
 
 
-def registered(agent: Agent, name: str, passing: bool = True) -> list[dict[str, Any]]:
-    path = f"/v1/health/service/{name}" + ("?passing" if passing else "")
-    found: list[dict[str, Any]] = agent.call("GET", path).json()
+def registered(agent: Agent, service_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = until(
+        lambda: agent.get("/v1/agent/services").get(service_id), f"{service_id} is registered"
+    )
     return found
 
 
-def option(agent: Agent, **keys: object) -> tuple[str, str]:
-    pairs = {"url": agent.url, "ttl": 2, **keys}
-    return "--consul-register", ",".join(f"{key}={value}" for key, value in pairs.items())
+def sent(fake: FakeAgent, path: str = "/service/register") -> dict[str, Any]:
+    """The first registration that the fake agent received."""
+    until(lambda: fake.requests(path), "a registration arrives")
+    body: dict[str, Any] = fake.requests(path)[0].json
+    return body
 
 
-def appears(agent: Agent, name: str, uwsgi: Uwsgi) -> dict[str, Any]:
-    until(lambda: registered(agent, name), f"{name} is passing; uWSGI said:\n{uwsgi.said()}")
-    return registered(agent, name)[0]
+def test_only_a_name(start: Start, agent: Agent, name: str) -> None:
+    start(f"url={agent.url},name={name}")
+    service = registered(agent, name)
+    assert service["Service"] == name
+    assert (service["Port"], service["Address"], service["Tags"]) == (0, "", [])
+    assert agent.check(name)["Status"] == "passing"
 
 
-def disappears(agent: Agent, name: str, uwsgi: Uwsgi) -> None:
-    gone = f"{name} is gone; uWSGI said:\n{uwsgi.said()}"
-    until(lambda: not registered(agent, name, passing=False), gone)
+def test_the_ini_of_uwsgi_consuls_readme(start: Start, agent: Agent, name: str) -> None:
+    line = f"url={agent.url},id=servicenode0002-{name},name={name},port=9091,ttl=30,wait_workers=1"
+    start(line)
+    assert registered(agent, f"servicenode0002-{name}")["Port"] == 9091
 
 
-def test_everything_that_was_written_is_registered(agent: Agent, uwsgi: MakeUwsgi) -> None:
-    keys = {
-        "name": "full",
-        "id": 'odd "id"/with\\\\all ä',
-        "port": 4711,
-        "address": "10.1.2.3",
-        "tags": "red  blue",
-        "meta": "release:abc motto:a:b",
-        "deregister_after": 120,
-    }
-    one = uwsgi(*option(agent, **keys)).serve()
-    service = appears(agent, "full", one)["Service"]
-    assert service["ID"] == 'odd "id"/with\\all ä'
-    assert (service["Port"], service["Address"]) == (4711, "10.1.2.3")
+def test_all_that_describes_a_service(start: Start, agent: Agent, name: str) -> None:
+    start(
+        f"url={agent.url},name={name},id={name}-1,port=PORT,address=10.1.2.3,tags=red  blue,"
+        "meta=release:abc motto:a:b,weight=7"
+    )
+    service = registered(agent, f"{name}-1")
+    assert service["Service"] == name
+    assert service["Address"] == "10.1.2.3"
+    assert service["Port"] > 0
     assert service["Tags"] == ["red", "blue"]
-    assert service["Meta"].pop("uwsgi_owner")
+    assert len(service["Meta"].pop("uwsgi_owner")) == 32
     assert service["Meta"] == {"release": "abc", "motto": "a:b"}
-    # Its id has to survive URLs as well: it beats, and it is deregistered by it.
-    time.sleep(3)  # longer than its ttl
-    assert registered(agent, "full")
-    one.stop()
-    disappears(agent, "full", one)
+    assert service["Weights"]["Passing"] == 7
 
 
-def test_the_id_is_the_name_where_none_is_given(agent: Agent, uwsgi: MakeUwsgi) -> None:
-    one = uwsgi(*option(agent, name="plain")).serve()
-    assert appears(agent, "plain", one)["Service"]["ID"] == "plain"
+# As in the ini file, where a backslash is written twice, and a per cent sign not at all: uWSGI
+# reads beyond its buffer where it is doubled.
+AWKWARD = [
+    'quo"te',
+    "back\\\\slash",
+    "ship/shape",
+    "blank space",
+    "50$(PERCENT)",
+    "a?b#c&d",
+    "höhe",
+    "a;b'c",
+]
 
 
-@pytest.mark.parametrize(
-    ("number", "options"),
-    [
-        (signal.SIGHUP, ("--exit-on-reload",)),
-        (signal.SIGINT, ()),
-        (signal.SIGTERM, ("--die-on-term",)),
-    ],
-)
-def test_a_stop_takes_the_registration_back(
-    agent: Agent, uwsgi: MakeUwsgi, number: int, options: tuple[str, ...]
-) -> None:
-    one = uwsgi(*option(agent, name="stopped"), *options).serve()
-    appears(agent, "stopped", one)
-    one.stop(number)
-    disappears(agent, "stopped", one)
+@pytest.mark.parametrize("part", AWKWARD)
+def test_an_id_and_tags_arrive_as_written(start: Start, agent: Agent, name: str, part: str) -> None:
+    """Also through URLs: it beats by its id, and is deregistered by it."""
+    plain = part.replace("\\\\", "\\").replace("$(PERCENT)", "%")
+    tag = plain.replace(" ", "_")
+    service_id = f"awkward {plain}"
+    uwsgi = start(
+        f"url={agent.url},name=awkward {part},id=awkward {part},"
+        f"tags={part.replace(' ', '_')},meta=k:{part.replace(' ', '_')},ttl=1,drain=0",
+        env={"PERCENT": "%"},
+    )
+    service = registered(agent, service_id)
+    assert service["Service"] == f"awkward {plain}"
+    assert service["Tags"] == [tag]
+    assert service["Meta"]["k"] == tag
+    until(lambda: agent.check(service_id)["Output"] == "2 workers", "a beat arrives")
+    uwsgi.signal(2)
+    assert uwsgi.wait() == 0
+    assert service_id not in agent.get("/v1/agent/services")
 
 
-def test_a_stop_by_the_fifo(agent: Agent, uwsgi: MakeUwsgi) -> None:
-    one = uwsgi(*option(agent, name="fifo")).serve()
-    appears(agent, "fifo", one)
-    one.fifo.write_text("q")
-    assert one.process
-    one.process.wait(timeout=10)
-    disappears(agent, "fifo", one)
+def test_a_backslash_before_a_comma(start: Start, agent: Agent, name: str) -> None:
+    start(f"url={agent.url},name={name},tags=a\\,b c=d")
+    assert registered(agent, name)["Tags"] == ["a,b", "c=d"]
 
 
-def test_a_reload_in_place_is_not_seen(agent: Agent, uwsgi: MakeUwsgi) -> None:
-    one = uwsgi(*option(agent, name="reloaded")).serve()
-    appears(agent, "reloaded", one)
-    seen: list[int] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            seen.append(len(registered(agent, "reloaded")))
-            time.sleep(0.005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    spawned = "spawned uWSGI worker 1 (pid:"
-    for count in (2, 3):
-        one.send(signal.SIGHUP)
-        until(lambda n=count: one.said().count(spawned) >= n, "uWSGI reloads")
-        until(one.answers, "uWSGI serves again")
-    time.sleep(1)
-    done.set()
-    watcher.join()
-    assert len(seen) > 50
-    assert set(seen) == {1}
+def test_ttl_and_deregister_after(start: Start, fake: FakeAgent) -> None:
+    start(f"url={fake.url},name=a,ttl=7,deregister_after=120")
+    assert sent(fake)["Check"] == {
+        "Status": "passing",
+        "TTL": "7s",
+        "DeregisterCriticalServiceAfter": "120s",
+    }
 
 
-def test_a_successor_keeps_what_it_took_over(agent: Agent, uwsgi: MakeUwsgi) -> None:
-    old = uwsgi(*option(agent, name="heir", port=1), "--exit-on-reload").serve()
-    appears(agent, "heir", old)
-    new = uwsgi(*option(agent, name="heir", port=2), "--exit-on-reload").serve()
-    until(lambda: registered(agent, "heir")[0]["Service"]["Port"] == 2, "the successor registers")
-    old.stop(signal.SIGHUP)
-    assert "registered by another process: left alone" in old.said()
-    assert registered(agent, "heir")[0]["Service"]["Port"] == 2
-    new.stop(signal.SIGHUP)
-    disappears(agent, "heir", new)
+def test_the_defaults(start: Start, fake: FakeAgent) -> None:
+    start(f"url={fake.url},name=a")
+    body = sent(fake)
+    assert body.pop("Meta").keys() == {"uwsgi_owner"}
+    assert body == {
+        "Name": "a",
+        "ID": "a",
+        "Check": {"Status": "passing", "TTL": "30s", "DeregisterCriticalServiceAfter": "3600s"},
+    }
 
 
-def test_a_lost_registration_comes_back(agent: Agent, uwsgi: MakeUwsgi) -> None:
-    one = uwsgi(*option(agent, name="lost")).serve()
-    appears(agent, "lost", one)
-    agent.call("PUT", "/v1/agent/service/deregister/lost")
-    appears(agent, "lost", one)
-
-
-def test_an_agent_that_starts_later(
-    uwsgi: MakeUwsgi, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    late = Agent(tmp_path)
-    request.addfinalizer(late.kill)
-    one = uwsgi(*option(late, name="late")).serve()
-    until(lambda: "trying on" in one.said(), "uWSGI says that the agent does not answer")
-    late.start()
-    appears(late, "late", one)
-    assert one.said().count("trying on") == 1
-
-
-def test_an_agent_that_lost_its_memory(
-    uwsgi: MakeUwsgi, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    forgetful = Agent(tmp_path).start()  # a development agent keeps nothing
-    request.addfinalizer(forgetful.kill)
-    one = uwsgi(*option(forgetful, name="forgotten")).serve()
-    appears(forgetful, "forgotten", one)
-    forgetful.kill()
-    forgetful.start()
-    appears(forgetful, "forgotten", one)
+def test_deregister_after_can_be_switched_off(start: Start, fake: FakeAgent) -> None:
+    start(f"url={fake.url},name=a,deregister_after=0")
+    assert "DeregisterCriticalServiceAfter" not in sent(fake)["Check"]
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("line", "target"),
     [
-        ("--processes", "4", "--cheaper", "1"),
-        ("--processes", "2", "--lazy-apps"),
-        ("--processes", "2", "--threads", "2", "--enable-threads"),
-        ("--processes", "2", "--mule"),
+        ("check=http:/health?deep=1,port=80", {"HTTP": "http://127.0.0.1:80/health?deep=1"}),
+        ("check=http:/,port=80,address=10.0.0.1", {"HTTP": "http://10.0.0.1:80/"}),
+        ("check=http:/,port=80,address=fe80::1", {"HTTP": "http://[fe80::1]:80/"}),
+        ("check=tcp,port=80,address=shop.example", {"TCP": "shop.example:80"}),
     ],
-    ids=["cheaper", "lazy-apps", "threads", "mule"],
 )
-def test_other_ways_to_run(agent: Agent, uwsgi: MakeUwsgi, options: tuple[str, ...]) -> None:
-    one = uwsgi(*option(agent, name="ways"), *options).serve()
-    appears(agent, "ways", one)
-    one.stop()
-    disappears(agent, "ways", one)
-
-
-def test_a_daemon(agent: Agent, uwsgi: MakeUwsgi, tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    log = str(tmp_path / "daemon.log")
-    one = uwsgi(*option(agent, name="daemon"), "--daemonize2", log, "--pidfile2", str(pid_file))
-    one.start()
-    until(pid_file.exists, "uWSGI is a daemon")
-    appears(agent, "daemon", one)
-    one.fifo.write_text("q")
-    disappears(agent, "daemon", one)
-
-
-def test_a_token_is_sent_and_read_anew_from_its_file(
-    uwsgi: MakeUwsgi, tmp_path: Path, request: pytest.FixtureRequest
+def test_a_check_that_the_agent_makes(
+    start: Start, fake: FakeAgent, line: str, target: dict[str, str]
 ) -> None:
-    acl = 'acl { enabled = true default_policy = "deny" tokens { master = "open-sesame" } }'
-    guarded = Agent(tmp_path, config=acl)
-    guarded.session.headers["X-Consul-Token"] = "open-sesame"
-    guarded.start()
-    request.addfinalizer(guarded.kill)
+    start(f"url={fake.url},name=a,{line},interval=3,timeout=2,deregister_after=0")
+    expected = {"Status": "passing", "Interval": "3s", "Timeout": "2s", **target}
+    assert sent(fake)["Check"] == expected
+
+
+def test_a_real_agent_makes_those_checks(start: Start, agent: Agent, name: str) -> None:
+    common = f"url={agent.url},name={name},port=PORT,interval=1"
+    start([f"{common},id={name}-tcp,check=tcp", f"{common},id={name}-http,check=http:/"])
+    for kind in ("tcp", "http"):
+        service_id = f"{name}-{kind}"
+        registered(agent, service_id)
+        until(lambda i=service_id: agent.check(i)["Output"], "the agent has checked")
+        assert agent.status(service_id) == "passing"
+        assert agent.check(service_id)["Type"] == kind
+
+
+def test_given_urls_are_used_as_they_are(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda _: (200, "")
+    uwsgi = start(
+        f"register_url={fake.url}/my/register,deregister_url={fake.url}/my/deregister,"
+        f"check_url={fake.url}/my/check,name=a,ttl=1,drain=0"
+    )
+    until(lambda: fake.requests("/my/check"), "it beats")
+    uwsgi.signal(2)
+    until(lambda: fake.requests("/my/deregister"), "it deregisters")
+    assert fake.seen[0].path == "/my/register"
+    assert {seen.path for seen in fake.seen} <= {"/my/register", "/my/check", "/my/deregister"}
+
+
+def test_given_urls_of_the_usual_form_find_the_agent(start: Start, agent: Agent, name: str) -> None:
+    uwsgi = start(
+        f"register_url={agent.url}/v1/agent/service/register,"
+        f"deregister_url={agent.url}/v1/agent/service/deregister/{name},"
+        f"check_url={agent.url}/v1/agent/check/pass/service:{name},name={name},ttl=1,drain=0"
+    )
+    registered(agent, name)
+    until(lambda: agent.check(name)["Output"] == "2 workers", "a beat arrives")
+    uwsgi.signal(2)
+    assert uwsgi.wait() == 0
+    assert agent.entries(name) == []
+
+
+def test_debug_logs_each_request(start: Start, agent: Agent, name: str) -> None:
+    uwsgi = start(f"url={agent.url},name={name},debug=1")
+    until(lambda: uwsgi.said("debug: PUT"), "a request is logged")
+    assert uwsgi.said(f"debug: PUT {agent.url}/v1/agent/service/register: HTTP 200 after ")
+
+
+def test_nothing_is_logged_but_changes(start: Start, agent: Agent, name: str) -> None:
+    uwsgi = start(f"url={agent.url},name={name},ttl=1,drain=0")
+    before = registered(agent, name)
+    until(lambda: agent.check(name)["Output"] == "2 workers", "a beat arrives")
+    uwsgi.signal(2)
+    uwsgi.wait()
+    assert before["Service"] == name
+    expected = [f"[consul] registered {name} as {name}", f"[consul] deregistered {name}"]
+    assert uwsgi.consul_lines() == expected
+
+
+# ---- where the agent is, and who may speak to it ----
+
+
+@pytest.mark.parametrize("form", ["http://{}", "{}", "http://{}/"])
+def test_the_agents_address_from_the_environment(
+    start: Start, agent: Agent, name: str, form: str
+) -> None:
+    address = form.format(agent.url.removeprefix("http://"))
+    start(f"name={name}", env={"CONSUL_HTTP_ADDR": address})
+    registered(agent, name)
+
+
+def test_a_key_goes_before_the_environment(start: Start, agent: Agent, name: str) -> None:
+    start(f"name={name},url={agent.url}/", env={"CONSUL_HTTP_ADDR": "127.0.0.1:1"})
+    registered(agent, name)
+
+
+def test_a_proxy_is_not_for_the_agent(start: Start, agent: Agent, name: str) -> None:
+    start(f"name={name},url={agent.url}", env={"http_proxy": "http://127.0.0.1:1"})
+    registered(agent, name)
+
+
+def place(secure_agent: Agent) -> Path:
+    return secure_agent.log.parent
+
+
+def test_a_token(start: Start, secure_agent: Agent, name: str, service_token: str) -> None:
+    uwsgi = start(f"url={secure_agent.url},name={name},token={service_token},debug=1,ttl=1,drain=0")
+    registered(secure_agent, name)
+    until(lambda: uwsgi.said("check/pass"), "a beat is logged")
+    uwsgi.signal(2)
+    assert uwsgi.wait() == 0
+    assert secure_agent.entries(name) == []
+    assert service_token not in uwsgi.log
+
+
+def test_a_token_of_the_environment(
+    start: Start, secure_agent: Agent, name: str, service_token: str
+) -> None:
+    uwsgi = start(
+        f"url={secure_agent.url},name={name},debug=1", env={"CONSUL_HTTP_TOKEN": service_token}
+    )
+    registered(secure_agent, name)
+    assert service_token not in uwsgi.log
+    assert service_token not in Path(f"/proc/{uwsgi.pid}/cmdline").read_text()
+
+
+@pytest.mark.parametrize("how", ["key", "environment"])
+def test_a_token_file_is_read_again_when_it_changes(
+    start: Start, secure_agent: Agent, name: str, service_token: str, tmp_path: Path, how: str
+) -> None:
     token = tmp_path / "token"
     token.write_text("wrong\n")
-    one = uwsgi(*option(guarded, name="guarded", token_file=token, debug=1)).serve()
-    until(lambda: "HTTP 403" in one.said(), "the agent refuses the wrong token")
-    assert registered(guarded, "guarded") == []
-    token.write_text("open-sesame\n")
-    appears(guarded, "guarded", one)
-    other = uwsgi(*option(guarded, name="other", token="open-sesame", debug=1)).serve()
-    appears(guarded, "other", other)
-    for log in (one.said(), other.said()):
-        logged = [line for line in log.splitlines() if "[consul]" in line]
-        assert logged
-        assert "open-sesame" not in "\n".join(logged)
+    key = f",token_file={token}" if how == "key" else ""
+    env = {} if how == "key" else {"CONSUL_HTTP_TOKEN_FILE": str(token)}
+    uwsgi = start(f"url={secure_agent.url},name={name}{key},debug=1", env=env)
+    until(lambda: uwsgi.said("refuses its registration: HTTP 403"), "the wrong token is refused")
+    replacement = tmp_path / "replacement"
+    replacement.write_text(f"{service_token}\nand something else\n")
+    replacement.rename(token)
+    registered(secure_agent, name)
+    assert service_token not in uwsgi.log
+    assert "wrong" not in uwsgi.log
 
 
-def test_json_of_a_registration_is_json(agent: Agent, uwsgi: MakeUwsgi) -> None:
-    awkward = 'quote " backslash \\\\ slash / brace } tab-free'
-    one = uwsgi(*option(agent, name="json", tags=awkward.replace(" ", "_"))).serve()
-    service = appears(agent, "json", one)["Service"]
-    assert service["Tags"] == ['quote_"_backslash_\\_slash_/_brace_}_tab-free']
-    assert json.dumps(service)
-    assert requests.get(f"{agent.url}/v1/agent/service/json", timeout=5).ok
+def test_a_token_file_that_vanishes_later(
+    start: Start, secure_agent: Agent, name: str, service_token: str, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(service_token)
+    uwsgi = start(f"url={secure_agent.url},name={name},token_file={token},ttl=1")
+    registered(secure_agent, name)
+    token.unlink()
+    until(lambda: uwsgi.said("going on with the last token"), "it is noticed")
+    until(lambda: secure_agent.check(name)["Output"] == "2 workers", "a beat arrives")
+    assert sum("last token" in line for line in uwsgi.consul_lines()) == 1
+
+
+def test_a_unix_socket(start: Start, secure_agent: Agent, name: str, service_token: str) -> None:
+    socket = place(secure_agent) / "api.sock"
+    start(f"url=unix://{socket},name={name},token={service_token},ttl=1")
+    registered(secure_agent, name)
+    until(lambda: secure_agent.check(name)["Output"] == "2 workers", "a beat arrives")
+
+
+def test_a_unix_socket_of_the_environment(
+    start: Start, secure_agent: Agent, name: str, service_token: str
+) -> None:
+    address = f"unix://{place(secure_agent)}/api.sock"
+    start(f"name={name},token={service_token}", env={"CONSUL_HTTP_ADDR": address})
+    registered(secure_agent, name)
+
+
+def https(secure_agent: Agent) -> str:
+    return f"https://localhost:{(place(secure_agent) / 'https_port').read_text()}"
+
+
+def test_tls(start: Start, secure_agent: Agent, name: str, service_token: str) -> None:
+    files = place(secure_agent)
+    start(
+        f"url={https(secure_agent)},name={name},token={service_token},ttl=1,"
+        f"ca_file={files}/ca.crt,cert_file={files}/client.crt,key_file={files}/client.key"
+    )
+    registered(secure_agent, name)
+    until(lambda: secure_agent.check(name)["Output"] == "2 workers", "a beat arrives")
+
+
+def test_tls_of_the_environment(
+    start: Start, secure_agent: Agent, name: str, service_token: str
+) -> None:
+    files = place(secure_agent)
+    env = {
+        "CONSUL_HTTP_ADDR": https(secure_agent),
+        "CONSUL_CACERT": f"{files}/ca.crt",
+        "CONSUL_CLIENT_CERT": f"{files}/client.crt",
+        "CONSUL_CLIENT_KEY": f"{files}/client.key",
+        "CONSUL_HTTP_TOKEN": service_token,
+    }
+    start(f"name={name}", env=env)
+    registered(secure_agent, name)
+
+
+@pytest.mark.parametrize("how", ["key", "environment"])
+def test_tls_without_verification(
+    start: Start, secure_agent: Agent, name: str, service_token: str, how: str
+) -> None:
+    files = place(secure_agent)
+    start(
+        f"url={https(secure_agent)},name={name},token={service_token},"
+        f"cert_file={files}/client.crt,key_file={files}/client.key"
+        + (",ssl_no_verify=1" if how == "key" else ""),
+        env={} if how == "key" else {"CONSUL_HTTP_SSL_VERIFY": "false"},
+    )
+    registered(secure_agent, name)
+
+
+def test_an_agent_that_nobody_vouches_for(
+    start: Start, secure_agent: Agent, name: str, service_token: str
+) -> None:
+    files = place(secure_agent)
+    uwsgi = start(
+        f"url={https(secure_agent)},name={name},token={service_token},"
+        f"cert_file={files}/client.crt,key_file={files}/client.key"
+    )
+    until(lambda: uwsgi.said("no answer from the agent"), "the certificate is refused")
+    assert secure_agent.entries(name) == []
+
+
+def test_many_services_share_a_thread_and_a_connection(start: Start, fake: FakeAgent) -> None:
+    uwsgi = start([f"url={fake.url},name=a,id=a{number},ttl=1" for number in range(20)])
+    until(lambda: len(fake.requests("/check/pass/")) > 60, "all of them beat")
+    assert len(fake.services) == 20
+    assert fake.connections == 1
+    assert "Threads:\t2\n" in Path(f"/proc/{uwsgi.pid}/status").read_text()
+
+
+def test_the_registration_is_json(start: Start, fake: FakeAgent) -> None:
+    start(f'url={fake.url},name=a"b\\\\c,tags=d"e f\\\\g,meta=h:i"j')
+    body = sent(fake)
+    assert body["Name"] == 'a"b\\c'
+    assert body["Tags"] == ['d"e', "f\\g"]
+    assert body["Meta"]["h"] == 'i"j'
+    assert json.dumps(body)

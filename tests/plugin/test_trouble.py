@@ -1,141 +1,244 @@
-"""Mistakes in the option, and agents that do not behave."""
+"""Agents that are down, that hang, that lose what they knew, and that answer nonsense."""
 
-from __future__ import annotations
-
-import re
-import subprocess
+import signal
+import socket
+import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from consul_processes import until
-from uwsgi_processes import FakeAgent, Uwsgi, http
+from uwsgi_processes import Agent, FakeAgent, Uwsgi
 
-MakeUwsgi = Callable[..., Uwsgi]
-MakeAgent = Callable[[Callable[[str], bytes | None]], FakeAgent]
-ROOT = Path(__file__).resolve().parents[2]
-URL = "url=http://127.0.0.1:1"
+Start = Callable[..., Uwsgi]
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (f"{URL},name=a,prot=9091", "unknown key 'prot', did you mean 'port'?"),
-        (f"{URL},name=a,tt=3", "unknown key 'tt', did you mean 'ttl'?"),
-        (f"{URL},name=a,ttl=0", "ttl=0: must be a number from 1 to 86400"),
-        (f"{URL},name=a,ttl=-5", "ttl=-5: must be a number from 1 to 86400"),
-        (f"{URL},name=a,ttl=soon", "ttl=soon: must be a number from 1 to 86400"),
-        (f"{URL},name=a,ttl=5s", "ttl=5s: must be a number from 1 to 86400"),
-        (f"{URL},name=a,ttl=", "ttl=: must be a number from 1 to 86400"),
-        (f"{URL},name=a,port=0", "port=0: must be a number from 1 to 65535"),
-        (f"{URL},name=a,port=99999999999999999999", "must be a number from 1 to 65535"),
-        (f"{URL},name=a,deregister_after=30", "must be a number from 60 to 31536000"),
-        (f"{URL},name=a,wait_workers=2", "wait_workers=2: must be a number from 0 to 1"),
-        (f"{URL}", "name: is missing"),
-        ("name=a", "url: is missing"),
-        (f"{URL},name=a,alone", "alone: must be key=value"),
-        (f"{URL},name=a,token_file=/nonexistent", "token_file=/nonexistent: No such file"),
-    ],
-)
-def test_a_mistake_refuses_the_start(uwsgi: MakeUwsgi, value: str, expected: str) -> None:
-    one = uwsgi("--consul-register", f"token=secret-token,{value}").start()
-    assert one.process
-    assert one.process.wait(timeout=10) == 1
-    lines = [line for line in one.said().splitlines() if "[consul]" in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("[consul] consul-register: ")
-    assert expected in lines[0]
-    assert "secret-token" not in one.said()
+def troubles(uwsgi: Uwsgi) -> list[str]:
+    return [line for line in uwsgi.consul_lines() if "no answer from the agent" in line]
 
 
-def test_a_hanging_agent_delays_neither_start_nor_stop_for_long(
-    uwsgi: MakeUwsgi, fake_agent: MakeAgent
-) -> None:
-    hanging = fake_agent(lambda request: None)
-    option = ("--consul-register", f"url={hanging.url},name=a,ttl=30")
-    calm = uwsgi().serve()
-    calm.stop()
-    one = uwsgi(*option).serve()
-    until(lambda: hanging.requests, "the plugin asks the agent")
-    took = one.stop()
-    assert one.process
-    assert one.process.returncode == 0, one.said()
-    assert took < 6  # its own time to stop, and at most two seconds of ours
+# ---- lost registrations ----
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        http("500 Internal Server Error", "rpc error"),
-        http("403 Forbidden", "Permission denied"),
-        b"complete garbage\r\n\r\n",
-        http("400 Bad Request", "x" * 1_000_000),
-    ],
-    ids=["500", "403", "garbage", "huge"],
-)
-def test_a_failing_agent_is_mentioned_once(
-    uwsgi: MakeUwsgi, fake_agent: MakeAgent, answer: bytes
-) -> None:
-    failing = fake_agent(lambda request: answer)
-    one = uwsgi("--consul-register", f"url={failing.url},name=a,ttl=3").serve()
-    until(lambda: len(failing.requests) > 3, "the plugin keeps trying")
-    assert one.answers()
-    lines = [line for line in one.said().splitlines() if "[consul]" in line]
-    assert len(lines) == 1, lines
-    assert len(lines[0]) < 300
-    one.stop()
-    assert one.process
-    assert one.process.returncode == 0, one.said()
+def test_deregistered_behind_its_back(start: Start, agent: Agent, name: str) -> None:
+    uwsgi = start(f"url={agent.url},name={name}")  # with the default ttl of 30 seconds
+    until(lambda: agent.passing(name), "it is registered")
+    agent.forget(name)
+    until(lambda: agent.passing(name), "it is back", 5)
+    assert uwsgi.said(f"{name}: the agent has lost the registration")
 
 
-def test_urls_that_were_given_are_used_as_they_are(uwsgi: MakeUwsgi, fake_agent: MakeAgent) -> None:
-    agent = fake_agent(lambda request: http("200 OK"))
-    urls = ",".join(
-        f"{key}={agent.url}/{key}" for key in ("register_url", "deregister_url", "check_url")
-    )
-    uwsgi("--consul-register", f"name=a,ttl=1,{urls}").serve()
-    until(lambda: len(agent.requests) > 2, "the plugin registers and beats")
-    assert agent.requests[0].startswith("PUT /register_url HTTP/1.1")
-    assert agent.requests[1].startswith("PUT /check_url HTTP/1.1")
+def test_one_of_many_is_deregistered(start: Start, agent: Agent, name: str) -> None:
+    start([f"url={agent.url},name={name},id={name}-{number}" for number in range(5)])
+    until(lambda: len(agent.passing(name)) == 5, "they are registered")
+    agent.forget(f"{name}-3")
+    until(lambda: len(agent.passing(name)) == 5, "it is back", 5)
 
 
-def test_many_services_share_a_thread_and_a_connection(
-    uwsgi: MakeUwsgi, fake_agent: MakeAgent
-) -> None:
-    agent = fake_agent(lambda request: http("200 OK"))
-    options = [
-        word
-        for number in range(20)
-        for word in ("--consul-register", f"url={agent.url},name=a,id=a{number},ttl=1")
-    ]
-    plain = uwsgi().serve()
-    one = uwsgi(*options).serve()
-    until(lambda: len(agent.requests) > 60, "all of them register and beat")
-    assert agent.connections == 1
-    assert _threads(one) == _threads(plain) + 1
+def test_an_agent_restarted_without_its_data(start: Start, own_agent: Agent) -> None:
+    uwsgi = start(f"url={own_agent.url},name=a").ready()
+    until(lambda: own_agent.passing("a"), "it is registered")
+    own_agent.kill()
+    until(lambda: troubles(uwsgi), "it is noticed")
+    own_agent.start(wait=False)
+    until(own_agent.answers, "the agent answers")
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is back", 5)
+    assert len(troubles(uwsgi)) <= 2
+    assert uwsgi.said("answers again, after ")
 
 
-def _threads(uwsgi: Uwsgi) -> int:
-    assert uwsgi.process
-    status = Path(f"/proc/{uwsgi.process.pid}/status").read_text()
-    return int(re.findall(r"^Threads:\s+(\d+)", status, re.MULTILINE)[0])
+def test_a_lost_check_comes_back(start: Start, agent: Agent, name: str) -> None:
+    start(f"url={agent.url},name={name},ttl=1")
+    until(lambda: agent.passing(name), "it is registered")
+    agent.put(f"/v1/agent/check/deregister/service:{name}")
+    until(lambda: agent.status(name) == "passing", "its check is back", 5)
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_it_compiles_without_a_warning(compiler: str, tmp_path: Path) -> None:
-    flags = subprocess.run(["uwsgi", "--cflags"], capture_output=True, text=True, check=True)
-    header = subprocess.run(["uwsgi", "--dot-h"], capture_output=True, text=True, check=True)
-    system = tmp_path / "system"
-    system.mkdir()
-    (system / "uwsgi.h").write_text(header.stdout)
-    # uwsgi.h itself is not free of warnings, so it comes as a header of the system.
-    strict = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
-    for source in sorted((ROOT / "plugin_build").glob("*.c")):
-        relevant = [word for word in flags.stdout.split() if word.startswith("-D")]
-        definitions = [word.replace('\\"', '"').replace('"\\', '"') for word in relevant]
-        command = [compiler, *strict, *definitions, "-isystem", str(system), "-fPIC", "-c"]
-        target = str(tmp_path / "out.o")
-        result = subprocess.run(
-            [*command, str(source), "-o", target], capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
+# ---- agents that do not answer ----
+
+
+def test_an_agent_that_is_not_there_yet(start: Start, own_agent: Agent) -> None:
+    own_agent.kill()
+    uwsgi = start(f"url={own_agent.url},name=a").ready()
+    until(lambda: troubles(uwsgi), "it is noticed")
+    time.sleep(1)  # several tries
+    own_agent.start(wait=False)
+    until(own_agent.answers, "the agent answers")
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered", 5)
+    assert len(troubles(uwsgi)) <= 2
+
+
+def test_an_agent_that_was_stopped_when_uwsgi_started(start: Start, own_agent: Agent) -> None:
+    own_agent.pause()
+    uwsgi = start(f"url={own_agent.url},name=a").ready(5)
+    until(lambda: uwsgi.said("silence"), "it is noticed")
+    own_agent.resume()
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered", 5)
+    until(lambda: uwsgi.said("answers again"), "that is noticed as well")
+
+
+def test_an_agent_that_never_answers_old_requests(start: Start, fake: FakeAgent) -> None:
+    """What hung before stays hung; only new requests are answered."""
+    fake.behave = lambda _: "hang"
+    start(f"url={fake.url},name=a").ready(5)
+    until(lambda: len(fake.seen) >= 3, "it tries on")
+    fake.behave = lambda _: None
+    until(lambda: fake.services, "it is registered", 5)
+
+
+def test_an_agent_that_takes_its_time(start: Start, fake: FakeAgent) -> None:
+    """Each request takes longer than it takes until a second attempt is made."""
+
+    def slowly(_: object) -> None:
+        time.sleep(1.5)
+
+    fake.behave = slowly
+    start(f"url={fake.url},name=a")
+    until(lambda: fake.requests("/check/pass/") or fake.requests("/agent/services"), "it goes on")
+    assert fake.services
+
+
+def unreachable() -> tuple[socket.socket, list[socket.socket], str]:
+    """A port whose packets get no answer: its listener's queue is full, so SYNs are dropped."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    port = listener.getsockname()[1]
+    fillers = []
+    for _ in range(3):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(("127.0.0.1", port))
+        fillers.append(filler)
+    time.sleep(0.1)
+    return listener, fillers, f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("drain", [0, 1])
+def test_an_unreachable_agent_delays_neither_start_nor_stop(start: Start, drain: int) -> None:
+    listener, fillers, url = unreachable()
+    uwsgi = start(f"url={url},name=a,drain={drain}").ready(5)
+    until(lambda: troubles(uwsgi), "it is noticed")
+    began = time.monotonic()
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    assert time.monotonic() - began < 5  # bench/ has the figures
+    for one in (listener, *fillers):
+        one.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
+def test_a_stop_while_a_request_hangs(start: Start, fake: FakeAgent, how: int) -> None:
+    fake.behave = lambda seen: "hang" if "/check/" in seen.path else None
+    uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0", options=["exit-on-reload = true"]).ready()
+    until(lambda: fake.requests("/check/"), "a beat hangs")
+    uwsgi.signal(how)
+    assert uwsgi.wait() == 0
+    assert fake.services == {}
+
+
+def test_a_reload_while_a_request_hangs(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda _: "hang"
+    uwsgi = start(f"url={fake.url},name=a,ttl=1").ready()
+    until(lambda: fake.seen, "a registration hangs")
+    uwsgi.signal(signal.SIGHUP)
+    until(lambda: "(RE)spawned" in uwsgi.log, "it reloads", 5)
+    fake.behave = lambda _: None
+    until(lambda: fake.services, "it is registered")
+
+
+def test_a_deregistration_that_hangs(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda seen: "hang" if "/deregister/" in seen.path else None
+    uwsgi = start(f"url={fake.url},name=a,drain=1").ready()
+    until(lambda: fake.services, "it is registered")
+    began = time.monotonic()
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    assert time.monotonic() - began < 5
+    assert uwsgi.said("a: not deregistered, the agent at")
+
+
+# ---- agents that answer nonsense ----
+
+NONSENSE = {
+    "500": (500, "rpc error: no cluster leader"),
+    "403": (403, "Permission denied"),
+    "400": (400, "Invalid service address"),
+    "301": (301, ""),
+    "close": "close",
+    "garbage": "garbage",
+    "slow": "slow",
+    "huge": "huge",
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_is_survived_and_noted_once(start: Start, fake: FakeAgent, kind: str) -> None:
+    fake.behave = lambda _: NONSENSE[kind]
+    uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0").ready()
+    until(lambda: len(fake.seen) >= 4, "it tries on")
+    noted = [line for line in uwsgi.consul_lines() if "refuses" in line or "no answer" in line]
+    assert len(noted) <= 1 + (kind == "huge")
+    fake.behave = lambda _: None
+    until(lambda: fake.services, "it is registered in the end")
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    assert fake.services == {}
+    # uWSGI's own lines are one line each, and so are ours.
+    assert all(len(line) < 400 for line in uwsgi.consul_lines())
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_in_the_middle(start: Start, fake: FakeAgent, kind: str) -> None:
+    uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0").ready()
+    until(lambda: fake.requests("/check/"), "it beats")
+    fake.behave = lambda _: NONSENSE[kind]
+    count = len(fake.seen)
+    until(lambda: len(fake.seen) > count + 2, "it tries on")
+    assert uwsgi.serves()
+    fake.behave = lambda _: None
+    fake.services.clear()
+    until(lambda: fake.services, "it is registered again")
+
+
+def test_a_token_that_the_agent_repeats_is_not_logged(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda seen: (403, f"token {seen.headers['X-Consul-Token']} is wrong")
+    uwsgi = start(f"url={fake.url},name=a,token=s3cr3t-s3cr3t,debug=1")
+    until(lambda: uwsgi.said("refuses"), "the refusal is noted")
+    assert "s3cr3t" not in uwsgi.log
+    assert fake.seen[0].headers["X-Consul-Token"] == "s3cr3t-s3cr3t"
+
+
+def test_control_characters_of_an_answer_are_not_logged(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda _: (500, "\x1b[31mred\x07\nsecond line")
+    uwsgi = start(f"url={fake.url},name=a")
+    until(lambda: uwsgi.said("refuses"), "the refusal is noted")
+    assert uwsgi.said("HTTP 500 ?[31mred?")
+    assert "second line" not in uwsgi.log
+
+
+def test_another_reason_is_another_line(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda _: (500, "first")
+    uwsgi = start(f"url={fake.url},name=a")
+    until(lambda: uwsgi.said("HTTP 500 first"), "the first is noted")
+    fake.behave = lambda _: (403, "second")
+    until(lambda: uwsgi.said("HTTP 403 second"), "the second is noted")
+    fake.behave = lambda _: None
+    until(lambda: uwsgi.said("registered a as a"), "it is registered")
+
+
+def test_a_list_that_hides_services_is_not_believed(start: Start, fake: FakeAgent) -> None:
+    fake.behave = lambda seen: (200, "{}") if seen.path.endswith("/agent/services") else None
+    uwsgi = start(f"url={fake.url},name=a,ttl=1")
+    until(lambda: len(fake.requests("/agent/service/a")) >= 2, "it looks closer")
+    time.sleep(2)
+    assert len(fake.requests("/service/register")) == 1
+    assert len(fake.requests("/agent/services")) <= 4
+    assert not uwsgi.said("lost")
+
+
+def test_it_beats_three_times_a_ttl_and_not_more(start: Start, fake: FakeAgent) -> None:
+    start(f"url={fake.url},name=a,ttl=1")
+    until(lambda: fake.requests("/check/"), "it beats")
+    begin = len(fake.requests("/check/"))
+    time.sleep(2)
+    assert 3 <= len(fake.requests("/check/")) - begin <= 8

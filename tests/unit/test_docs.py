@@ -21,7 +21,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_key_of_the_plugin_has_its_line() -> None:
     keys = re.findall(
         r"^    (?:TEXT|NUMBER|SWITCH)_KEY\((\w+)",
-        (ROOT / "plugin_build/options.c").read_text(),
+        (ROOT / "plugin_build/src/options.c").read_text(),
         re.MULTILINE,
     )
     page = (ROOT / "docs/plugin.md").read_text()

@@ -1,0 +1,187 @@
+/*
+ * How the workers are, from what uWSGI keeps about them in shared memory. One look is a
+ * snapshot; what makes a judgement is how long things have been as they are.
+ */
+#include <uwsgi.h>
+
+#include "consul.h"
+
+extern struct uwsgi_server uwsgi;
+
+/* Milliseconds. Time that is granted to workers which load the application. */
+#define LOADING_PATIENCE 60000
+/* A worker that dies is replaced at once; for this long nobody needs to know. */
+#define RESPAWN_PATIENCE 1000
+
+int64_t consul_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Options that name an application. Plugins like php serve without one. */
+static int has_application_option(void) {
+    static const char *const names[] = {"module", "wsgi",  "w",    "wsgi-file", "file", "eval",
+                                        "paste",  "mount", "psgi", "ini-paste", "rack"};
+    int i;
+    size_t j;
+    for (i = 0; i < uwsgi.exported_opts_cnt; i++) {
+        for (j = 0; j < sizeof(names) / sizeof(names[0]); j++) {
+            if (!strcmp(uwsgi.exported_opts[i]->key, names[j]))
+                return 1;
+        }
+    }
+    return 0;
+}
+
+void consul_health_start(struct consul_health *health) {
+    memset(health, 0, sizeof(*health));
+    health->now = consul_now();
+    health->ready_at = health->now;
+    health->queue_free_at = health->now;
+    health->needs_app = has_application_option();
+}
+
+/* Milliseconds since the request in this core began; the clock of requests is the wall's. */
+static int64_t request_age(const struct uwsgi_core *core) {
+    struct timeval now;
+    int64_t age;
+    if (!core->req.start_of_request || gettimeofday(&now, NULL))
+        return 0;
+    age = (int64_t)now.tv_sec * 1000 + now.tv_usec / 1000 -
+          (int64_t)(core->req.start_of_request / 1000);
+    return age > 0 ? age : 0;
+}
+
+/* Whether a worker can't take another request. */
+static int is_busy(struct consul_health *health, const struct uwsgi_worker *worker) {
+    int i;
+    int busy = 1;
+    for (i = 0; i < uwsgi.cores; i++) {
+        int64_t age;
+        if (!worker->cores[i].in_request) {
+            busy = 0;
+            continue;
+        }
+        age = request_age(&worker->cores[i]);
+        if (age > health->oldest)
+            health->oldest = age;
+    }
+    return busy;
+}
+
+static void look_at_worker(struct consul_health *health, const struct uwsgi_worker *worker) {
+    health->requests += worker->requests;
+    health->spawns += worker->respawn_count;
+    if (worker->cheaped)
+        return;
+    health->workers++;
+    if (worker->pid <= 0 || kill(worker->pid, 0))
+        return;
+    health->alive++;
+    if (!worker->accepting)
+        return;
+    health->ready++;
+    health->with_app += worker->apps_cnt > 0;
+    health->busy += is_busy(health, worker);
+}
+
+static void look_at_queues(struct consul_health *health) {
+    const struct uwsgi_socket *socket;
+    health->queue_full = 0;
+    health->waiting = 0;
+    for (socket = uwsgi.sockets; socket; socket = socket->next) {
+        health->waiting += (int)socket->queue;
+        health->queue_full |= socket->queue > 0 && socket->queue >= socket->max_queue;
+    }
+}
+
+/* Requests were answered, or could be: a worker is free and nobody waits for it. */
+static int is_progress(const struct consul_health *health, uint64_t requests_before) {
+    if (health->requests != requests_before)
+        return 1;
+    return health->busy < health->ready && !health->waiting;
+}
+
+void consul_health_look(struct consul_health *health) {
+    uint64_t requests_before = health->requests;
+    int i;
+    health->now = consul_now();
+    health->cheap = uwsgi.status.is_cheap;
+    health->workers = health->alive = health->ready = health->busy = health->with_app = 0;
+    health->oldest = 0;
+    health->requests = health->spawns = 0;
+    for (i = 1; i <= uwsgi.numproc; i++)
+        look_at_worker(health, &uwsgi.workers[i]);
+    look_at_queues(health);
+    if (health->ready || !health->workers) {
+        health->ready_at = health->now;
+        health->spawns_when_ready = health->spawns;
+    }
+    /* The clock runs while there is somebody to make progress, from the first look without. */
+    if (!health->ready || is_progress(health, requests_before))
+        health->stuck_since = 0;
+    else if (!health->stuck_since)
+        health->stuck_since = health->now;
+    if (!health->queue_full)
+        health->queue_free_at = health->now;
+}
+
+int consul_health_is_ready(const struct consul_health *health) {
+    return health->ready == health->workers;
+}
+
+static void note_time(char *note, const char *format, int a, int b, int64_t duration) {
+    snprintf(note, CONSUL_NOTE_SIZE, format, a, b, (long)(duration / 1000));
+}
+
+/* No worker accepts requests. That is so for a moment at each respawn and reload. */
+static enum consul_status judge_absence(const struct consul_health *health, long ttl, char *note) {
+    int64_t absent = health->now - health->ready_at;
+    int64_t patience = ttl * 1000 > LOADING_PATIENCE ? ttl * 1000 : LOADING_PATIENCE;
+    uint64_t deaths = health->spawns - health->spawns_when_ready;
+    if (deaths > 2 * (uint64_t)health->workers) {
+        note_time(note, "workers die as they start: %d started, %d wanted, none ready for %ld s",
+                  (int)deaths, health->workers, absent);
+        return absent > RESPAWN_PATIENCE ? CONSUL_CRITICAL : CONSUL_PASSING;
+    }
+    note_time(note, "%d/%d workers alive, none ready for %ld s", health->alive, health->workers,
+              absent);
+    if (uwsgi_instance_is_reloading || health->alive || !health->spawns)
+        return absent > patience ? CONSUL_CRITICAL : CONSUL_PASSING;
+    return absent > RESPAWN_PATIENCE ? CONSUL_CRITICAL : CONSUL_PASSING;
+}
+
+static void note_no_progress(const struct consul_health *health, char *note) {
+    if (health->busy)
+        note_time(note, "%d/%d workers busy, oldest request %ld s", health->busy, health->workers,
+                  health->oldest);
+    else
+        note_time(note, "%d connections wait, none of %d workers took one for %ld s",
+                  health->waiting, health->workers, health->now - health->stuck_since);
+}
+
+enum consul_status consul_health_judge(const struct consul_health *health, long ttl, char *note) {
+    if (!health->workers) {
+        snprintf(note, CONSUL_NOTE_SIZE, "%s",
+                 health->cheap ? "cheap mode: workers start with the next request" : "no workers");
+        return CONSUL_PASSING;
+    }
+    if (!health->ready)
+        return judge_absence(health, ttl, note);
+    if (health->needs_app && !health->with_app) {
+        snprintf(note, CONSUL_NOTE_SIZE, "no application is loaded, every request is refused");
+        return CONSUL_CRITICAL;
+    }
+    if (health->stuck_since && health->now - health->stuck_since >= ttl * 1000) {
+        note_no_progress(health, note);
+        return CONSUL_CRITICAL;
+    }
+    if (health->now - health->queue_free_at > RESPAWN_PATIENCE) {
+        note_time(note, "listen queue full: %d connections wait, %d workers busy for %ld s",
+                  health->waiting, health->busy, health->now - health->queue_free_at);
+        return CONSUL_WARNING;
+    }
+    snprintf(note, CONSUL_NOTE_SIZE, "%d workers", health->workers);
+    return CONSUL_PASSING;
+}

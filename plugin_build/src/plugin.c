@@ -1,0 +1,377 @@
+/*
+ * Registers this uWSGI instance in Consul:
+ *
+ *   plugins = python3,consul
+ *   consul-register = url=http://127.0.0.1:8500,name=shop,id=shop-1,port=2001
+ *
+ * One thread in the master speaks for all services. It starts in the first cycle of the
+ * master: earlier, the fork of daemonize2 would lose it.
+ */
+#include <uwsgi.h>
+
+#include "consul.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+
+extern struct uwsgi_server uwsgi;
+
+/* Milliseconds. */
+#define LOOK_STARTING 10 /* between two looks at workers that are not ready */
+#define LOOK_SLOWEST 500 /* and at others */
+#define LOOK_QUICKEST 100
+#define LOOK_LEAVING 20
+#define HESITATION 500 /* how long a stop waits for an agent that does not answer */
+#define FAREWELL 700   /* until a deregistration is given up, when the workers are gone */
+#define STACK_SIZE (512 * 1024)
+
+enum end {
+    END_NOT,
+    END_FAREWELL, /* for good: deregister what still is registered, if the agent answers */
+    END_RELOAD    /* the program that comes next keeps the registrations */
+};
+
+static struct consul_plugin plugin;
+
+static struct {
+    pthread_t thread;
+    pid_t pid; /* of the process that the thread is in */
+    int wake_fd;
+    enum end end;
+    int64_t end_by;
+    int may_stop;
+    int prepared;
+} control = {.wake_fd = -1};
+
+struct loop {
+    struct consul_moment moment;
+    struct consul_health health;
+    int64_t look_at;
+    int64_t look_interval;
+    int64_t leaving_since;
+};
+
+static enum end get_end(void) {
+    return __atomic_load_n(&control.end, __ATOMIC_ACQUIRE);
+}
+
+/* How long a stop may be held back; not at all where no service asks for it. */
+static int64_t patience(void) {
+    const struct consul_service *service;
+    int64_t longest = 0;
+    for (service = plugin.services; service; service = service->next) {
+        if (service->options.drain * 1000 > longest)
+            longest = service->options.drain * 1000;
+    }
+    return longest ? longest + HESITATION : 0;
+}
+
+/* ---- the thread ---- */
+
+static void start_loop(struct loop *loop) {
+    struct consul_service *service;
+    memset(loop, 0, sizeof(*loop));
+    loop->moment.multi = curl_multi_init();
+    loop->moment.services = plugin.services;
+    loop->look_interval = LOOK_SLOWEST;
+    consul_health_start(&loop->health);
+    for (service = plugin.services; service; service = service->next) {
+        int64_t interval = service->options.ttl * 1000 / 10;
+        if (interval < loop->look_interval)
+            loop->look_interval = interval < LOOK_QUICKEST ? LOOK_QUICKEST : interval;
+        service->state = service->inherited ? CONSUL_HELD : CONSUL_APART;
+        service->verify = service->inherited;
+    }
+}
+
+static void look(struct loop *loop) {
+    struct consul_service *service;
+    if (loop->moment.now < loop->look_at || loop->moment.leaving)
+        return;
+    consul_health_look(&loop->health);
+    loop->moment.ready |= consul_health_is_ready(&loop->health);
+    loop->look_at = loop->moment.now + (loop->moment.ready ? loop->look_interval : LOOK_STARTING);
+    for (service = plugin.services; service; service = service->next)
+        consul_service_judge(service, &loop->health);
+}
+
+static void begin_to_leave(struct loop *loop) {
+    struct consul_agent *agent;
+    if (loop->moment.leaving)
+        return;
+    if (!consul_stop_asked() && !consul_is_ending() && get_end() != END_FAREWELL)
+        return;
+    loop->moment.leaving = 1;
+    loop->leaving_since = loop->moment.now;
+    for (agent = plugin.agents; agent; agent = agent->next)
+        consul_agent_leave(agent, &loop->moment);
+}
+
+static int somebody_remains(void) {
+    const struct consul_agent *agent;
+    const struct consul_service *service;
+    for (agent = plugin.agents; agent; agent = agent->next) {
+        if (agent->job != CONSUL_IDLE)
+            return 1;
+    }
+    for (service = plugin.services; service; service = service->next) {
+        if (consul_service_remains(service))
+            return 1;
+    }
+    return 0;
+}
+
+/* Until when clients may still come because Consul told them so. */
+static int64_t drained_at(void) {
+    const struct consul_service *service;
+    int64_t latest = 0;
+    for (service = plugin.services; service; service = service->next) {
+        int64_t drained = service->left_at + service->options.drain * 1000;
+        if (service->left_at && drained > latest)
+            latest = drained;
+    }
+    return latest;
+}
+
+/* Tells the master when there is nothing left to wait for before it stops. */
+static void allow_stop(struct loop *loop) {
+    int64_t now = loop->moment.now;
+    if (!loop->moment.leaving)
+        return;
+    if (now >= drained_at() && (!somebody_remains() || now >= loop->leaving_since + HESITATION))
+        __atomic_store_n(&control.may_stop, 1, __ATOMIC_RELEASE);
+    if (__atomic_load_n(&control.may_stop, __ATOMIC_ACQUIRE))
+        consul_stop_nudge();
+}
+
+static int is_over(const struct loop *loop) {
+    switch (get_end()) {
+    case END_RELOAD:
+        return 1;
+    case END_FAREWELL:
+        return loop->moment.leaving && (!somebody_remains() || consul_now() >= control.end_by);
+    case END_NOT:
+        break;
+    }
+    return 0;
+}
+
+/* Lets each agent go on; returns until when to sleep. */
+static int64_t step(struct loop *loop) {
+    struct consul_agent *agent;
+    int64_t until = loop->moment.leaving ? loop->moment.now + LOOK_LEAVING : loop->look_at;
+    for (agent = plugin.agents; agent; agent = agent->next) {
+        int64_t next = consul_agent_step(agent, &loop->moment);
+        if (next < until)
+            until = next;
+    }
+    return until;
+}
+
+static void wait_until(struct loop *loop, int64_t until) {
+    struct curl_waitfd extra[2] = {{control.wake_fd, CURL_WAIT_POLLIN, 0},
+                                   {consul_stop_emperor_fd(), CURL_WAIT_POLLIN, 0}};
+    int64_t left = until - consul_now();
+    uint64_t wakes;
+    /* At least one, so that no mistake anywhere can make this a busy loop. */
+    int timeout = left < 1 ? 1 : left > LOOK_SLOWEST ? LOOK_SLOWEST : (int)left;
+    if (curl_multi_wait(loop->moment.multi, extra, extra[1].fd < 0 ? 1 : 2, timeout, NULL) !=
+        CURLM_OK)
+        poll(NULL, 0, timeout);
+    if ((extra[0].revents & CURL_WAIT_POLLIN) && read(control.wake_fd, &wakes, sizeof(wakes)) < 0 &&
+        errno != EAGAIN)
+        uwsgi_error("[consul] read()");
+    if (extra[1].revents)
+        consul_stop_emperor_event();
+}
+
+/* Moves the requests on, and takes in those that ended. */
+static void collect(struct loop *loop) {
+    CURLMsg *message;
+    int count;
+    curl_multi_perform(loop->moment.multi, &count);
+    loop->moment.now = consul_now();
+    while ((message = curl_multi_info_read(loop->moment.multi, &count))) {
+        struct consul_attempt *attempt = NULL;
+        CURLcode code = message->data.result;
+        if (message->msg != CURLMSG_DONE)
+            continue;
+        curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &attempt);
+        consul_agent_finish(attempt->agent, attempt, code, &loop->moment);
+    }
+}
+
+static void finish_loop(struct loop *loop) {
+    struct consul_agent *agent;
+    const struct consul_service *service;
+    for (service = plugin.services; service; service = service->next) {
+        if (get_end() == END_FAREWELL && consul_service_remains(service))
+            uwsgi_log("[consul] %s: not deregistered, the agent at %s does not answer\n",
+                      service->options.id, service->agent->label);
+    }
+    for (agent = plugin.agents; agent; agent = agent->next)
+        consul_agent_free(agent, loop->moment.multi);
+    curl_multi_cleanup(loop->moment.multi);
+}
+
+static void *run(void *unused) {
+    struct loop loop;
+    (void)unused;
+    start_loop(&loop);
+    if (!loop.moment.multi) {
+        uwsgi_log("[consul] out of memory: nothing is registered\n");
+        return NULL;
+    }
+    while (!is_over(&loop)) {
+        int64_t until;
+        loop.moment.now = consul_now();
+        look(&loop);
+        begin_to_leave(&loop);
+        until = step(&loop);
+        allow_stop(&loop);
+        wait_until(&loop, until);
+        collect(&loop);
+    }
+    finish_loop(&loop);
+    return NULL;
+}
+
+/* ---- the master ---- */
+
+/* The thread inherits its mask: signals are the master's. */
+static int create_thread(void) {
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int error = pthread_attr_init(&attributes);
+    if (error)
+        return error;
+    sigfillset(&all);
+    pthread_attr_setstacksize(&attributes, STACK_SIZE);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    error = pthread_create(&control.thread, &attributes, run, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+static void start_thread(void) {
+    int error;
+    control.pid = getpid();
+    control.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (control.wake_fd < 0) {
+        uwsgi_error("[consul] eventfd()");
+        return;
+    }
+    if (consul_settings_bequeath(&plugin))
+        uwsgi_error("[consul] setenv()");
+    error = create_thread();
+    if (error) {
+        uwsgi_log("[consul] can't start a thread, nothing is registered: %s\n", strerror(error));
+        close(control.wake_fd);
+        control.wake_fd = -1;
+    }
+}
+
+static int has_thread(void) {
+    return control.pid == getpid() && control.wake_fd >= 0;
+}
+
+static void consul_master_cycle(void) {
+    if (!plugin.services)
+        return;
+    if (control.pid != getpid())
+        start_thread();
+    if (!has_thread())
+        return;
+    if (!control.prepared) {
+        control.prepared = 1;
+        consul_stop_prepare(control.wake_fd, patience());
+    }
+    consul_stop_cycle(__atomic_load_n(&control.may_stop, __ATOMIC_ACQUIRE));
+}
+
+/* Ends the thread; a bounded wait, as it never blocks in a request. */
+static void end_thread(void) {
+    uint64_t one = 1;
+    struct timespec limit;
+    enum end end = END_FAREWELL;
+    if (!has_thread())
+        return;
+    if (uwsgi_instance_is_reloading && !uwsgi.exit_on_reload)
+        end = END_RELOAD;
+    control.end_by = consul_now() + FAREWELL;
+    __atomic_store_n(&control.end, end, __ATOMIC_RELEASE);
+    if (write(control.wake_fd, &one, sizeof(one)) < 0)
+        uwsgi_error("[consul] write()");
+    clock_gettime(CLOCK_REALTIME, &limit);
+    limit.tv_sec += 1;
+    if (pthread_timedjoin_np(control.thread, NULL, &limit))
+        uwsgi_log("[consul] the thread does not end: going on without it\n");
+    close(control.wake_fd);
+    control.wake_fd = -1;
+}
+
+/* ---- uWSGI's hooks ---- */
+
+static void refuse(const char *error) {
+    uwsgi_log("[consul] consul-register: %s\n", error);
+    exit(1);
+}
+
+static void consul_add(char *option, char *value, void *unused) {
+    char error[CONSUL_ERROR_SIZE];
+    struct consul_service **last = &plugin.services;
+    (void)option;
+    (void)unused;
+    while (*last)
+        last = &(*last)->next;
+    *last = uwsgi_calloc(sizeof(struct consul_service));
+    if (consul_options_parse(&(*last)->options, value, error))
+        refuse(error);
+}
+
+static int consul_init(void) {
+    char error[CONSUL_ERROR_SIZE];
+    /* Without a service there may still be one to deregister, from before a reload. */
+    if (!plugin.services && !consul_settings_has_legacy())
+        return 0;
+    if (curl_global_init(CURL_GLOBAL_ALL))
+        refuse("can't initialise libcurl");
+    if (consul_settings_complete(&plugin, error))
+        refuse(error);
+    return 0;
+}
+
+/*
+ * After a reload the services are registered already, and loading the application may take
+ * longer than a ttl: the thread starts before that. A reload does not daemonize again. If the
+ * application can't be loaded the process ends without having been a master.
+ */
+static void consul_preinit_apps(void) {
+    if (!plugin.services || !plugin.inherited)
+        return;
+    start_thread();
+    if (atexit(end_thread))
+        uwsgi_log("[consul] atexit() failed\n");
+}
+
+static struct uwsgi_option consul_options[] = {
+    {"consul-register", required_argument, 0,
+     "register this instance as a service in Consul: key=value pairs, separated by commas. "
+     "name, id, address, port, tags, meta, weight; "
+     "url (http://127.0.0.1:8500), token, token_file, ca_file, cert_file, key_file, "
+     "ssl_no_verify; ttl (30), deregister_after (3600), drain (1), wait_workers (1), "
+     "check (ttl), interval (10), timeout (10); "
+     "register_url, deregister_url, check_url; debug",
+     consul_add, NULL, UWSGI_OPT_MASTER},
+    UWSGI_END_OF_OPTIONS /* brings its own comma */
+};
+
+struct uwsgi_plugin consul_plugin = {
+    .name = "consul",
+    .options = consul_options,
+    .init = consul_init,
+    .preinit_apps = consul_preinit_apps,
+    .master_cycle = consul_master_cycle,
+    .master_cleanup = end_thread,
+};

@@ -1,0 +1,208 @@
+/* HTTP requests that never block: each is begun here and goes on inside curl's multi handle. */
+#define _GNU_SOURCE
+
+#include "consul.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Milliseconds. A connection to a host that drops packets is tried again before a second is
+ * over, so that an agent that comes back is found within one. */
+#define CONNECT_LIMIT 700L
+#define UNACKNOWLEDGED_LIMIT 1000
+
+/* An answer that goes on for longer than this is not one of Consul's. */
+#define ANSWER_LIMIT (64L * 1024 * 1024)
+
+static int64_t seconds_and_nanoseconds(struct timespec moment) {
+    return (int64_t)moment.tv_sec * 1000000000 + moment.tv_nsec;
+}
+
+/* The first line of a file. */
+static int read_line(int fd, char *line, size_t size) {
+    ssize_t length = read(fd, line, size - 1);
+    if (length < 0)
+        return -1;
+    line[length] = 0;
+    line[strcspn(line, "\r\n")] = 0;
+    return 0;
+}
+
+static int read_token_file(struct consul_token *token, const char *path) {
+    char line[CONSUL_TOKEN_SIZE];
+    struct stat file;
+    int changed = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &file) || read_line(fd, line, sizeof(line))) {
+        close(fd);
+        return -1;
+    }
+    close(fd);
+    changed = strcmp(line, token->text) != 0;
+    memcpy(token->text, line, sizeof(line));
+    token->stamp[0] = (int64_t)file.st_dev;
+    token->stamp[1] = (int64_t)file.st_ino;
+    token->stamp[2] = (int64_t)file.st_size;
+    token->stamp[3] = seconds_and_nanoseconds(file.st_mtim);
+    return changed;
+}
+
+static int is_current(const struct consul_token *token, const char *path) {
+    struct stat file;
+    return !stat(path, &file) && token->stamp[0] == (int64_t)file.st_dev &&
+           token->stamp[1] == (int64_t)file.st_ino && token->stamp[2] == (int64_t)file.st_size &&
+           token->stamp[3] == seconds_and_nanoseconds(file.st_mtim);
+}
+
+int consul_token_refresh(struct consul_token *token, const struct consul_access *access) {
+    int changed;
+    if (!access->token_file) {
+        snprintf(token->text, sizeof(token->text), "%s", access->token ? access->token : "");
+        return 0;
+    }
+    if (is_current(token, access->token_file))
+        return 0;
+    changed = read_token_file(token, access->token_file);
+    /* While the file is being replaced the last token is as good as any. */
+    token->missing = changed < 0;
+    return changed > 0;
+}
+
+static size_t receive(char *data, size_t size, size_t count, void *target) {
+    struct consul_answer *answer = target;
+    size_t length = size * count;
+    if (answer->length + length > ANSWER_LIMIT)
+        return 0;
+    consul_answer_feed(answer, data, length);
+    return length;
+}
+
+/* Lets a connection to a host that went away fail as soon as a new one would, and keeps it from
+ * programs that uWSGI or the application start. */
+static int prepare_socket(void *unused, curl_socket_t fd, curlsocktype purpose) {
+    unsigned int limit = UNACKNOWLEDGED_LIMIT;
+    (void)unused;
+    (void)purpose;
+    if (fcntl(fd, F_SETFD, FD_CLOEXEC))
+        return CURL_SOCKOPT_ERROR;
+    /* Fails on unix sockets, which have no packets to lose. */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit, sizeof(limit));
+    return CURL_SOCKOPT_OK;
+}
+
+static int add_header(struct curl_slist **headers, const char *line) {
+    struct curl_slist *longer = curl_slist_append(*headers, line);
+    if (!longer)
+        return -1;
+    *headers = longer;
+    return 0;
+}
+
+static int build_headers(struct consul_attempt *attempt, const char *token, int has_body) {
+    char line[CONSUL_TOKEN_SIZE + 32];
+    /* Without a "100 Continue" to wait for. */
+    if (add_header(&attempt->headers, "Expect:") ||
+        (has_body && add_header(&attempt->headers, "Content-Type: application/json")))
+        return -1;
+    if (!*token)
+        return 0;
+    snprintf(line, sizeof(line), "X-Consul-Token: %s", token);
+    return add_header(&attempt->headers, line);
+}
+
+static void set_protocols(CURL *curl) {
+#if LIBCURL_VERSION_NUM >= 0x075500
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+#else
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS, (long)(CURLPROTO_HTTP | CURLPROTO_HTTPS));
+#endif
+#if LIBCURL_VERSION_NUM >= 0x075700
+    /* A name look-up that hangs does not keep uWSGI from stopping. */
+    curl_easy_setopt(curl, CURLOPT_QUICK_EXIT, 1L);
+#endif
+}
+
+static void set_transport(CURL *curl, const struct consul_access *access, int fresh) {
+    /* Without it libcurl uses SIGALRM, and signals are uWSGI's. */
+    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_LIMIT);
+    curl_easy_setopt(curl, CURLOPT_SOCKOPTFUNCTION, prepare_socket);
+    curl_easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
+    curl_easy_setopt(curl, CURLOPT_FRESH_CONNECT, (long)fresh);
+    /* A proxy is for the world outside, not for an agent on this host. */
+    curl_easy_setopt(curl, CURLOPT_NOPROXY, "localhost,127.0.0.1,::1");
+    set_protocols(curl);
+    if (access->socket)
+        curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, access->socket);
+    if (access->ca_file)
+        curl_easy_setopt(curl, CURLOPT_CAINFO, access->ca_file);
+    if (access->cert_file)
+        curl_easy_setopt(curl, CURLOPT_SSLCERT, access->cert_file);
+    if (access->key_file)
+        curl_easy_setopt(curl, CURLOPT_SSLKEY, access->key_file);
+    if (access->ssl_no_verify) {
+        curl_easy_setopt(curl, CURLOPT_SSL_VERIFYPEER, 0L);
+        curl_easy_setopt(curl, CURLOPT_SSL_VERIFYHOST, 0L);
+    }
+}
+
+static void set_request(CURL *curl, struct consul_attempt *attempt,
+                        const struct consul_request *request) {
+    curl_easy_setopt(curl, CURLOPT_URL, request->url);
+    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, attempt->headers);
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, receive);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &attempt->answer);
+    curl_easy_setopt(curl, CURLOPT_PRIVATE, attempt);
+    if (!strcmp(request->method, "GET"))
+        return;
+    curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, request->method);
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, request->body ? request->body->data : "");
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE, request->body ? (long)request->body->length : 0L);
+}
+
+int consul_attempt_start(CURLM *multi, struct consul_attempt *attempt,
+                         const struct consul_access *access, const char *token,
+                         const struct consul_request *request) {
+    if (!attempt->curl)
+        attempt->curl = curl_easy_init();
+    if (!attempt->curl)
+        return -1;
+    curl_easy_reset(attempt->curl);
+    if (build_headers(attempt, token, request->body != NULL)) {
+        consul_attempt_stop(multi, attempt);
+        return -1;
+    }
+    consul_answer_start(&attempt->answer, request->owner);
+    set_transport(attempt->curl, access, request->fresh);
+    set_request(attempt->curl, attempt, request);
+    if (curl_multi_add_handle(multi, attempt->curl) != CURLM_OK) {
+        consul_attempt_stop(multi, attempt);
+        return -1;
+    }
+    attempt->active = 1;
+    return 0;
+}
+
+/* What was under way is broken off, and its connection closed. */
+void consul_attempt_stop(CURLM *multi, struct consul_attempt *attempt) {
+    if (attempt->active)
+        curl_multi_remove_handle(multi, attempt->curl);
+    attempt->active = 0;
+    curl_slist_free_all(attempt->headers);
+    attempt->headers = NULL;
+}
+
+void consul_attempt_free(CURLM *multi, struct consul_attempt *attempt) {
+    consul_attempt_stop(multi, attempt);
+    if (attempt->curl)
+        curl_easy_cleanup(attempt->curl);
+    attempt->curl = NULL;
+}

@@ -1,0 +1,473 @@
+/*
+ * The services of all consul-register lines, completed with what Consul's own tools read
+ * from the environment, checked together, and grouped by the agent that they are told to.
+ */
+#define _GNU_SOURCE
+
+#include "consul.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DEFAULT_URL "http://127.0.0.1:8500"
+#define REGISTER_PATH "/v1/agent/service/register"
+#define DEREGISTER_PATH "/v1/agent/service/deregister/"
+
+static const char *from_environment(const char *name) {
+    const char *value = getenv(name);
+    return value && *value ? value : NULL;
+}
+
+static void default_number(long *number, long value) {
+    if (*number < 0)
+        *number = value;
+}
+
+static void complete_numbers(struct consul_options *options) {
+    const char *verify = from_environment("CONSUL_HTTP_SSL_VERIFY");
+    int skip = verify && (!strcmp(verify, "false") || !strcmp(verify, "0") || !strcmp(verify, "f"));
+    default_number(&options->ttl, 30);
+    default_number(&options->interval, 10);
+    default_number(&options->timeout, 10);
+    default_number(&options->deregister_after, 3600);
+    default_number(&options->drain, 1);
+    default_number(&options->wait_workers, 1);
+    default_number(&options->ssl_no_verify, skip);
+    default_number(&options->debug, 0);
+}
+
+/* Joins two strings; the caller owns the result. */
+static char *join(const char *a, const char *b) {
+    size_t first = strlen(a);
+    size_t second = strlen(b);
+    char *joined = malloc(first + second + 1);
+    if (joined) {
+        memcpy(joined, a, first);
+        memcpy(joined + first, b, second + 1);
+    }
+    return joined;
+}
+
+static int out_of_memory(char *error) {
+    snprintf(error, CONSUL_ERROR_SIZE, "out of memory");
+    return -1;
+}
+
+static int refuse_url(char *error, const char *source, const char *url) {
+    char shown[128];
+    consul_url_line(url, shown, sizeof(shown));
+    snprintf(error, CONSUL_ERROR_SIZE,
+             "%s=%s: http://HOST:PORT, https://HOST:PORT or unix:///PATH is allowed", source,
+             shown);
+    return -1;
+}
+
+/* Splits where the agent is into a socket and the URL of its API, which `access` then owns. */
+static int locate(struct consul_access *access, const char *source, const char *url, char *error) {
+    const char *tls = from_environment("CONSUL_HTTP_SSL");
+    char *located;
+    if (!strncmp(url, "unix://", 7)) {
+        if (url[7] != '/')
+            return refuse_url(error, source, url);
+        access->socket = url + 7;
+        located = join("http://", "localhost");
+    } else if (strstr(url, "://")) {
+        if ((strncmp(url, "http://", 7) && strncmp(url, "https://", 8)) ||
+            !strcspn(strstr(url, "://") + 3, "/?#"))
+            return refuse_url(error, source, url);
+        located = join(url, "");
+    } else {
+        /* As CONSUL_HTTP_ADDR may be: only HOST:PORT. */
+        located =
+            join(tls && (!strcmp(tls, "true") || !strcmp(tls, "1")) ? "https://" : "http://", url);
+    }
+    if (!located)
+        return out_of_memory(error);
+    while (located[strlen(located) - 1] == '/')
+        located[strlen(located) - 1] = 0;
+    access->url = located;
+    return 0;
+}
+
+/* uwsgi-consul's register_url & co. say by themselves where the API is, if they are as usual. */
+static int locate_by_register_url(struct consul_access *access, const char *url, char *error) {
+    size_t length = strlen(url);
+    size_t path = strlen(REGISTER_PATH);
+    char *located;
+    access->url = NULL;
+    if (length <= path || strcmp(url + length - path, REGISTER_PATH))
+        return 0;
+    located = join(url, "");
+    if (!located)
+        return out_of_memory(error);
+    located[length - path] = 0;
+    access->url = located;
+    return 0;
+}
+
+static int find_agent_url(struct consul_access *access, const struct consul_options *options,
+                          char *error) {
+    const char *address = from_environment("CONSUL_HTTP_ADDR");
+    if (options->url)
+        return locate(access, "url", options->url, error);
+    if (options->register_url && options->deregister_url && options->check_url)
+        return locate_by_register_url(access, options->register_url, error);
+    if (address)
+        return locate(access, "CONSUL_HTTP_ADDR", address, error);
+    return locate(access, "url", DEFAULT_URL, error);
+}
+
+static int check_file(const char *source, const char *path, char *error) {
+    int fd;
+    if (!path)
+        return 0;
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) {
+        snprintf(error, CONSUL_ERROR_SIZE, "%s=%.256s: a readable file is required: %s", source,
+                 path, strerror(errno));
+        return -1;
+    }
+    close(fd);
+    return 0;
+}
+
+/* A file by key, or by the environment, with the name of where it comes from in errors. */
+static int find_file(const char **file, const char *path, const char *key, const char *variable,
+                     char *error) {
+    *file = path ? path : from_environment(variable);
+    return check_file(path ? key : variable, *file, error);
+}
+
+static int find_token(struct consul_access *access, const struct consul_options *options,
+                      char *error) {
+    access->token = options->token;
+    if (access->token)
+        return 0;
+    if (find_file(&access->token_file, options->token_file, "token_file", "CONSUL_HTTP_TOKEN_FILE",
+                  error))
+        return -1;
+    if (access->token_file)
+        return 0;
+    access->token = from_environment("CONSUL_HTTP_TOKEN");
+    if (access->token &&
+        (strlen(access->token) >= CONSUL_TOKEN_SIZE || strpbrk(access->token, "\r\n"))) {
+        snprintf(error, CONSUL_ERROR_SIZE,
+                 "CONSUL_HTTP_TOKEN=(hidden): one line of up to 511 characters is allowed");
+        return -1;
+    }
+    return 0;
+}
+
+static int find_access(struct consul_access *access, const struct consul_options *options,
+                       char *error) {
+    memset(access, 0, sizeof(*access));
+    access->ssl_no_verify = (int)options->ssl_no_verify;
+    if (find_agent_url(access, options, error) || find_token(access, options, error) ||
+        find_file(&access->ca_file, options->ca_file, "ca_file", "CONSUL_CACERT", error) ||
+        find_file(&access->cert_file, options->cert_file, "cert_file", "CONSUL_CLIENT_CERT",
+                  error) ||
+        find_file(&access->key_file, options->key_file, "key_file", "CONSUL_CLIENT_KEY", error))
+        return -1;
+    return 0;
+}
+
+static int same(const char *a, const char *b) {
+    return a == b || (a && b && !strcmp(a, b));
+}
+
+static int same_access(const struct consul_access *a, const struct consul_access *b) {
+    return same(a->url, b->url) && same(a->socket, b->socket) && same(a->token, b->token) &&
+           same(a->token_file, b->token_file) && same(a->ca_file, b->ca_file) &&
+           same(a->cert_file, b->cert_file) && same(a->key_file, b->key_file) &&
+           a->ssl_no_verify == b->ssl_no_verify;
+}
+
+static void name_agent(struct consul_agent *agent, const struct consul_service *service) {
+    if (agent->access.socket)
+        snprintf(agent->label, sizeof(agent->label), "unix://%s", agent->access.socket);
+    else
+        consul_url_line(agent->access.url ? agent->access.url : service->options.register_url,
+                        agent->label, sizeof(agent->label));
+}
+
+/* Our services only: an agent may have thousands of others. */
+static int build_list_url(struct consul_agent *agent, const char *owner, char *error) {
+    struct consul_text url = {0};
+    if (!agent->access.url)
+        return 0;
+    consul_text_say(&url, agent->access.url);
+    consul_text_say(&url, "/v1/agent/services?filter=Meta." CONSUL_OWNER_KEY "%20%3D%3D%20%22");
+    consul_text_say(&url, owner);
+    consul_text_say(&url, "%22");
+    if (url.failed)
+        return out_of_memory(error);
+    agent->list_url = url.data;
+    return 0;
+}
+
+/* Takes over what `access` owns. */
+static struct consul_agent *find_agent(struct consul_plugin *plugin, struct consul_access *access,
+                                       const struct consul_service *service, char *error) {
+    struct consul_agent **last = &plugin->agents;
+    for (; *last; last = &(*last)->next) {
+        if (same_access(&(*last)->access, access)) {
+            free((void *)(uintptr_t)access->url);
+            return *last;
+        }
+    }
+    *last = calloc(1, sizeof(struct consul_agent));
+    if (!*last) {
+        out_of_memory(error);
+        return NULL;
+    }
+    (*last)->access = *access;
+    (*last)->owner = plugin->owner;
+    name_agent(*last, service);
+    return build_list_url(*last, plugin->owner, error) ? NULL : *last;
+}
+
+/* `given` by the user, or the agent's URL and a path. */
+static int build_url(char **url, const char *given, const char *agent, const char *path,
+                     const char *id, char *error) {
+    struct consul_text text = {0};
+    if (!given && !agent)
+        return 0;
+    consul_text_say(&text, given ? given : agent);
+    if (!given) {
+        consul_text_say(&text, path);
+        consul_text_url(&text, id);
+    }
+    if (text.failed)
+        return out_of_memory(error);
+    *url = text.data;
+    return 0;
+}
+
+/* check_url is where "passing" goes; the other two statuses have a neighbouring URL. */
+static int build_beat_urls(struct consul_service *service, const char *agent, char *error) {
+    static const char pass[] = "/check/pass/";
+    static const char *const others[] = {NULL, "/check/warn/", "/check/fail/"};
+    const char *place;
+    size_t i;
+    if (build_url(&service->beat_urls[CONSUL_PASSING], service->options.check_url, agent,
+                  "/v1/agent/check/pass/service:", service->options.id, error))
+        return -1;
+    place = strstr(service->beat_urls[CONSUL_PASSING], pass);
+    if (!place)
+        return 0;
+    for (i = CONSUL_WARNING; i <= CONSUL_CRITICAL; i++) {
+        struct consul_text text = {0};
+        const char *passing = service->beat_urls[CONSUL_PASSING];
+        consul_text_add(&text, passing, (size_t)(place - passing));
+        consul_text_say(&text, others[i]);
+        consul_text_say(&text, place + sizeof(pass) - 1);
+        if (text.failed)
+            return out_of_memory(error);
+        service->beat_urls[i] = text.data;
+    }
+    return 0;
+}
+
+static int build_urls(struct consul_service *service, char *error) {
+    const struct consul_options *options = &service->options;
+    const char *agent = service->agent->access.url;
+    return build_url(&service->register_url, options->register_url, agent, REGISTER_PATH, "",
+                     error) ||
+                   build_url(&service->deregister_url, options->deregister_url, agent,
+                             DEREGISTER_PATH, options->id, error) ||
+                   build_url(&service->lookup_url, NULL, agent, "/v1/agent/service/", options->id,
+                             error) ||
+                   build_beat_urls(service, agent, error)
+               ? -1
+               : 0;
+}
+
+static int check_unique(const struct consul_plugin *plugin, const struct consul_service *service,
+                        char *error) {
+    const struct consul_service *other;
+    for (other = plugin->services; other != service; other = other->next) {
+        if (!strcmp(other->register_url, service->register_url) &&
+            same(other->agent->access.socket, service->agent->access.socket) &&
+            !strcmp(other->options.id, service->options.id)) {
+            snprintf(error, CONSUL_ERROR_SIZE,
+                     "id=%.256s: is there twice, each service of an instance needs an id of its "
+                     "own (without one it is the name)",
+                     service->options.id);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int complete_service(struct consul_plugin *plugin, struct consul_service *service,
+                            char *error) {
+    struct consul_access access;
+    complete_numbers(&service->options);
+    service->check = consul_options_check(&service->options);
+    if (!service->options.id)
+        service->options.id = service->options.name;
+    if (find_access(&access, &service->options, error))
+        return -1;
+    service->agent = find_agent(plugin, &access, service, error);
+    if (!service->agent)
+        return -1;
+    if (service->options.debug)
+        service->agent->debug = 1;
+    return build_urls(service, error) || check_unique(plugin, service, error) ? -1 : 0;
+}
+
+static int make_owner(struct consul_plugin *plugin, char *error) {
+    unsigned char random[CONSUL_OWNER_LENGTH / 2];
+    size_t i;
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, random, sizeof(random));
+    if (fd >= 0)
+        close(fd);
+    if (length != (ssize_t)sizeof(random)) {
+        snprintf(error, CONSUL_ERROR_SIZE, "/dev/urandom: %s", strerror(errno));
+        return -1;
+    }
+    for (i = 0; i < sizeof(random); i++)
+        snprintf(plugin->owner + 2 * i, 3, "%02x", random[i]);
+    return 0;
+}
+
+/* ---- over a reload ---- */
+
+/*
+ * A reload replaces the program of this process, but the services stay registered, and stay
+ * its own: their owner, and a line for each with the agent and how to deregister there, go from
+ * one program to the next in the environment. With the process id, because other programs
+ * inherit the environment as well.
+ */
+#define LEGACY_VARIABLE "UWSGI_CONSUL_OWNER"
+
+static void add_to_legacy(struct consul_text *legacy, const struct consul_service *service) {
+    const struct consul_access *access = &service->agent->access;
+    if (!access->url)
+        return;
+    consul_text_say(legacy, "\n");
+    consul_text_say(legacy, access->socket ? "unix://" : access->url);
+    consul_text_say(legacy, access->socket ? access->socket : "");
+    consul_text_say(legacy, "\t");
+    consul_text_say(legacy, service->options.id);
+}
+
+int consul_settings_bequeath(const struct consul_plugin *plugin) {
+    const struct consul_service *service;
+    struct consul_text legacy = {0};
+    int result;
+    consul_text_number(&legacy, (long)getpid());
+    consul_text_say(&legacy, ":");
+    consul_text_say(&legacy, plugin->owner);
+    for (service = plugin->services; service; service = service->next)
+        add_to_legacy(&legacy, service);
+    result = legacy.failed ? -1 : setenv(LEGACY_VARIABLE, legacy.data, 1);
+    consul_text_free(&legacy);
+    return result;
+}
+
+/* The lines of the legacy, for the caller to free, or NULL if there is none for this process. */
+static char *inherit(struct consul_plugin *plugin) {
+    const char *value = getenv(LEGACY_VARIABLE);
+    char *end = NULL;
+    if (!value || strtol(value, &end, 10) != (long)getpid() || *end != ':' ||
+        strcspn(end + 1, "\n") != CONSUL_OWNER_LENGTH)
+        return NULL;
+    memcpy(plugin->owner, end + 1, CONSUL_OWNER_LENGTH);
+    plugin->inherited = 1;
+    return join(end + 1 + CONSUL_OWNER_LENGTH, "");
+}
+
+int consul_settings_has_legacy(void) {
+    return getenv(LEGACY_VARIABLE) != NULL;
+}
+
+/* The service of the present configuration that is the one of the legacy. */
+static struct consul_service *find_service(const struct consul_plugin *plugin,
+                                           const struct consul_access *access, const char *id) {
+    struct consul_service *service;
+    for (service = plugin->services; service; service = service->next) {
+        if (!strcmp(service->options.id, id) && same(service->agent->access.url, access->url) &&
+            same(service->agent->access.socket, access->socket))
+            return service;
+    }
+    return NULL;
+}
+
+/* The agent at the same place, with the token that it is sent now; takes over `access`. */
+static struct consul_agent *find_agent_at(struct consul_plugin *plugin,
+                                          struct consul_access *access,
+                                          const struct consul_service *service, char *error) {
+    struct consul_agent *agent;
+    for (agent = plugin->agents; agent; agent = agent->next) {
+        if (same(agent->access.url, access->url) && same(agent->access.socket, access->socket)) {
+            free((void *)(uintptr_t)access->url);
+            return agent;
+        }
+    }
+    return find_agent(plugin, access, service, error);
+}
+
+static void add_service(struct consul_plugin *plugin, struct consul_service *service) {
+    struct consul_service **last = &plugin->services;
+    while (*last)
+        last = &(*last)->next;
+    *last = service;
+}
+
+/* The line is kept: the service's strings are in it. */
+static int inherit_service(struct consul_plugin *plugin, char *line, char *error) {
+    struct consul_options options = {.url = line, .ttl = 30};
+    struct consul_access access;
+    struct consul_service *service;
+    char *tab = strchr(line, '\t');
+    if (!tab)
+        return 0;
+    *tab = 0;
+    options.id = tab + 1;
+    if (find_access(&access, &options, error))
+        return -1;
+    service = find_service(plugin, &access, options.id);
+    if (service) {
+        service->inherited = 1;
+        free((void *)(uintptr_t)access.url);
+        return 0;
+    }
+    service = calloc(1, sizeof(struct consul_service));
+    if (!service)
+        return out_of_memory(error);
+    service->inherited = service->leftover = 1;
+    service->options = options;
+    service->agent = find_agent_at(plugin, &access, service, error);
+    if (!service->agent || build_urls(service, error))
+        return -1;
+    add_service(plugin, service);
+    return 0;
+}
+
+static int inherit_services(struct consul_plugin *plugin, char *lines, char *error) {
+    char *rest = NULL;
+    char *line = strtok_r(lines, "\n", &rest);
+    for (; line; line = strtok_r(NULL, "\n", &rest)) {
+        if (inherit_service(plugin, line, error))
+            return -1;
+    }
+    return 0;
+}
+
+int consul_settings_complete(struct consul_plugin *plugin, char *error) {
+    struct consul_service *service;
+    char *legacy = inherit(plugin);
+    if (!legacy && make_owner(plugin, error))
+        return -1;
+    for (service = plugin->services; service; service = service->next) {
+        if (complete_service(plugin, service, error))
+            return -1;
+    }
+    return legacy ? inherit_services(plugin, legacy, error) : 0;
+}

@@ -1,0 +1,276 @@
+/*
+ * Holding uWSGI's stop back. uWSGI begins to stop inside a signal handler, in a command of its
+ * fifo, or when the Emperor says so; when a plugin hears of it the workers are on their way
+ * out, while clients are still being sent here. So each of these ways gets a stand-in that only
+ * notes what was asked. The thread takes the services out of Consul, clients get some seconds
+ * to notice, and then the master does what it was asked to do.
+ *
+ * Who asks a second time is not held back.
+ */
+#include <uwsgi.h>
+
+#include "consul.h"
+
+#include <sys/eventfd.h>
+
+extern struct uwsgi_server uwsgi;
+
+/* uWSGI's fifo commands: "can be accessed by plugins", but in no header. */
+extern void (*uwsgi_fifo_table[256])(int);
+
+typedef void (*function)(int);
+
+static const int signals[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+#define SIGNALS (sizeof(signals) / sizeof(signals[0]))
+
+enum emperor {
+    EMPEROR_NONE,    /* there is none, or uWSGI listens itself */
+    EMPEROR_WATCHED, /* the thread looks what comes from it */
+    EMPEROR_HEARD,   /* something that uWSGI is to read */
+    EMPEROR_HANDED   /* uWSGI is about to read it */
+};
+
+static struct {
+    int wake_fd;
+    int nudge_fd;
+    int64_t patience;
+    struct sigaction actions[SIGNALS];
+    int held[SIGNALS];
+    enum emperor emperor;
+    int emperor_stop;
+    /* What was asked first. */
+    function asked;
+    int signum;
+    sig_atomic_t times;
+    int64_t noticed_at;
+    int released;
+} stop = {.wake_fd = -1, .nudge_fd = -1};
+
+/* Whether this function ends the instance for good. */
+static int is_stop(function it) {
+    if (it == kill_them_all || it == gracefully_kill_them_all)
+        return 1;
+    if (!uwsgi.exit_on_reload)
+        return 0;
+    return it == reap_them_all || (it == grace_them_all && !uwsgi.lazy);
+}
+
+static void write_one(int fd) {
+    uint64_t one = 1;
+    /* It fails only where as many are waiting to be read that one more makes no difference. */
+    if (write(fd, &one, sizeof(one)) < 0)
+        return;
+}
+
+static void note(function it, int signum) {
+    if (!stop.times) {
+        stop.asked = it;
+        stop.signum = signum;
+    }
+    __atomic_store_n(&stop.times, stop.times + 1, __ATOMIC_RELEASE);
+    write_one(stop.wake_fd);
+}
+
+static function held_function(int signum) {
+    size_t i;
+    for (i = 0; i < SIGNALS; i++) {
+        if (signals[i] == signum)
+            return stop.actions[i].sa_handler;
+    }
+    return NULL;
+}
+
+/* In a new child, until it has handlers of its own, uWSGI's is as good as it was. */
+static void on_signal(int signum) {
+    int saved = errno;
+    if (getpid() == uwsgi.workers[0].pid)
+        note(held_function(signum), signum);
+    else
+        held_function(signum)(signum);
+    errno = saved;
+}
+
+static void on_fifo_kill(int unused) {
+    (void)unused;
+    note(kill_them_all, 0);
+}
+
+static void on_fifo_graceful(int unused) {
+    (void)unused;
+    note(gracefully_kill_them_all, 0);
+}
+
+static void on_fifo_grace(int unused) {
+    (void)unused;
+    note(grace_them_all, 0);
+}
+
+static void on_fifo_reap(int unused) {
+    (void)unused;
+    note(reap_them_all, 0);
+}
+
+static const struct {
+    function uwsgis;
+    function ours;
+} fifo[] = {
+    {kill_them_all, on_fifo_kill},
+    {gracefully_kill_them_all, on_fifo_graceful},
+    {grace_them_all, on_fifo_grace},
+    {reap_them_all, on_fifo_reap},
+};
+#define FIFO (sizeof(fifo) / sizeof(fifo[0]))
+
+static void hold_signals(void) {
+    size_t i;
+    for (i = 0; i < SIGNALS; i++) {
+        if (sigaction(signals[i], NULL, &stop.actions[i]) ||
+            (stop.actions[i].sa_flags & SA_SIGINFO) || !is_stop(stop.actions[i].sa_handler))
+            continue;
+        uwsgi_unix_signal(signals[i], on_signal);
+        stop.held[i] = 1;
+    }
+}
+
+static void release_signals(void) {
+    size_t i;
+    for (i = 0; i < SIGNALS; i++) {
+        if (stop.held[i] && sigaction(signals[i], &stop.actions[i], NULL))
+            uwsgi_error("[consul] sigaction()");
+    }
+}
+
+static void swap_fifo(int hold) {
+    int command;
+    size_t i;
+    for (command = 0; command < 256; command++) {
+        for (i = 0; i < FIFO; i++) {
+            if (hold && uwsgi_fifo_table[command] == fifo[i].uwsgis && is_stop(fifo[i].uwsgis))
+                uwsgi_fifo_table[command] = fifo[i].ours;
+            else if (!hold && uwsgi_fifo_table[command] == fifo[i].ours)
+                uwsgi_fifo_table[command] = fifo[i].uwsgis;
+        }
+    }
+}
+
+/* ---- the Emperor ---- */
+
+static void set_emperor(enum emperor emperor) {
+    __atomic_store_n(&stop.emperor, emperor, __ATOMIC_RELEASE);
+}
+
+static enum emperor get_emperor(void) {
+    return __atomic_load_n(&stop.emperor, __ATOMIC_ACQUIRE);
+}
+
+static void take_emperor(void) {
+    if (!uwsgi.has_emperor || uwsgi.emperor_proxy || uwsgi.emperor_fd < 0)
+        return;
+    if (event_queue_del_fd(uwsgi.master_queue, uwsgi.emperor_fd, event_queue_read()))
+        return;
+    set_emperor(EMPEROR_WATCHED);
+}
+
+static void hand_emperor_over(void) {
+    if (event_queue_add_fd_read(uwsgi.master_queue, uwsgi.emperor_fd))
+        uwsgi_error("[consul] event_queue_add_fd_read()");
+    set_emperor(EMPEROR_HANDED);
+}
+
+/* The byte that waits, -1 if none does, -2 if the Emperor is gone. */
+static int peek_at_emperor(void) {
+    unsigned char byte;
+    ssize_t length = recv(uwsgi.emperor_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (length == 1)
+        return byte;
+    return length < 0 && (errno == EAGAIN || errno == EINTR) ? -1 : -2;
+}
+
+int consul_stop_emperor_fd(void) {
+    return get_emperor() == EMPEROR_WATCHED ? uwsgi.emperor_fd : -1;
+}
+
+void consul_stop_emperor_event(void) {
+    int byte = peek_at_emperor();
+    if (byte == -1)
+        return;
+    /* 0 and 2 mean "stop" and "stop gracefully"; what else there is does not concern us. */
+    if (byte == 0 || byte == 2) {
+        set_emperor(EMPEROR_NONE);
+        __atomic_store_n(&stop.emperor_stop, 1, __ATOMIC_RELEASE);
+    } else {
+        set_emperor(EMPEROR_HEARD);
+    }
+    consul_stop_nudge();
+}
+
+static void cycle_emperor(void) {
+    if (stop.released)
+        return;
+    if (get_emperor() == EMPEROR_HEARD)
+        hand_emperor_over();
+    else if (get_emperor() == EMPEROR_HANDED && peek_at_emperor() == -1)
+        take_emperor();
+}
+
+/* ---- what the plugin calls ---- */
+
+int consul_is_ending(void) {
+    return uwsgi_instance_is_dying || (uwsgi_instance_is_reloading && uwsgi.exit_on_reload);
+}
+
+void consul_stop_prepare(int wake_fd, int64_t patience) {
+    stop.wake_fd = wake_fd;
+    stop.patience = patience;
+    stop.nudge_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (stop.nudge_fd < 0 || event_queue_add_fd_read(uwsgi.master_queue, stop.nudge_fd)) {
+        uwsgi_error("[consul] can't hold a stop back");
+        return;
+    }
+    if (!patience)
+        return;
+    hold_signals();
+    swap_fifo(1);
+    take_emperor();
+}
+
+/* Lets the master go through its cycle: it would sleep for up to a second otherwise. */
+void consul_stop_nudge(void) {
+    if (stop.nudge_fd >= 0)
+        write_one(stop.nudge_fd);
+}
+
+int consul_stop_asked(void) {
+    return __atomic_load_n(&stop.times, __ATOMIC_ACQUIRE) ||
+           __atomic_load_n(&stop.emperor_stop, __ATOMIC_ACQUIRE);
+}
+
+static void release(void) {
+    stop.released = 1;
+    release_signals();
+    swap_fifo(0);
+    if (!stop.times) {
+        hand_emperor_over();
+        return;
+    }
+    /* uWSGI's functions do not expect the same signal again while they are at work. */
+    if (stop.signum)
+        uwsgi_block_signal(stop.signum);
+    stop.asked(stop.signum);
+    if (stop.signum)
+        uwsgi_unblock_signal(stop.signum);
+}
+
+void consul_stop_cycle(int may_stop) {
+    uint64_t nudges;
+    /* Nothing to read is the usual case. */
+    if (stop.nudge_fd >= 0 && read(stop.nudge_fd, &nudges, sizeof(nudges)) < 0 && errno != EAGAIN)
+        uwsgi_error("[consul] read()");
+    cycle_emperor();
+    if (stop.released || !consul_stop_asked())
+        return;
+    if (!stop.noticed_at)
+        stop.noticed_at = consul_now();
+    if (may_stop || stop.times > 1 || consul_now() - stop.noticed_at > stop.patience)
+        release();
+}
