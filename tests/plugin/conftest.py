@@ -1,6 +1,5 @@
 """One plugin, built for this machine's uWSGI, and one Consul agent for all tests that can share."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,19 +9,32 @@ from typing import Any
 
 import pytest
 from consul_processes import free_ports
-from uwsgi_processes import Agent, FakeAgent, Process, Uwsgi, build_plugin
+from uwsgi_processes import SANITIZERS, Agent, FakeAgent, Process, Uwsgi, build_plugin
 
 for _program in ("uwsgi", "consul"):
     if not shutil.which(_program):
         raise pytest.UsageError(f"{_program} is not installed: run script/bootstrap --test")
 
-# Another plugin than the one built from this checkout, e.g. with sanitizers.
-GIVEN = os.environ.get("CONSUL_PLUGIN")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sanitize",
+        action="store_true",
+        help="compile the plugin with AddressSanitizer and UndefinedBehaviorSanitizer",
+    )
 
 
 @pytest.fixture(scope="session")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(GIVEN) if GIVEN else build_plugin(tmp_path_factory.mktemp("plugin"))
+def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.config.getoption("sanitize"):
+        found: Path = request.getfixturevalue("sanitized_plugin")
+        return found
+    return build_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture(scope="session")
+def sanitized_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_plugin(tmp_path_factory.mktemp("sanitized"), flags=SANITIZERS)
 
 
 @pytest.fixture(scope="session")

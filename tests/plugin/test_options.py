@@ -118,8 +118,21 @@ def test_a_token_file_of_the_environment_must_be_readable(start: Callable[..., U
     assert uwsgi.said("CONSUL_HTTP_TOKEN_FILE=/nowhere/token: a readable file is required")
 
 
+def test_a_configuration_can_be_tried(plugin: Path, tmp_path: Path) -> None:
+    command = [*preloaded(plugin, tmp_path), "uwsgi", "--plugin", str(plugin), "--no-server"]
+    fine = subprocess.run(
+        [*command, "--consul-register", "name=a,ttl=9"], capture_output=True, check=False
+    )
+    assert fine.returncode == 0
+    wrong = subprocess.run(
+        [*command, "--consul-register", "name=a,tll=9"], capture_output=True, check=False
+    )
+    assert wrong.returncode == 1
+    assert b"did you mean ttl?" in wrong.stderr
+
+
 def test_the_help_lists_every_key(plugin: Path, tmp_path: Path) -> None:
-    command = [*preloaded(tmp_path), "uwsgi", "--plugin", str(plugin), "--help"]
+    command = [*preloaded(plugin, tmp_path), "uwsgi", "--plugin", str(plugin), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     help_text = next(line for line in shown.splitlines() if "--consul-register" in line)
     source = (Path(__file__).parents[2] / "plugin_build/src/options.c").read_text()

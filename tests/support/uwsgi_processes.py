@@ -4,9 +4,11 @@ Shared by the tests and by ``bench/plugin_behaviour.py``.
 """
 
 import contextlib
+import functools
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -45,12 +47,16 @@ def application(environ, start_response):
 """
 
 
-def build_plugin(folder: Path, uwsgi: str = "uwsgi", sources: Path = SOURCES) -> Path:
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1")
+
+
+def build_plugin(folder: Path, uwsgi: str = "uwsgi", flags: Iterable[str] = ()) -> Path:
     """``consul_plugin.so`` for this uWSGI, compiled in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(
-        sources, folder / "sources", ignore=shutil.ignore_patterns("dist", "__pycache__")
+        SOURCES, folder / "sources", ignore=shutil.ignore_patterns("dist", "__pycache__")
     )
+    with (folder / "sources/uwsgiplugin.py").open("a") as file:
+        file.write(f"CFLAGS += {list(flags)}\nLDFLAGS += {list(flags)}\n")
     built = subprocess.run(
         [uwsgi, "--build-plugin", "sources"],
         cwd=folder,
@@ -170,9 +176,16 @@ def send_command(fifo: Path, letter: str) -> None:
     until(written, f"uWSGI reads {fifo}")
 
 
-def preloaded(folder: Path) -> list[str]:
+@functools.cache
+def sanitizers(plugin: Path) -> list[str]:
+    """The libraries of the sanitizers that a plugin was compiled with."""
+    needed = subprocess.run(["ldd", str(plugin)], capture_output=True, text=True, check=True)
+    return re.findall(r"=> (\S+/lib(?:a|ub)san\.so\S*)", needed.stdout)
+
+
+def preloaded(plugin: Path, folder: Path) -> list[str]:
     """For a plugin with sanitizers: their libraries, and where they are to report to."""
-    libraries = os.environ.get("CONSUL_PLUGIN_PRELOAD")
+    libraries = ":".join(sanitizers(plugin))
     if not libraries:
         return []
     # Python and uWSGI leave much to the end of their process: valgrind tells what grows.
@@ -219,7 +232,7 @@ class Uwsgi(Process):
         lines += [f"consul-register = {line}".replace("PORT", str(self.port)) for line in register]
         self.ini = folder / "uwsgi.ini"
         self.ini.write_text("\n".join(lines) + "\n")
-        command = [*wrapper, *preloaded(folder), binary, "--ini", str(self.ini)]
+        command = [*wrapper, *preloaded(plugin, folder), binary, "--ini", str(self.ini)]
         super().__init__(command, folder, env, pass_fds)
 
     def get(self, path: str = "/", timeout: float = 5.0) -> str:
@@ -254,6 +267,9 @@ class Uwsgi(Process):
 
     def said(self, text: str) -> bool:
         return any(text in line for line in self.consul_lines())
+
+    def said_times(self, text: str) -> int:
+        return sum(text in line for line in self.consul_lines())
 
     def command(self, letter: str) -> None:
         """Sends a command through the ``master-fifo = fifo``, as soon as somebody reads it."""
