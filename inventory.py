@@ -11,5 +11,8 @@ consul_servers = ["drakar"]
 # Each of these runs every instance of the application (see group_data/all.py).
 app_servers = ["drakar", "cheetah"]
 
+# Where build-plugin compiles, if a host there has the same uWSGI; else on the hosts themselves.
+builders = []
+
 # Move a name here to take its instances out of service.
 retired = []

@@ -4,6 +4,7 @@ import json as json_module
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -34,14 +35,48 @@ def errors_exit(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return decorate
 
 
-@task(help={"force": "compile also where nothing has changed", **INVENTORY_HELP})
+@task(
+    iterable=["host", "package"],
+    help={
+        "list": "show which uWSGI each host has and whether its plugin is built; build nothing",
+        "host": "only for this host (may be given several times)",
+        "local": "for the uWSGI of this machine instead of the fleet's",
+        "source": "another uWSGI plugin's sources: a folder, or a URL that git can clone",
+        "package": "a Debian package that these sources need (may be given several times)",
+        "keep-toolchain": "leave the compiler installed where it is needed",
+        "force": "compile also where nothing has changed",
+        **INVENTORY_HELP,
+    },
+)
 @errors_exit(1)
-def build_plugin(_context: Context, force: bool = False, inventory: str = INVENTORY) -> None:
+def build_plugin(
+    _context: Context,
+    host: list[str],
+    package: list[str],
+    list: bool = False,  # noqa: A002 - an option's name
+    local: bool = False,
+    source: str = "",
+    keep_toolchain: bool = False,
+    force: bool = False,
+    inventory: str = INVENTORY,
+) -> None:
     """Compile the consul plugin for each different uWSGI on the fleet."""
-    from fleet.inventory import read
-    from plugin_build import progress
+    from plugin_build import places, progress
+    from plugin_build import source as sources
 
-    if not progress.build(read(inventory).app_servers, force):
+    where = places.local(host) if local else places.of_fleet(inventory, host)
+    with sources.find(source) if source else nullcontext(sources.own()) as found:
+        if list:
+            fine = progress.show(where, found)
+        else:
+            fine = progress.build(
+                where,
+                found,
+                force=force,
+                keep_toolchain=keep_toolchain,
+                packages=tuple(package),
+            )
+    if not fine:
         raise Exit(code=1)
 
 

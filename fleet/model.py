@@ -8,7 +8,7 @@ from typing import Any
 from fleet.errors import InventoryError
 from fleet.settings import Settings, nearest, parse
 
-ROLES = frozenset({"consul_servers", "app_servers", "retired"})
+ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Host:
     def is_retired(self) -> bool:
         return "retired" in self.roles
 
+    @property
+    def is_member(self) -> bool:
+        """Whether it belongs to the cluster; not a host where plugins are only compiled."""
+        return bool(self.roles & {"consul_servers", "app_servers"}) and not self.is_retired
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -62,7 +67,7 @@ class Fleet:
 
     @property
     def active(self) -> tuple[Host, ...]:
-        return tuple(host for host in self.hosts if not host.is_retired)
+        return tuple(host for host in self.hosts if host.is_member)
 
     @property
     def consul_servers(self) -> tuple[Host, ...]:
@@ -71,6 +76,10 @@ class Fleet:
     @property
     def app_servers(self) -> tuple[Host, ...]:
         return tuple(host for host in self.active if "app_servers" in host.roles)
+
+    @property
+    def builders(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.hosts if "builders" in host.roles)
 
     @property
     def instances(self) -> tuple[Instance, ...]:

@@ -52,11 +52,15 @@ class Settings(BaseModel):
     app_requirements: str | None = "app/requirements.txt"
     app_ini: str = "app/uwsgi.ini.j2"
     app_processes: int = Field(default=2, ge=1, le=1024)
+    app_python: Annotated[str, StringConstraints(pattern=r"^/[\w./+-]+$")] = "/usr/bin/python3"
     check_ttl: int = Field(default=10, ge=1, le=86400)
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
 
     address: Annotated[str, AfterValidator(_address)] | None = None
     datacenter: Label = "dc1"
+
+    uwsgi_source: Literal["debian", "pypi"] = "debian"
+    uwsgi_version: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)+$")] = "2.0.31"
 
     consul_source: Literal["auto", "release", "file", "debian"] = "auto"
     consul_version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+[\w.+-]*$")] = "1.21.4"

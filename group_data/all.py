@@ -17,6 +17,9 @@ app_entry_point = "app.server:application"
 # Installed into a virtual environment on each host; None where the application needs none.
 app_requirements = "app/requirements.txt"
 
+# The Python of that environment, as it is on the hosts.
+app_python = "/usr/bin/python3"
+
 # The Jinja2 template of each instance's uWSGI configuration.
 app_ini = "app/uwsgi.ini.j2"
 
@@ -28,6 +31,15 @@ instances = {"server1": 2001, "server2": 2002}
 
 # Seconds without a sign of life after which Consul calls an instance critical.
 check_ttl = 10
+
+# --- uWSGI ------------------------------------------------------------------
+
+# Where uWSGI comes from:
+#   debian  Debian's packages
+#   pypi    uwsgi_version from PyPI, built on the host for app_python and installed into
+#           the application's virtual environment
+uwsgi_source = "debian"
+uwsgi_version = "2.0.31"  # for pypi
 
 # --- Consul -----------------------------------------------------------------
 

@@ -1,19 +1,27 @@
-"""One consul_plugin.so for each different uWSGI on the fleet, compiled where it will run."""
+"""One plugin for each different uWSGI, compiled where it will run."""
 
-import hashlib
-import io
-import json
-import tarfile
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from fleet import ssh
 from fleet.errors import FleetError
-from fleet.model import Host
-from fleet.ssh import side_by_side
-from plugin_build.identity import DIST, HERE, IDENTIFY, PACKAGES, PLUGIN, Uwsgi, parse_identity
+from fleet.settings import Settings
+from fleet.ssh import Result, side_by_side
+from plugin_build import dist
+from plugin_build.identity import (
+    HERE,
+    IDENTIFY,
+    PACKAGES,
+    SCRATCH,
+    Uwsgi,
+    binary,
+    parse_identity,
+    pypi_name,
+)
+from plugin_build.machines import Machine
+from plugin_build.source import Source
 
 EXCERPT = 30  # lines of what a failed build printed
 
@@ -21,12 +29,29 @@ Report = Callable[[str, str], None]
 
 
 class BuildError(FleetError):
-    """The plugin could not be built on a host."""
+    """Something could not be built on a host."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine, and which uWSGI is meant there.
+
+    :param settings: of the host; None for the uWSGI that is found on the machine's PATH
+    :param is_builder: plugins are compiled here rather than on other machines
+    """
+
+    machine: Machine
+    settings: Settings | None = None
+    is_builder: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one host; ``plugin`` is None where ``error`` says why."""
+    """What became of one machine; ``plugin`` is None where ``error`` says why."""
 
     host: str
     uwsgi: Uwsgi | None
@@ -35,111 +60,164 @@ class Outcome:
     error: str = ""
 
 
-def source_files() -> list[Path]:
-    """The plugin's sources, in a fixed order."""
-    return sorted(
-        path
-        for path in HERE.rglob("*")
-        if path.name == "uwsgiplugin.py" or path.suffix in {".c", ".h"}
-    )
+@dataclass(frozen=True)
+class Build:
+    """How to build, beside what and where."""
+
+    source: Source
+    report: Report
+    force: bool = False
+    keep_toolchain: bool = False
+    packages: tuple[str, ...] = ()
 
 
-def source_digest() -> str:
-    """Changes with any of the plugin's sources and with how they are compiled."""
-    digest = hashlib.sha256((HERE / "compile.sh").read_bytes())
-    for path in source_files():
-        digest.update(f"{path.relative_to(HERE)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+def find(places: Sequence[Place]) -> list[Uwsgi | str]:
+    """The uWSGI of each machine as it is, or why there is none; nothing is installed."""
+    with side_by_side(len(places)) as pool:
+        return pool.map(lambda place: _ask(place, _identify_script(place)), places)
 
 
-def build(hosts: Iterable[Host], report: Report, force: bool = False) -> list[Outcome]:
-    """Bring dist/ up to date for these hosts, all of them side by side.
+def build(places: Sequence[Place], how: Build) -> list[Outcome]:
+    """Bring dist/ up to date for these machines, different uWSGIs side by side.
 
-    :param report: called with a host's name and what happens there
-    :param force: compile also where nothing changed
-    :returns: an outcome for each host, also for those that failed
+    :returns: an outcome for each machine that is not only a builder, also where it failed
     """
-    listed = list(hosts)
-    with side_by_side(len(listed)) as pool:
-        found = pool.map(lambda host: _identify(host, report), listed)
-        kinds = _one_for_each_kind(listed, found)
-        results = pool.starmap(
-            lambda uwsgi, host: _ensure_built(host, uwsgi, report, force), kinds.items()
-        )
+    with side_by_side(len(places)) as pool:
+        found = pool.map(lambda place: _ensure_uwsgi(place, how), places)
+        kinds = _kinds(places, found)
+        results = pool.map(lambda kind: _ensure_built(*kind, how), kinds.values())
     built = dict(zip(kinds, results, strict=True))
-    return [_outcome(host, identity, built) for host, identity in zip(listed, found, strict=True)]
+    return [
+        _outcome(place, identity, built, how.source)
+        for place, identity in zip(places, found, strict=True)
+        if not place.is_builder
+    ]
 
 
-def _one_for_each_kind(hosts: list[Host], found: list[Uwsgi | str]) -> dict[Uwsgi, Host]:
-    kinds: dict[str, tuple[Uwsgi, Host]] = {}
-    for host, identity in zip(hosts, found, strict=True):
-        if isinstance(identity, Uwsgi):
-            kinds.setdefault(identity.fingerprint, (identity, host))
-    return dict(kinds.values())
+def _kinds(
+    places: Iterable[Place], found: Iterable[Uwsgi | str]
+) -> dict[str, tuple[Uwsgi, Machine]]:
+    """Each fingerprint that is needed, and the machine to compile on: a builder if there is one."""
+    needed: dict[str, tuple[Uwsgi, Machine]] = {}
+    builders: dict[str, tuple[Uwsgi, Machine]] = {}
+    for place, uwsgi in zip(places, found, strict=True):
+        if isinstance(uwsgi, Uwsgi):
+            chosen = builders if place.is_builder else needed
+            chosen.setdefault(uwsgi.fingerprint, (uwsgi, place.machine))
+    return {fingerprint: builders.get(fingerprint, kind) for fingerprint, kind in needed.items()}
 
 
-def _outcome(host: Host, identity: Uwsgi | str, built: Mapping[Uwsgi, tuple[bool, str]]) -> Outcome:
-    if isinstance(identity, str):
-        return Outcome(host.name, None, None, error=identity)
-    compiled, error = next(
-        result for kind, result in built.items() if kind.fingerprint == identity.fingerprint
+def _outcome(
+    place: Place, uwsgi: Uwsgi | str, built: dict[str, tuple[bool, str]], source: Source
+) -> Outcome:
+    if isinstance(uwsgi, str):
+        return Outcome(place.name, None, None, error=uwsgi)
+    compiled, error = built[uwsgi.fingerprint]
+    plugin = None if error else dist.path(uwsgi, source)
+    return Outcome(place.name, uwsgi, plugin, compiled, error)
+
+
+# --- which uWSGI ---------------------------------------------------------------------
+
+
+def _variables(**values: str) -> str:
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def _identify_script(place: Place) -> str:
+    path = binary(place.settings) if place.settings else (shutil.which("uwsgi") or "uwsgi")
+    return f"{IDENTIFY}identify_uwsgi {shlex.quote(path) if path else ''}\n"
+
+
+def _ensure_script(place: Place, how: Build) -> str:
+    """Installs or builds the uWSGI that is meant first, where that can be done."""
+    settings = place.settings
+    if settings is None:
+        return _identify_script(place)
+    if settings.uwsgi_source == "debian":
+        return IDENTIFY + PACKAGES + (HERE / "ensure.sh").read_text()
+    return pypi_script(settings, how.keep_toolchain)
+
+
+def pypi_script(settings: Settings, keep_toolchain: bool = False) -> str:
+    """Builds PyPI's uWSGI on a host, unless it is there, and identifies it."""
+    variables = _variables(
+        keep_toolchain="yes" if keep_toolchain else "no",
+        name=pypi_name(settings),
+        uwsgi_version=settings.uwsgi_version,
+        python=settings.app_python,
     )
-    plugin = None if error else DIST / identity.fingerprint / PLUGIN
-    return Outcome(host.name, identity, plugin, compiled, error)
+    return variables + IDENTIFY + PACKAGES + SCRATCH + (HERE / "pypi.sh").read_text()
 
 
-def _identify(host: Host, report: Report) -> Uwsgi | str:
-    """The host's uWSGI, installed first if need be, or why there is none."""
-    report(host.name, "looking at its uWSGI")
-    script = IDENTIFY + PACKAGES + (HERE / "ensure.sh").read_text()
+def _ensure_uwsgi(place: Place, how: Build) -> Uwsgi | str:
+    how.report(place.name, "looking at its uWSGI")
+    return _ask(place, _ensure_script(place, how), _stages(place.name, how.report))
+
+
+def _ask(
+    place: Place, script: str, on_line: Callable[[str], None] = lambda line: None
+) -> Uwsgi | str:
     try:
-        with ssh.connect(host) as connection:
-            result = ssh.run_script(connection, script)
+        result = place.machine.run(script, on_line=on_line)
     except FleetError as error:
         return str(error)
-    identity = parse_identity(result.stdout.decode()) if result.exit_code == 0 else None
-    if identity is None:
-        return f"{host.name}: can't install uWSGI:\n{_excerpt(result.stderr.splitlines())}"
-    return identity
+    if result.exit_code != 0:
+        return f"{place.name}: {_why(result, 'uWSGI can not be installed')}"
+    return parse_identity(result.stdout.decode()) or f"{place.name}: has no uWSGI"
 
 
-def _ensure_built(host: Host, uwsgi: Uwsgi, report: Report, force: bool) -> tuple[bool, str]:
+# --- compiling -----------------------------------------------------------------------
+
+
+def _ensure_built(uwsgi: Uwsgi, machine: Machine, how: Build) -> tuple[bool, str]:
     """Whether it was compiled now, and an error or ''."""
-    if _is_current(uwsgi) and not force:
-        report(host.name, f"plugin for uWSGI {uwsgi.version} is up to date")
+    if dist.is_current(uwsgi, how.source) and not how.force:
+        how.report(machine.name, f"plugin for uWSGI {uwsgi.version} is up to date")
         return False, ""
     try:
-        _store(uwsgi, host, _compile(host, report))
+        _compile(uwsgi, machine, how)
     except FleetError as error:
         return False, str(error)
     return True, ""
 
 
-def _is_current(uwsgi: Uwsgi) -> bool:
-    folder = DIST / uwsgi.fingerprint
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        content = (folder / PLUGIN).read_bytes()
-    except (OSError, ValueError):
-        return False
-    return bool(
-        manifest.get("sources") == source_digest()
-        and manifest.get("sha256") == hashlib.sha256(content).hexdigest()
+def _compile(uwsgi: Uwsgi, machine: Machine, how: Build) -> None:
+    variables = _variables(
+        keep_toolchain="yes" if how.keep_toolchain else "no",
+        uwsgi_binary=uwsgi.path,
+        fingerprint=uwsgi.fingerprint,
+        packages=" ".join(how.packages),
+        option=how.source.option,
     )
-
-
-def _compile(host: Host, report: Report) -> bytes:
-    def follow(line: str) -> None:
-        if line.startswith("## "):
-            report(host.name, line.removeprefix("## "))
-
-    with ssh.connect(host) as connection:
-        script = (HERE / "compile.sh").read_text()
-        result = ssh.run_script(connection, script, _sources_archive(), follow)
+    script = variables + SCRATCH + (HERE / "compile.sh").read_text()
+    result = machine.run(script, how.source.archive(), _stages(machine.name, how.report))
     if result.exit_code != 0 or not result.stdout.startswith(b"\x7fELF"):
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("## ")]
-        raise BuildError(f"{host.name}: the plugin does not build there:\n{_excerpt(lines)}")
-    return result.stdout
+        raise BuildError(f"{machine.name}: {_why(result, 'the plugin does not build there')}")
+    compiler = _said(result, "compiler ")
+    dist.store(uwsgi, how.source, result.stdout, machine.name, compiler)
+
+
+def _stages(name: str, report: Report) -> Callable[[str], None]:
+    def follow(line: str) -> None:
+        stage = line.removeprefix("## ")
+        if stage != line and not stage.startswith(("failed: ", "compiler ")):
+            report(name, stage)
+
+    return follow
+
+
+def _said(result: Result, kind: str) -> str:
+    """What a script said of itself in a line of this kind."""
+    lines = result.stderr.splitlines()
+    start = f"## {kind}"
+    return next((line.removeprefix(start) for line in lines if line.startswith(start)), "")
+
+
+def _why(result: Result, otherwise: str) -> str:
+    reason = _said(result, "failed: ") or otherwise
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("## ")]
+    return f"{reason}:\n{_excerpt(lines)}" if lines else reason
 
 
 def _excerpt(lines: list[str]) -> str:
@@ -150,32 +228,3 @@ def _excerpt(lines: list[str]) -> str:
     left = len(lines) - start - len(shown)
     more = [f"... and {left} lines more"] if left else []
     return "\n".join(f"    {line}" for line in [*shown, *more])
-
-
-def _sources_archive() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for path in source_files():
-            archive.add(path, arcname=str(path.relative_to(HERE)))
-    return buffer.getvalue()
-
-
-def _store(uwsgi: Uwsgi, host: Host, plugin: bytes) -> None:
-    """Put the plugin into dist/; the manifest comes last, so that a half-written one is rebuilt."""
-    folder = DIST / uwsgi.fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = {
-        "uwsgi": uwsgi.version,
-        "fingerprint": uwsgi.fingerprint,
-        "sources": source_digest(),
-        "sha256": hashlib.sha256(plugin).hexdigest(),
-        "built_on": host.name,
-        "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    for name, content in (
-        (PLUGIN, plugin),
-        ("manifest.json", json.dumps(manifest, indent=2).encode() + b"\n"),
-    ):
-        part = folder / f".{name}.part"
-        part.write_bytes(content)
-        part.replace(folder / name)

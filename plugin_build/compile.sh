@@ -1,74 +1,88 @@
-# Runs as root on a host: compiles the plugin whose sources come as a tar archive on
-# standard input against the host's own uWSGI, and writes the .so to standard output.
-#
-# The compiler is installed into an overlay of / that exists only in a mount namespace of
-# this process. However the build ends, be it by a power cut, the namespace goes with it,
-# and the host's packages and files are what they were.
+# Runs as root on a host, after identify.sh and scratch.sh: compiles the plugin whose sources
+# come as a tar archive on standard input against the uWSGI $uwsgi_binary, and writes the .so to
+# standard output.
+#   $fingerprint  what deploys and services know this uWSGI by
+#   $packages     Debian packages that this plugin needs, beside the compiler
+#   $option       an option of the plugin by which it is known to be loaded; '' if none is known
 set -eu
-if [ "${1:-}" != inside ]; then
-    exec unshare --mount --propagation private sh -c "$SCRIPT" compile inside
-fi
-export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/root
-apt='apt-get -qq -y -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-unsafe-io --no-install-recommends'
-packages='gcc libc6-dev uwsgi-dev libcurl4-openssl-dev libyaml-dev libyajl-dev libxml2-dev'
 
-stage() { echo "## $*" >&2; }
-
-# A toolchain takes 400 MB. In memory if there is room (and where / is an overlay itself,
-# which can't carry another one's upper layer), else on disk.
-available=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
-if [ "$available" -gt 1500000 ]; then
-    scratch=/mnt
-    mount -t tmpfs -o mode=700,size=1g uwsgi-consul-fleet "$scratch"
-else
-    rm -rf /var/tmp/uwsgi-consul-fleet-build.*
-    scratch=$(mktemp -d /var/tmp/uwsgi-consul-fleet-build.XXXXXX)
-    trap 'umount -R "$scratch/root" 2>/dev/null; rm -rf "$scratch"' EXIT INT TERM HUP
-fi
-root=$scratch/root
-mkdir "$root" "$scratch/out"
-
-# / and the folders under it that are file systems of their own.
-for folder in / /usr /var /var/cache /var/lib; do
-    [ "$folder" = / ] || mountpoint -q "$folder" || continue
-    layer=$scratch/layer$(echo "$folder" | tr / -)
-    mkdir "$layer" "$layer/upper" "$layer/work"
-    mount -t overlay overlay \
-        -o "lowerdir=$folder,upperdir=$layer/upper,workdir=$layer/work" "$root$folder" || {
-        echo "this host's kernel puts no overlay on $folder (a container, perhaps):" \
-            "the compiler can't be installed in a scratch layer" >&2
-        exit 5
-    }
-done
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mkdir "$root/build"
-# A link into /run on many machines, and /run is another file system.
-resolver=$(readlink -f /etc/resolv.conf)
-mkdir -p "$root$(dirname "$resolver")"
-cp "$resolver" "$root$resolver.new"
-mv "$root$resolver.new" "$root$resolver"
-# Nothing that gets installed may start a service.
-printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
-chmod +x "$root/usr/sbin/policy-rc.d"
-tar -xz -C "$root/build"
-
-stage 'installing the compiler in a scratch layer'
-chroot "$root" sh -euc "$apt install $packages >/dev/null 2>&1 || { $apt update; $apt install $packages; }" >&2
-
-stage "compiling against uWSGI $(uwsgi --version)"
-chroot "$root" sh -c 'cd /build && uwsgi --build-plugin .' >"$scratch/out/log" 2>&1 || {
-    cat "$scratch/out/log" >&2
-    exit 3
+# wait_for TEST...: for ten seconds at most
+wait_for() {
+    tries=0
+    until test "$@" || [ "$tries" = 200 ]; do
+        tries=$((tries + 1))
+        sleep 0.05
+    done
 }
 
+# shellcheck disable=SC2086 # $packages holds several
+use_compiler gcc libc6-dev binutils python3 uwsgi-dev libcurl4-openssl-dev libyaml-dev \
+    libyajl-dev libxml2-dev $packages
+tar -xz -C "$build"
+
+stage "compiling against uWSGI $("$uwsgi_binary" --version)"
+inside sh -c "cd '${build#"$root"}' && '$uwsgi_binary' --build-plugin ." >"$scratch/out/log" 2>&1 || {
+    cat "$scratch/out/log" >&2
+    fail 'it does not compile'
+}
+plugin=$(find "$build" -maxdepth 1 -name '*_plugin.so' | head -n 1)
+[ -n "$plugin" ] || fail 'uwsgi --build-plugin made no plugin'
+# Read back by plugin_mark: a file that lies in the wrong place says so itself.
+printf 'uwsgi-consul-fleet fingerprint %s\n' "$fingerprint" >"$build/mark"
+inside objcopy --add-section ".note.uwsgi-consul-fleet=${build#"$root"}/mark" "${plugin#"$root"}"
+inside gcc --version | sed -n '1s/^/## compiler /p' >&2
+
 stage 'checking that this uWSGI loads it'
-cp "$root"/build/*_plugin.so "$scratch/out/"
+cp "$plugin" "$scratch/out/"
+plugin=$scratch/out/${plugin##*/}
 # In the host's own root, where the libraries are those that will be there at run time.
-if ! uwsgi --plugin "$(echo "$scratch"/out/*_plugin.so)" --help >"$scratch/out/help" 2>&1 ||
-    ! grep -q -- --consul-register "$scratch/out/help"; then
+if ! "$uwsgi_binary" --plugin "$plugin" --help >"$scratch/out/help" 2>&1 ||
+    { [ -n "$option" ] && ! grep -q -- "--$option" "$scratch/out/help"; }; then
     tail -n 20 "$scratch/out/help" >&2
-    echo "this uWSGI does not know consul-register with the plugin loaded" >&2
-    exit 4
+    fail "this uWSGI does not load it${option:+, or does not know $option with it}"
 fi
-cat "$scratch"/out/*_plugin.so
+
+if [ "$option" = consul-register ]; then
+    stage 'checking that it registers'
+    # Plays the agent for one registration, which it prints.
+    cat >"$build/listener.py" <<'LISTENER'
+import http.server
+import sys
+
+
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.send_response(200)
+        self.end_headers()
+        if self.path == "/v1/agent/service/register":
+            print(body, flush=True)
+
+    def do_GET(self):
+        self.send_error(404)
+
+    def log_message(self, *_):
+        pass
+
+
+with http.server.HTTPServer(("127.0.0.1", 0), Agent) as server:
+    with open(sys.argv[1], "w") as file:
+        print(server.server_port, file=file)
+    server.serve_forever()
+LISTENER
+    inside timeout 30 python3 "${build#"$root"}/listener.py" "${build#"$root"}/port" >"$scratch/out/registered" 2>&1 &
+    listener=$!
+    wait_for -s "$build/port"
+    timeout --signal INT --kill-after 5 20 "$uwsgi_binary" --plugin "$plugin" --master --processes 1 \
+        --socket "$scratch/out/socket" --consul-register \
+        "url=http://127.0.0.1:$(cat "$build/port"),name=build-check,drain=0" >"$scratch/out/log" 2>&1 &
+    instance=$!
+    wait_for -s "$scratch/out/registered"
+    kill -s INT "$instance" && wait "$instance" || true
+    kill "$listener" 2>/dev/null || true
+    grep -q '"Name":"build-check"' "$scratch/out/registered" || {
+        grep -F '[consul]' "$scratch/out/log" >&2 || tail -n 20 "$scratch/out/log" >&2
+        fail 'uWSGI loads it, but it registers nothing'
+    }
+fi
+cat "$plugin"

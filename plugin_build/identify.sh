@@ -1,33 +1,43 @@
-# Prints what makes this host's uWSGI interchangeable with another one for a plugin:
+# identify_uwsgi [PATH]: prints what makes a uWSGI (the host's own without PATH) interchangeable
+# with another one for a plugin:
 #   fingerprint FP
 #   uwsgi PATH VERSION
+#   part NAME VALUE         for each thing that the fingerprint is made of
 # or nothing where there is no uWSGI. A plugin is compiled against the layout of
 # `struct uwsgi_server`, which follows from the version, the flags and the header that
 # are embedded in the binary; uWSGI checks none of them when it loads a plugin.
 identify_uwsgi() {
-    uwsgi=$(command -v uwsgi) || return 0
+    uwsgi=${1:-$(command -v uwsgi)} || return 0
+    [ -x "$uwsgi" ] || return 0
     libc=$(getconf GNU_LIBC_VERSION)
+    libcurl=$(/sbin/ldconfig -p | sed -n 's/^[[:space:]]*\(libcurl\.so\.[0-9]*\) .*/\1/p' | sort -u | tail -n 1)
     # Asking uWSGI takes longer than all else that a deploy looks at, so the answer is kept
-    # until the binary is another one or the host reboots.
-    kept=/run/uwsgi-consul-fleet.identity
-    key="$(stat --dereference --format '%n %i %s %Z' "$uwsgi") $libc"
-    if [ -O "$kept" ] && [ "$(head -n 1 "$kept")" = "$key" ]; then
+    # until the binary is another one or the host reboots. What lies in /run is root's.
+    kept=/run/uwsgi-consul-fleet.identity$(printf %s "$uwsgi" | tr / -)
+    key="$(stat --dereference --format '%n %i %s %Z' "$uwsgi") $libc $libcurl"
+    if [ "$(stat --format %u "$kept" 2>/dev/null)" = 0 ] && [ "$(head -n 1 "$kept")" = "$key" ]; then
         tail -n +2 "$kept"
         return 0
     fi
     version=$("$uwsgi" --version)
-    fingerprint=$(
-        {
-            echo "$version"
-            "$uwsgi" --cflags
-            "$uwsgi" --dot-h
-            uname -m
-            echo "$libc"
-        } | sha256sum | cut -c 1-16
+    parts=$(
+        echo "part version $version"
+        echo "part flags $("$uwsgi" --cflags | sha256sum | cut -c 1-16)"
+        echo "part header $("$uwsgi" --dot-h | sha256sum | cut -c 1-16)"
+        echo "part architecture $(uname -m)"
+        echo "part libc $libc"
+        echo "part libcurl ${libcurl:-none}"
     )
-    printf 'fingerprint %s\nuwsgi %s %s\n' "$fingerprint" "$uwsgi" "$version"
+    fingerprint=$(echo "$parts" | sha256sum | cut -c 1-16)
+    identity=$(printf 'fingerprint %s\nuwsgi %s %s\n%s' "$fingerprint" "$uwsgi" "$version" "$parts")
+    echo "$identity"
     if [ "$(id -u)" = 0 ]; then
-        printf '%s\nfingerprint %s\nuwsgi %s %s\n' "$key" "$fingerprint" "$uwsgi" "$version" \
-            >"$kept.part" && mv "$kept.part" "$kept"
+        printf '%s\n%s\n' "$key" "$identity" >"$kept.$$" && mv "$kept.$$" "$kept"
     fi
+}
+
+# plugin_mark FILE: the fingerprint of the uWSGI that a plugin was compiled for; nothing where
+# somebody else compiled it.
+plugin_mark() {
+    grep -aom 1 'uwsgi-consul-fleet fingerprint [0-9a-f]\{16\}' "$1" | tail -c 17
 }
