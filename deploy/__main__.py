@@ -7,12 +7,16 @@ from deploy.plan import fleet
 
 me = fleet().host(host.name)
 
-if not me.instances:
+if me.instances:
+    # First of all: a host without its plugin is left as it is.
+    uwsgi.install(name="uWSGI: install it", me=me)
+    uwsgi.plugin(name="uWSGI: install the consul plugin", me=me)
+else:
     app.retire(name="Application: stop it and remove its units", me=me)
 
 if me.is_retired:
     consul.leave(name="Consul: leave the cluster", me=me)
-else:
+elif me.is_member:
     source = consul.source.choose(me)
     release = app.release.prepare(me)
 
@@ -22,8 +26,6 @@ else:
     consul.run_client(name="Consul: run the client agents", me=me, source=source)
 
     if release:
-        uwsgi.install(name="uWSGI: install the packages", me=me)
-        uwsgi.plugin(name="uWSGI: install the consul plugin", me=me)
         app.install(name="Application: install the release", me=me, release=release)
         app.units(name="Application: install the units", me=me, release=release)
         app.switch(name="Application: let the release serve", me=me, release=release)

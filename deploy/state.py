@@ -14,6 +14,8 @@ from pyinfra import host
 from pyinfra.api import FactBase
 from pyinfra.context import state as run
 
+from deploy.plan import fleet
+from plugin_build import identity
 from plugin_build.identity import IDENTIFY, Uwsgi, parse_identity
 
 SCRIPT = IDENTIFY + (Path(__file__).parent / "state.sh").read_text()
@@ -73,8 +75,8 @@ class State(FactBase[HostState]):
     def default() -> HostState:
         return HostState()
 
-    def command(self, app_name: str) -> str:
-        return f"sh -c {shlex.quote(SCRIPT)} state {shlex.quote(app_name)}"
+    def command(self, app_name: str, uwsgi: str) -> str:
+        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, uwsgi])
 
     def process(self, output: list[str]) -> HostState:
         return parse(output)
@@ -120,7 +122,7 @@ def current() -> HostState:
     """The state of the host in context, read anew after :func:`forget`."""
     key = _key()
     if key not in _known:
-        _known[key] = read(host, host.data.app_name)
+        _known[key] = read(host)
     return _known[key]
 
 
@@ -129,7 +131,10 @@ def forget() -> None:
     _known.pop(_key(), None)
 
 
-def read(target: Any, app_name: str) -> HostState:
+def read(target: Any) -> HostState:
     """The state of any connected host of the run."""
-    found: HostState = target.get_fact(State, app_name=app_name)
+    settings = fleet().host(target.name).settings
+    found: HostState = target.get_fact(
+        State, app_name=settings.app_name, uwsgi=identity.binary(settings)
+    )
     return found

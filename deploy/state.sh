@@ -1,10 +1,11 @@
 # Prints the state of this host, a line for each thing; see parse() in state.py.
-# usage: sh -c SCRIPT state APP_NAME
+# usage: sh -c SCRIPT state APP_NAME UWSGI
+# UWSGI is the program to look at, '' for the one on the PATH.
 app=$1
 export LC_ALL=C
 
 echo "architecture $(dpkg --print-architecture)"
-identify_uwsgi
+identify_uwsgi "$2"
 
 getent passwd consul "$app" | sed 's/^\([^:]*\):.*/user \1/'
 
@@ -15,7 +16,7 @@ dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
 # Mode, owner and group first, then the sums, in the same order.
 find /etc/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
     \( -path '/etc/consul.d/*' -o -name consul.service -o -name "$app.target" \
-    -o -name "$app-*.socket" -o -name "$app-*@.service" -o -name consul_plugin.so \) \
+    -o -name "$app-*.socket" -o -name "$app-*@.service" -o -name consul_plugin.so -o -name start-uwsgi \) \
     -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
     sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
 

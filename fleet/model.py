@@ -8,6 +8,7 @@ from typing import Any
 from fleet.errors import InventoryError
 from fleet.settings import Settings, nearest, parse
 
+DEBIANS_PYTHON = "/usr/bin/python3"
 ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
 
 
@@ -212,6 +213,11 @@ def _instance_problems(host: Host) -> list[str]:
                 problems.append(
                     f"{host.name}: instances {' and '.join(names)} have the same {key} {value!r}"
                 )
+    if host.settings.app_python != DEBIANS_PYTHON and host.settings.uwsgi_source == "debian":
+        problems.append(
+            f"{host.name}: app_python = {host.settings.app_python!r}: Debian's uWSGI brings its "
+            'own Python; set uwsgi_source = "pypi" for another one'
+        )
     if "app_servers" in host.roles and not host.is_retired and not host.instances:
         problems.append(f"{host.name}: is in app_servers but `instances` is empty")
     return problems

@@ -16,12 +16,12 @@ wait_for() {
 }
 
 # shellcheck disable=SC2086 # $packages holds several
-use_compiler gcc libc6-dev binutils python3 uwsgi-dev libcurl4-openssl-dev libyaml-dev \
+use_compiler gcc libc6-dev binutils python3 uwsgi-dev libcurl4-openssl-dev libpcre2-dev libyaml-dev \
     libyajl-dev libxml2-dev $packages
 tar -xz -C "$build"
 
 stage "compiling against uWSGI $("$uwsgi_binary" --version)"
-inside sh -c "cd '${build#"$root"}' && '$uwsgi_binary' --build-plugin ." >"$scratch/out/log" 2>&1 || {
+inside sh -c "cd '${build#"$root"}' && PYTHON=python3 '$uwsgi_binary' --build-plugin ." >"$scratch/out/log" 2>&1 || {
     cat "$scratch/out/log" >&2
     fail 'it does not compile'
 }
@@ -38,7 +38,7 @@ plugin=$scratch/out/${plugin##*/}
 # In the host's own root, where the libraries are those that will be there at run time.
 if ! "$uwsgi_binary" --plugin "$plugin" --help >"$scratch/out/help" 2>&1 ||
     { [ -n "$option" ] && ! grep -q -- "--$option" "$scratch/out/help"; }; then
-    tail -n 20 "$scratch/out/help" >&2
+    grep -F '.so' "$scratch/out/help" >&2 || true
     fail "this uWSGI does not load it${option:+, or does not know $option with it}"
 fi
 

@@ -6,6 +6,8 @@ set -eu
 kept_in=/opt/uwsgi-consul-fleet/uwsgi
 wanted=$kept_in/${name:?}
 
+# The plugin's library, and part of what the fingerprint is made of.
+/sbin/ldconfig -p | grep -q 'libcurl\.so\.4 ' || install_packages libcurl4
 tag=$("$python" -c 'import sys; print(sys.implementation.cache_tag)') ||
     fail "$python does not run: install it, or set app_python"
 if [ "$(cat "$wanted/python" 2>/dev/null)" != "$tag" ] || ! "$wanted/uwsgi" --version >/dev/null 2>&1; then
@@ -13,7 +15,7 @@ if [ "$(cat "$wanted/python" 2>/dev/null)" != "$tag" ] || ! "$wanted/uwsgi" --ve
 
     stage "building uWSGI $uwsgi_version for $tag"
     inside "$python" -m venv "${build#"$root"}/venv" &&
-        inside "${build#"$root"}/venv/bin/pip" --quiet --disable-pip-version-check wheel --no-deps \
+        inside "${build#"$root"}/venv/bin/pip" --quiet --disable-pip-version-check wheel --no-deps --use-pep517 \
             --wheel-dir "${build#"$root"}/wheel" "uwsgi==$uwsgi_version" >"$scratch/out/log" 2>&1 || {
         grep -iE 'error' "$scratch/out/log" | tail -n 10 >&2
         fail "uWSGI $uwsgi_version can't be built; does it exist, and can it reach its package index?"

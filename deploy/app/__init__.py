@@ -11,12 +11,13 @@ from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
 
 from deploy.app import release as release
-from deploy.app.release import REQUIREMENTS, Release
+from deploy.app.release import REQUIREMENTS, Release, has_environment
 from deploy.files import RemoteFile, converge, fail, render
 from deploy.state import HostState, UnitState, current, forget
 from deploy.users import system_user
-from deploy.uwsgi import plugin_file
+from deploy.uwsgi import START, plugin_file
 from fleet.model import Host, Instance
+from plugin_build.identity import binary, pypi_name
 
 HERE = Path(__file__).parent
 UNITS = "/etc/systemd/system"
@@ -34,9 +35,24 @@ def generation(me: Host, release: Release) -> str | None:
     plugin = plugin_file(current())
     if plugin is None:
         return None
-    files = release.files(me, plugin.path)
-    parts = [*sorted(files.items()), ("service", _service(me, me.instances[0]))]
+    parts = [
+        *sorted(release.files(me).items()),
+        ("plugin", plugin.path),
+        ("environment", _environment(me, release)),
+        ("service", _service(me, me.instances[0])),
+    ]
     return f"{release.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+
+
+def _environment(me: Host, release: Release) -> str:
+    """Names the virtual environment; ``-`` for a release without one."""
+    if not has_environment(release, me):
+        return "-"
+    settings = me.settings
+    parts = [release.requirements_digest, settings.app_python]
+    if settings.uwsgi_source == "pypi":
+        parts.append(pypi_name(settings))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @operation()
@@ -55,11 +71,13 @@ def install(me: Host, release: Release) -> Generator[Any, None, None]:
     yield from system_user(app_name)
     # A name of its own: a run that was killed may still be reading what it sent.
     upload = host.get_temp_filename()
-    archive = BytesIO(release.archive(me, plugin.path))
+    archive = BytesIO(release.archive(me))
+    wheel = binary(me.settings).rpartition("/")[0]
     yield FileUploadCommand(archive, upload, host.get_temp_filename())
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
-        app_name, name, upload, release.requirements_digest, REQUIREMENTS,
+        app_name, name, upload, _environment(me, release), REQUIREMENTS,
+        plugin.path, me.settings.app_python, QuoteString(wheel),
     )  # fmt: skip
     forget()
 
@@ -95,7 +113,10 @@ def _unit_files(me: Host, name: str) -> list[RemoteFile]:
 
 
 def _service(me: Host, instance: Instance) -> str:
-    return render(HERE / "service.j2", instance=instance, app=me.settings.app_name)
+    app_name = me.settings.app_name
+    pypi = me.settings.uwsgi_source == "pypi"
+    program = f"/srv/{app_name}/releases/%i/venv/bin/uwsgi" if pypi else "/usr/bin/uwsgi"
+    return render(HERE / "service.j2", instance=instance, app=app_name, start=START, uwsgi=program)
 
 
 def _remove_stale(

@@ -29,16 +29,13 @@ class Release:
 
     @property
     def requirements_digest(self) -> str:
-        """Names the virtual environment; ``-`` where the application needs none."""
+        """Changes with the requirements; ``-`` where the application has none."""
         if self.requirements is None:
             return "-"
         return hashlib.sha256(self.requirements).hexdigest()[:16]
 
-    def files(self, me: Host, plugin: str) -> dict[str, bytes]:
-        """Every file of the release on this host by its path inside it.
-
-        :param plugin: the consul plugin's path on the host
-        """
+    def files(self, me: Host) -> dict[str, bytes]:
+        """Every file of the release on this host by its path inside it."""
         files = dict(self.sources)
         if self.requirements is not None:
             files[REQUIREMENTS] = self.requirements
@@ -48,20 +45,24 @@ class Release:
                 instance=instance,
                 settings=me.settings,
                 release=self.name,
-                plugin=plugin,
-                virtualenv=self.requirements is not None,
+                virtualenv=has_environment(self, me),
             ).encode()
         return files
 
-    def archive(self, me: Host, plugin: str) -> bytes:
+    def archive(self, me: Host) -> bytes:
         """The release as a .tar.gz; the same files give the same bytes."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for path, content in sorted(self.files(me, plugin).items()):
+            for path, content in sorted(self.files(me).items()):
                 member = tarfile.TarInfo(path)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
         return gzip.compress(buffer.getvalue(), mtime=0)
+
+
+def has_environment(release: Release, me: Host) -> bool:
+    """Whether the release has a virtual environment: for its requirements, or for its uWSGI."""
+    return release.requirements is not None or me.settings.uwsgi_source == "pypi"
 
 
 def prepare(me: Host) -> Release | None:

@@ -71,7 +71,7 @@ def _kind(known: HostState) -> Literal["debian", "release"] | None:
 def _auto(app_name: str, url: str) -> Literal["debian", "release"]:
     """For a new host: what the others have, and on a new fleet whether the site answers."""
     for other in inventory.get_active_hosts():
-        if kind := _kind(read(other, app_name)):
+        if kind := _kind(read(other)):
             return kind
     import requests  # only the first installation needs it: 0.1 s of every other run
 

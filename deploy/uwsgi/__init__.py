@@ -1,7 +1,8 @@
-"""uWSGI on a host: Debian's packages, and the plugin that was built for exactly this uWSGI."""
+"""uWSGI on a host, and the plugin that was built for exactly this uWSGI."""
 
 import hashlib
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 from pyinfra import host
@@ -11,10 +12,15 @@ from pyinfra.api.command import QuoteString
 from deploy.files import RemoteFile, converge, fail
 from deploy.state import HostState, current, forget
 from fleet.model import Host
-from plugin_build.identity import PACKAGES, PLUGIN, available
+from plugin_build.builder import pypi_script
+from plugin_build.identity import IDENTIFY, PACKAGES, PLUGIN, available
 
-FOLDER = "/opt/uwsgi-consul-fleet/plugins"
-NEEDED = ("uwsgi-core", "uwsgi-plugin-python3", "python3-venv")
+FOLDER = "/opt/uwsgi-consul-fleet"
+START = f"{FOLDER}/start-uwsgi"
+NEEDED = {
+    "debian": ("uwsgi-core", "uwsgi-plugin-python3", "python3-venv"),
+    "pypi": ("python3-venv",),
+}
 LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 
 
@@ -22,14 +28,20 @@ LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 def install(me: Host) -> Generator[Any, None, None]:
     """uWSGI, its Python plugin, and what an application's virtual environment needs."""
     known = current()
-    missing = [package for package in NEEDED if package not in known.packages]
+    source = me.settings.uwsgi_source
+    missing = [package for package in NEEDED[source] if package not in known.packages]
     if not known.packages.intersection(LIBCURL):
         missing.append(LIBCURL[0])
-    if not missing:
+    if missing:
+        script = f'{PACKAGES}install_packages "$@"'
+        yield StringCommand("sh", "-euc", QuoteString(script), "packages", *missing)
+    if source == "pypi" and known.uwsgi is None:
+        script = pypi_script(me.settings)
+        text = QuoteString(script)
+        yield StringCommand("env", StringCommand("SCRIPT=", text, _separator=""), "sh", "-c", text)
+    elif not missing:
         host.noop("uWSGI is installed")
         return
-    script = f'{PACKAGES}install_packages "$@"'
-    yield StringCommand("sh", "-euc", QuoteString(script), "packages", *missing)
     forget()
 
 
@@ -44,17 +56,19 @@ def plugin_file(known: HostState) -> RemoteFile | None:
         return None
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return RemoteFile(f"{FOLDER}/{digest}/{PLUGIN}", content)
+    return RemoteFile(f"{FOLDER}/plugins/{digest}/{PLUGIN}", content)
 
 
 @operation()
 def plugin(me: Host) -> Generator[Any, None, None]:
-    """The consul plugin with the fingerprint of the uWSGI that is installed now."""
+    """The consul plugin with the fingerprint of the uWSGI that is installed now, and what
+    holds it against the uWSGI that is there whenever a service starts."""
     file = plugin_file(current())
     if file is None:
         yield fail(_no_plugin(me, current()))
-    else:
-        yield from converge([file])
+        return
+    start = (Path(__file__).parent / "start.sh").read_text()
+    yield from converge([file, RemoteFile(START, f"#!/bin/sh\n{IDENTIFY}\n{start}", "755")])
 
 
 def _no_plugin(me: Host, known: HostState) -> str:

@@ -15,9 +15,9 @@ from deploy.plan import inventory_file
 from deploy.state import FileState, UnitState, parse
 from fleet.model import Host, InventoryHost, build
 from plugin_build import builder, identity
+from plugin_build.source import Source
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGIN = "/opt/uwsgi-consul-fleet/plugins/abc/consul_plugin.so"
 
 
 @pytest.fixture
@@ -83,13 +83,13 @@ def test_a_host_without_anything() -> None:
 
 
 def test_each_instance_has_an_ini_that_registers_it(release: Release, host: Host) -> None:
-    files = release.files(host, PLUGIN)
+    files = release.files(host)
     for port, name in ((2001, "server1"), (2002, "two")):
         parser = configparser.ConfigParser(strict=False, interpolation=None)
         parser.read_string(files[f"{port}.ini"].decode())
         ini = parser["uwsgi"]
         assert ini["socket"] == f":{port}"
-        assert ini["plugins"] == f"python3,{PLUGIN}"
+        assert ini["plugins"] == "python3,%dconsul_plugin.so"
         pairs = dict(pair.split("=", 1) for pair in ini["consul-register"].split(","))
         assert (pairs["id"], pairs["port"]) == (name, str(port))
         assert (pairs["name"], pairs["address"]) == ("consul-demo-server", "10.0.3.11")
@@ -114,8 +114,8 @@ def test_units_belong_together(host: Host) -> None:
 
 
 def test_the_archive_holds_the_release_and_is_reproducible(release: Release, host: Host) -> None:
-    archive = release.archive(host, PLUGIN)
-    assert archive == release.archive(host, PLUGIN)
+    archive = release.archive(host)
+    assert archive == release.archive(host)
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
         names = opened.getnames()
     assert {"app/server.py", "app/client.py", "requirements.txt", "2001.ini"} <= set(names)
@@ -175,10 +175,11 @@ def test_a_failed_build_shows_its_first_error() -> None:
 def test_a_changed_source_is_another_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "compile.sh").write_text("")
+    def digest() -> str:
+        return Source("x", tmp_path).digest
+
     (tmp_path / "plugin.c").write_text("int a;\n")
-    monkeypatch.setattr(builder, "HERE", tmp_path)
-    before = builder.source_digest()
-    assert builder.source_digest() == before
+    before = digest()
+    assert digest() == before
     (tmp_path / "plugin.c").write_text("int b;\n")
-    assert builder.source_digest() != before
+    assert digest() != before
