@@ -37,7 +37,11 @@ def reload_often(folder: Path, times: int) -> bool:
     (folder / "agent").mkdir()
     agent = Agent(folder / "agent")
     agent.start()
-    uwsgi = Uwsgi(folder / "uwsgi", plugin, [f"url={agent.url},name=shop,ttl=2"], processes=1)
+    # A worker that has just been forked can lose a signal, with any plugin and with none:
+    # then uWSGI waits for its mercy to be over, a minute by default.
+    options = ["worker-reload-mercy = 5"]
+    line = f"url={agent.url},name=shop,ttl=2"
+    uwsgi = Uwsgi(folder / "uwsgi", plugin, [line], processes=1, options=options)
     try:
         for number in range(times):
             until(lambda n=number: uwsgi.said_times("registered") > n, "it registers", 30)

@@ -13,6 +13,7 @@ NAME = "consul"
 CFLAGS = ask("curl-config", "--cflags") or ask("pkg-config", "--cflags", "libcurl")
 LDFLAGS = []
 LIBS = ask("curl-config", "--libs") or ask("pkg-config", "--libs", "libcurl") or ["-lcurl"]
+LIBS.append("-lpthread")
 GCC_LIST = [
     "src/" + name
     for name in (

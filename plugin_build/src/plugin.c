@@ -23,6 +23,7 @@ extern struct uwsgi_server uwsgi;
 #define LOOK_LEAVING 20
 #define HESITATION 500 /* how long a stop waits for an agent that does not answer */
 #define FAREWELL 700   /* until a deregistration is given up, when the workers are gone */
+#define FORK_WAIT 100  /* how long a fork waits for the thread to pause */
 #define STACK_SIZE (512 * 1024)
 
 enum end {
@@ -42,6 +43,15 @@ static struct {
     int may_stop;
     int prepared;
 } control = {.wake_fd = -1};
+
+/*
+ * A child that is forked while the thread is inside the allocator, the time zone or any other
+ * library with a lock finds that lock taken for ever. So the thread is at work only with this
+ * mutex, which it leaves whenever it waits, and which a fork takes first. What is done with it
+ * does not block, and a fork does not wait for long.
+ */
+static pthread_mutex_t at_work = PTHREAD_MUTEX_INITIALIZER;
+static __thread int paused;
 
 struct loop {
     struct consul_moment moment;
@@ -175,9 +185,11 @@ static void wait_until(struct loop *loop, int64_t until) {
     uint64_t wakes;
     /* At least one, so that no mistake anywhere can make this a busy loop. */
     int timeout = left < 1 ? 1 : left > LOOK_SLOWEST ? LOOK_SLOWEST : (int)left;
+    pthread_mutex_unlock(&at_work);
     if (curl_multi_wait(loop->moment.multi, extra, extra[1].fd < 0 ? 1 : 2, timeout, NULL) !=
         CURLM_OK)
         poll(NULL, 0, timeout);
+    pthread_mutex_lock(&at_work);
     if ((extra[0].revents & CURL_WAIT_POLLIN) && read(control.wake_fd, &wakes, sizeof(wakes)) < 0 &&
         errno != EAGAIN)
         uwsgi_error("[consul] read()");
@@ -214,29 +226,49 @@ static void finish_loop(struct loop *loop) {
     curl_multi_cleanup(loop->moment.multi);
 }
 
+static void converse(struct loop *loop) {
+    while (!is_over(loop)) {
+        int64_t until;
+        loop->moment.now = consul_now();
+        look(loop);
+        begin_to_leave(loop);
+        until = step(loop);
+        allow_stop(loop);
+        wait_until(loop, until);
+        collect(loop);
+    }
+    finish_loop(loop);
+}
+
 static void *run(void *unused) {
     struct loop loop;
     (void)unused;
+    pthread_mutex_lock(&at_work);
     start_loop(&loop);
-    if (!loop.moment.multi) {
+    if (loop.moment.multi)
+        converse(&loop);
+    else
         uwsgi_log("[consul] out of memory: nothing is registered\n");
-        return NULL;
-    }
-    while (!is_over(&loop)) {
-        int64_t until;
-        loop.moment.now = consul_now();
-        look(&loop);
-        begin_to_leave(&loop);
-        until = step(&loop);
-        allow_stop(&loop);
-        wait_until(&loop, until);
-        collect(&loop);
-    }
-    finish_loop(&loop);
+    pthread_mutex_unlock(&at_work);
     return NULL;
 }
 
 /* ---- the master ---- */
+
+static void before_fork(void) {
+    struct timespec limit;
+    clock_gettime(CLOCK_REALTIME, &limit);
+    limit.tv_nsec += FORK_WAIT * 1000000L;
+    limit.tv_sec += limit.tv_nsec / 1000000000L;
+    limit.tv_nsec %= 1000000000L;
+    paused = !pthread_mutex_timedlock(&at_work, &limit);
+}
+
+static void after_fork(void) {
+    if (paused)
+        pthread_mutex_unlock(&at_work);
+    paused = 0;
+}
 
 /* The thread inherits its mask: signals are the master's. */
 static int create_thread(void) {
@@ -264,6 +296,8 @@ static void start_thread(void) {
     }
     if (consul_settings_bequeath(&plugin))
         uwsgi_error("[consul] setenv()");
+    if (pthread_atfork(before_fork, after_fork, after_fork))
+        uwsgi_log("[consul] pthread_atfork() failed\n");
     error = create_thread();
     if (error) {
         uwsgi_log("[consul] can't start a thread, nothing is registered: %s\n", strerror(error));

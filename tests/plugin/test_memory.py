@@ -30,7 +30,7 @@ def test_a_life_with_sanitizers(
     uwsgi = start(f"url={agent.url},name={name},ttl=1", plugin=sanitized_plugin).ready()
     assert len(sanitizers(sanitized_plugin)) == 2
     until(lambda: agent.passing(name), "it is registered")
-    reload(uwsgi, 10)
+    reload(uwsgi, 3)
     agent.forget(name)
     until(lambda: agent.passing(name), "it is registered anew")
     os.kill(int(uwsgi.get()), signal.SIGKILL)

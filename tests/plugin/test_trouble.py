@@ -175,7 +175,7 @@ NONSENSE = {
 def test_nonsense_is_survived_and_noted_once(start: Start, fake: FakeAgent, kind: str) -> None:
     fake.behave = lambda _: NONSENSE[kind]
     uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0").ready()
-    until(lambda: len(fake.seen) >= 4, "it tries on")
+    until(lambda: len(fake.seen) >= 3, "it tries on")
     noted = [line for line in uwsgi.consul_lines() if "refuses" in line or "no answer" in line]
     assert len(noted) <= 1 + (kind == "huge")
     fake.behave = lambda _: None
