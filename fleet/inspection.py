@@ -1,12 +1,13 @@
 """Verification from end to end: ask the catalog, compare, and wait if told to."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
-from fleet import catalog, verification
+from fleet import catalog, plugins, ssh, verification
 from fleet.model import Fleet
 from fleet.probe import probe
-from fleet.verification import Report
+from fleet.verification import Difference, Report
 
 INTERVAL = 0.25  # seconds between two looks while waiting
 
@@ -19,12 +20,17 @@ def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
     :raises UnreachableError: where no Consul server can be asked
     """
     deadline = time.monotonic() + wait
-    with catalog.api(fleet) as (server, port):
+    with ssh.side_by_side(1) as pool, catalog.api(fleet) as (server, port):
+        # The hosts are asked meanwhile; what they say does not change by waiting.
+        wrong_plugins = pool.apply_async(lambda: tuple(plugins.check(fleet)))
         while True:
             report = verification.compare(fleet, catalog.read(server, port, fleet.services))
             if with_probe and report.agrees:
-                differences = tuple(probe(fleet))
-                report = replace(report, differences=differences)
+                report = _with(report, probe(fleet))
             if report.agrees or time.monotonic() >= deadline:
-                return report
+                return _with(report, wrong_plugins.get())
             time.sleep(INTERVAL)
+
+
+def _with(report: Report, more: Iterable[Difference]) -> Report:
+    return replace(report, differences=(*report.differences, *more))

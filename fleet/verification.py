@@ -7,7 +7,16 @@ from typing import Any, Literal
 from fleet.catalog import Catalog, Node, Registration
 from fleet.model import Fleet, Host, Instance
 
-Kind = Literal["missing", "dead", "failing", "wrong address", "wrong port", "unexpected"]
+Kind = Literal[
+    "missing",
+    "dead",
+    "failing",
+    "wrong address",
+    "wrong port",
+    "wrong plugin",
+    "unreachable",
+    "unexpected",
+]
 
 
 @dataclass(frozen=True)
