@@ -297,7 +297,8 @@ static void pause_after_refusal(struct consul_agent *agent, const struct consul_
 static void finish_list(struct consul_agent *agent, size_t found, long http,
                         const struct consul_moment *moment) {
     struct consul_service *service;
-    agent->list_due = moment->now + (http == 200 ? LIST_INTERVAL : LIST_PAUSE);
+    int refused = http >= 400 && http < 500;
+    agent->list_due = moment->now + (refused ? LIST_PAUSE : LIST_INTERVAL);
     if (http != 200)
         return;
     if (found >= count_held(agent, moment)) {
@@ -366,10 +367,10 @@ static void finish_registration(struct consul_agent *agent, const struct consul_
 static void finish_refused_beat(struct consul_agent *agent, const struct consul_attempt *attempt,
                                 long http, const struct consul_moment *moment) {
     struct consul_service *service = agent->subject;
-    if (http == 403 || service->beat_refused) {
+    if (http == 403 || service->beat_refused)
         pause_after_refusal(agent, attempt, http, moment->now);
+    if (http == 403)
         return;
-    }
     service->beat_refused = 1;
     service->verify = 1;
     if (!service->lookup_url)

@@ -83,6 +83,7 @@ def test_stopped_workers_that_nobody_waits_for_are_free(
     uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=1).ready()
     is_registered(agent, name)
     worker = int(uwsgi.get())
+    time.sleep(0.2)  # its answer arrives before it is done with the request
     os.kill(worker, signal.SIGSTOP)
     with socket.create_connection(("127.0.0.1", uwsgi.port)) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")  # without data it is not in the queue yet
