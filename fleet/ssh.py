@@ -125,7 +125,10 @@ def run_script(
         input_.channel.shutdown_write()
         stdout = output.read()
         reader.join()
-        return Result(stdout, "".join(lines), output.channel.recv_exit_status())
+        code = output.channel.recv_exit_status()
+        if code == -1:  # the channel was closed without one
+            raise UnreachableError(f"{connection.original_host}: connection lost")
+        return Result(stdout, "".join(lines), code)
     except (OSError, paramiko.SSHException, EOFError) as error:
         raise UnreachableError(f"{connection.original_host}: connection lost: {error}") from error
 

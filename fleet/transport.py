@@ -10,6 +10,14 @@ import paramiko
 import lab
 
 USER_CONFIG = Path("~/.ssh/config")
+# A host that lost its power or its network says nothing: after half a minute it is given up.
+# Seconds, but for the last, which are milliseconds.
+VANISHED = {
+    "TCP_KEEPIDLE": 10,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 4,
+    "TCP_USER_TIMEOUT": 30_000,
+}
 
 
 def config_file() -> str | None:
@@ -18,12 +26,16 @@ def config_file() -> str | None:
 
 
 def nodelay_transport(sock: Any, **kwargs: Any) -> paramiko.Transport:
-    """A transport that sends small packets at once.
+    """A transport that sends small packets at once, and notices when its host goes away.
 
     Paramiko leaves Nagle's algorithm on, and its many small writes then wait for
     delayed acknowledgements: 50 ms for a command instead of 15.
     """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    options = {"TCP_NODELAY": 1, **VANISHED}
+    for name, value in options.items():
+        if hasattr(socket, name):  # some are Linux's alone
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return paramiko.Transport(sock, **kwargs)
 
 
