@@ -5,15 +5,19 @@ The tests run in the order in which they stand here, as in test_fleet.py.
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet_commands import BIN, ROOT, Fleet, output, run
-from lab_commands import Lab
+from lab_commands import SUDO, Lab
+
+from lab.machines import known
 
 DIST = ROOT / "plugin_build/dist"
 MACHINES = ["debian12", "debian11:11", "debian13:13", "pypi"]
@@ -401,3 +405,52 @@ def test_a_toolchain_that_is_kept(fleet: Fleet, lab: Lab) -> None:
     assert lab.ssh("debian13", "command -v gcc", check=False).returncode != 0
     fleet.build("--force", "--keep-toolchain", "--host", "debian13")
     assert lab.ssh("debian13", "gcc --version").stdout
+
+
+# --- The plugin's own tests, with each of these uWSGIs -------------------------------------
+
+OTHER_LANGUAGES = (
+    "apt-get -qq -y --no-install-recommends install uwsgi-plugin-psgi uwsgi-plugin-gevent-python3"
+)
+# The agent runs on this machine: the uWSGI of a host is started in the host's file system, but
+# in our network. No mount of this outlives the process.
+IN_ITS_ROOT = """
+set -eu
+for shared in /dev /proc "$1"; do
+    mkdir -p "$root$shared"
+    mount --rbind "$shared" "$root$shared"
+done
+exec "$2" -m pytest tests/plugin -m everywhere -q --basetemp "$1/tests" \
+    --uwsgi "$1/uwsgi" --plugin "$1/consul_plugin.so" $3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("debian11", ""),
+        ("debian13", ""),
+        # PyPI's has no other language.
+        ("pypi", "--embedded-python -k 'not gevent and not another_language'"),
+    ],
+)
+def test_the_plugins_tests(fleet: Fleet, lab: Lab, tmp_path: Path, name: str, options: str) -> None:
+    row = listed(fleet)[name]
+    (machine,) = [found for found in known() if found.name == name]
+    if name != "pypi":
+        lab.ssh(name, f"sudo {OTHER_LANGUAGES}")
+    shutil.copy(DIST / row[2] / "consul_plugin.so", tmp_path)
+    program = tmp_path / "uwsgi"
+    program.write_text(f'#!/bin/sh\nexec chroot {machine.root} env -C "$PWD" {row[0]} "$@"\n')
+    program.chmod(0o755)
+    words = shlex.split(options)
+    script = IN_ITS_ROOT.replace("$3", shlex.join(words))
+    result = subprocess.run(
+        [*SUDO, "env", f"root={machine.root}", "unshare", "--mount", "--propagation", "private",
+         "sh", "-c", script, "tests", str(tmp_path), sys.executable],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed and int(passed[1]) >= 35, result.stdout
+    assert "skipped" not in result.stdout

@@ -22,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="compile the plugin with AddressSanitizer and UndefinedBehaviorSanitizer",
     )
+    parser.addoption("--uwsgi", default="uwsgi", help="another uWSGI than the one on the PATH")
+    parser.addoption("--plugin", help="a consul_plugin.so that was compiled for it")
+    parser.addoption(
+        "--embedded-python", action="store_true", help="this uWSGI needs no plugin for Python"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +34,8 @@ def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.config.getoption("sanitize"):
         found: Path = request.getfixturevalue("sanitized_plugin")
         return found
+    if given := request.config.getoption("plugin"):
+        return Path(given).resolve()
     return build_plugin(tmp_path_factory.mktemp("plugin"))
 
 
@@ -128,13 +135,18 @@ def fake() -> Iterator[FakeAgent]:
 
 
 @pytest.fixture
-def start(plugin: Path, tmp_path: Path) -> Iterator[Callable[..., Uwsgi]]:
+def start(
+    request: pytest.FixtureRequest, plugin: Path, tmp_path: Path
+) -> Iterator[Callable[..., Uwsgi]]:
     """Starts uWSGI instances, and prints their logs if the test fails."""
     started: list[Process] = []
+    options = request.config.option
+    python = None if options.embedded_python else "python3"
 
     def make(register: str | list[str], **how: Any) -> Uwsgi:
         lines = [register] if isinstance(register, str) else register
         folder = how.pop("folder", tmp_path / f"uwsgi-{len(started)}")
+        how = {"binary": options.uwsgi, "language": python, **how}
         uwsgi = Uwsgi(folder, how.pop("plugin", plugin), lines, **how)
         started.append(uwsgi)
         return uwsgi

@@ -38,6 +38,7 @@ STUCK = {
 }
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("way", STUCK)
 def test_all_workers_stuck_in_a_request(start: Start, agent: Agent, name: str, way: str) -> None:
     cores = 2 if way in ("threads", "gevent") else 1
@@ -94,6 +95,7 @@ def test_stopped_workers_that_nobody_waits_for_are_free(
     becomes(agent, name, "passing", "1 workers")
 
 
+@pytest.mark.everywhere
 def test_workers_that_die_as_they_start(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(
         f"url={agent.url},name={name},ttl=1",
@@ -110,6 +112,7 @@ def test_workers_that_die_as_they_start(start: Start, agent: Agent, name: str) -
     becomes(agent, name, "passing", "1 workers")
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("lazy", ["true", "false"])
 def test_an_application_that_did_not_load(start: Start, agent: Agent, name: str, lazy: str) -> None:
     start(
@@ -130,6 +133,7 @@ def test_an_instance_without_an_application_option_needs_none(
     becomes(agent, name, "passing", "2 workers")
 
 
+@pytest.mark.everywhere
 def test_cheap_mode_is_healthy(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},ttl=1", options=["cheap = true"])
     is_registered(agent, name)
@@ -147,6 +151,7 @@ def test_idle_workers_are_cheaped(start: Start, agent: Agent, name: str) -> None
     becomes(agent, name, "passing", "cheap mode: workers start with the next request")
 
 
+@pytest.mark.everywhere
 def test_a_full_listen_queue(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},ttl=8", processes=1, options=["listen = 2"]).ready()
     is_registered(agent, name)

@@ -60,6 +60,7 @@ def registrations(uwsgi: Uwsgi) -> int:
 # ---- start ----
 
 
+@pytest.mark.everywhere
 def test_registered_when_the_workers_accept(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(
         f"url={agent.url},name={name},port=PORT",
@@ -83,6 +84,7 @@ def test_without_wait_workers_it_does_not_wait(start: Start, agent: Agent, name:
     assert "WSGI app 0" not in uwsgi.log
 
 
+@pytest.mark.everywhere
 def test_cheaper_with_wait_workers(start: Start, agent: Agent, name: str) -> None:
     start(
         f"url={agent.url},name={name},wait_workers=1",
@@ -92,6 +94,7 @@ def test_cheaper_with_wait_workers(start: Start, agent: Agent, name: str) -> Non
     is_passing(agent, name)
 
 
+@pytest.mark.everywhere
 def test_daemonize2(start: Start, agent: Agent, name: str, tmp_path: Path) -> None:
     pid_file, fifo = tmp_path / "pid", tmp_path / "fifo"
     options = [f"daemonize2 = {tmp_path}/daemon.log", f"pidfile2 = {pid_file}"]
@@ -107,6 +110,7 @@ def test_daemonize2(start: Start, agent: Agent, name: str, tmp_path: Path) -> No
 # ---- reload and respawn: no client notices ----
 
 
+@pytest.mark.everywhere
 def test_reload_in_place(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},ttl=1")
     is_passing(agent, name)
@@ -139,6 +143,7 @@ def test_reload_with_another_registration(start: Start, agent: Agent, name: str)
         until(lambda: agent.passing(name)[0]["Tags"] == ["new"], "the new tags are there")
 
 
+@pytest.mark.everywhere
 def test_reload_with_another_id(start: Start, agent: Agent, name: str) -> None:
     line = f"url={agent.url},name={name},id={name}/"
     uwsgi = start([line + "1", line + "2"])
@@ -159,6 +164,7 @@ def test_reload_without_any_registration(start: Start, agent: Agent, name: str) 
     until(lambda: not agent.entries(name), "it is deregistered")
 
 
+@pytest.mark.everywhere
 def test_reload_to_an_application_that_does_not_load(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name}", options=["need-app = true"])
     is_passing(agent, name)
@@ -168,6 +174,7 @@ def test_reload_to_an_application_that_does_not_load(start: Start, agent: Agent,
     is_gone(agent, name)
 
 
+@pytest.mark.everywhere
 def test_brutal_reload(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name}")
     is_passing(agent, name)
@@ -176,6 +183,7 @@ def test_brutal_reload(start: Start, agent: Agent, name: str) -> None:
         until(lambda: spawns(uwsgi) == 2, "it reloads")
 
 
+@pytest.mark.everywhere
 def test_chain_reload(start: Start, agent: Agent, name: str) -> None:
     options = ["lazy-apps = true", "master-fifo = fifo"]
     uwsgi = start(f"url={agent.url},name={name},ttl=1", options=options)
@@ -185,6 +193,7 @@ def test_chain_reload(start: Start, agent: Agent, name: str) -> None:
         until(lambda: "chain reloading complete" in uwsgi.log, "the chain is through")
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("lazy", ["lazy-apps = true", "lazy-apps = false"])
 def test_respawn_of_the_only_worker(start: Start, agent: Agent, name: str, lazy: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=1, options=[lazy]).ready()
@@ -196,6 +205,7 @@ def test_respawn_of_the_only_worker(start: Start, agent: Agent, name: str, lazy:
         time.sleep(0.5)
 
 
+@pytest.mark.everywhere
 def test_cheaper_scaling_down(start: Start, agent: Agent, name: str) -> None:
     options = ["cheaper = 1", "cheaper-initial = 4", "cheaper-overload = 1", "cheaper-step = 3"]
     uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=4, options=options)
@@ -230,6 +240,7 @@ def stop(uwsgi: Uwsgi, how: str) -> None:
         uwsgi.signal(way)
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("how", STOPS)
 def test_a_stop_deregisters_first_and_goes_on_serving(
     start: Start, agent: Agent, name: str, how: str
@@ -246,6 +257,7 @@ def test_a_stop_deregisters_first_and_goes_on_serving(
     is_gone(agent, name)
 
 
+@pytest.mark.everywhere
 def test_who_asks_twice_does_not_wait(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},drain=60").ready()
     is_passing(agent, name)
@@ -289,6 +301,7 @@ def test_a_killed_master_becomes_critical(start: Start, agent: Agent, name: str)
 # ---- one id, two owners ----
 
 
+@pytest.mark.everywhere
 def test_a_successor_keeps_the_id(start: Start, agent: Agent, name: str) -> None:
     line = f"url={agent.url},name={name},port=PORT,ttl=1"
     old = start(line, options=["exit-on-reload = true"]).ready()
@@ -358,6 +371,7 @@ WAYS = {
 }
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_run(start: Start, agent: Agent, name: str, way: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},ttl=1,drain=0", options=WAYS[way]).ready()
@@ -372,6 +386,7 @@ def test_ways_to_run(start: Start, agent: Agent, name: str, way: str) -> None:
     is_gone(agent, name)
 
 
+@pytest.mark.everywhere
 def test_another_language(start: Start, agent: Agent, name: str, tmp_path: Path) -> None:
     (tmp_path / "app.psgi").write_text("sub { [200, ['Content-Type' => 'text/plain'], ['ok']] }")
     uwsgi = start(
@@ -386,6 +401,7 @@ def test_another_language(start: Start, agent: Agent, name: str, tmp_path: Path)
     is_gone(agent, name)
 
 
+@pytest.mark.everywhere
 def test_a_socket_that_systemd_holds(start: Start, agent: Agent, name: str, tmp_path: Path) -> None:
     """As deployed: two releases on one inherited socket, the old one stopped by SIGHUP."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -418,6 +434,7 @@ def test_a_socket_that_systemd_holds(start: Start, agent: Agent, name: str, tmp_
         assert agent.passing(name)[0]["Meta"]["release"] == "2"
 
 
+@pytest.mark.everywhere
 def test_a_vassal_of_the_emperor(start: Start, agent: Agent, name: str, tmp_path: Path) -> None:
     vassals = tmp_path / "vassals"
     vassals.mkdir()

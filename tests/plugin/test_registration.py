@@ -40,6 +40,7 @@ def test_the_ini_of_uwsgi_consuls_readme(start: Start, agent: Agent, name: str) 
     assert registered(agent, f"servicenode0002-{name}")["Port"] == 9091
 
 
+@pytest.mark.everywhere
 def test_all_that_describes_a_service(start: Start, agent: Agent, name: str) -> None:
     start(
         f"url={agent.url},name={name},id={name}-1,port=PORT,address=10.1.2.3,tags=red  blue,"
