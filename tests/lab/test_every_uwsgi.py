@@ -137,9 +137,9 @@ def test_a_builder_compiles_for_the_others(fleet: Fleet, lab: Lab, tmp_path: Pat
     lab.up("builder")
     lab.rebuild("builder")
     with_builder = Fleet(tmp_path / "builder.py")
-    with_builder.hosts(["debian12"], ["debian12"], builders=["builder"])
+    with_builder.hosts(["debian12"], APPS, builders=["builder"])
     packages = lab.ssh("debian12", PACKAGES).stdout
-    result = with_builder.build("--force")
+    result = with_builder.build("--force", "--host", "debian12")
     assert "builder: compiling against uWSGI 2.0.21-debian" in result.stdout
     assert "debian12: compiling" not in result.stdout
     assert lab.ssh("debian12", PACKAGES).stdout == packages

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from consul_processes import until
+from consul_processes import free_ports, until
 from uwsgi_processes import Agent, FakeAgent, Uwsgi, send_command
 
 Start = Callable[..., Uwsgi]
@@ -181,6 +181,14 @@ def test_brutal_reload(start: Start, agent: Agent, name: str) -> None:
     with never_absent(agent, name):
         uwsgi.signal(signal.SIGTERM)
         until(lambda: spawns(uwsgi) == 2, "it reloads")
+
+
+def test_reload_asked_for_by_the_application(start: Start, agent: Agent, name: str) -> None:
+    uwsgi = start(f"url={agent.url},name={name}").ready()
+    is_passing(agent, name)
+    with never_absent(agent, name):
+        uwsgi.get("/?reload")
+        until(lambda: registrations(uwsgi) == 2, "it has reloaded")
 
 
 @pytest.mark.everywhere
@@ -396,6 +404,53 @@ def test_another_language(start: Start, agent: Agent, name: str, tmp_path: Path)
         options=[f"psgi = {tmp_path}/app.psgi"],
     ).ready()
     is_passing(agent, name)
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    is_gone(agent, name)
+
+
+MULE = """
+import time
+import uwsgi
+print("mule", uwsgi.mule_id(), "runs")
+while True:
+    time.sleep(1)
+"""
+SECTIONS = """
+[uwsgi]
+plugins-dir = {folder}
+plugins = python3,consul
+socket = 127.0.0.1:{port}
+master = true
+enable-threads = true
+
+[server1]
+consul-register = url={url},name={name},id={name}-1,port=2001
+mule = mule.py
+
+[server2]
+consul-register = url={url},name={name},id={name}-2,port=2002
+mule = mule.py
+"""
+
+
+def test_sections_with_mules_and_no_application(
+    start: Start, plugin: Path, agent: Agent, name: str, tmp_path: Path
+) -> None:
+    """As in the demo of uwsgi-consul: a section for each server, which is only a mule."""
+    (port,) = free_ports(1)
+    ini = tmp_path / "demo.ini"
+    ini.write_text(SECTIONS.format(folder=plugin.parent, port=port, url=agent.url, name=name))
+    uwsgi = start(
+        [],
+        language=None,
+        module=None,
+        socket="",
+        options=[f"ini = {ini}", f"ini = {ini}:server1", f"ini = {ini}:server2"],
+        before=lambda folder: (folder / "mule.py").write_text(MULE),
+    )
+    until(lambda: len(agent.passing(name)) == 2, "both servers are registered")
+    until(lambda: "mule 2 runs" in uwsgi.log, "the mules run")
     uwsgi.signal(signal.SIGINT)
     assert uwsgi.wait() == 0
     is_gone(agent, name)

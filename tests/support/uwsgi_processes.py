@@ -42,6 +42,9 @@ def application(environ, start_response):
     # Stuck until the test removes the file.
     while query and os.path.exists(query):
         time.sleep(0.02)
+    if query == "reload":
+        import uwsgi
+        uwsgi.reload()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [str(os.getpid()).encode()]
 """
@@ -212,8 +215,10 @@ class Uwsgi(Process):
         port: int | None = None,
         wrapper: Iterable[str] = (),
         pass_fds: Iterable[int] = (),
+        before: Callable[[Path], object] = lambda folder: None,
     ):
         folder.mkdir(parents=True, exist_ok=True)
+        before(folder)
         self.port = port or free_ports(1)[0]
         (folder / "demo.py").write_text(APPLICATION)
         # By its name, as a user writes it.
