@@ -36,8 +36,9 @@ identify_uwsgi() {
     fi
 }
 
-# plugin_mark FILE: the fingerprint of the uWSGI that a plugin was compiled for; nothing where
+# plugin_mark FILE: the fingerprint of the uWSGI that a plugin was compiled for; fails where
 # somebody else compiled it.
 plugin_mark() {
-    grep -aom 1 'uwsgi-consul-fleet fingerprint [0-9a-f]\{16\}' "$1" | tail -c 17
+    mark=$(grep -aom 1 'uwsgi-consul-fleet fingerprint [0-9a-f]\{16\}' "$1") || return 1
+    echo "${mark##* }"
 }

@@ -54,16 +54,17 @@ make_scratch() {
     else
         rm -rf /var/tmp/uwsgi-consul-fleet-build.*
         scratch=$(mktemp -d /var/tmp/uwsgi-consul-fleet-build.XXXXXX)
-        trap 'clean_up' EXIT
-        trap 'exit 130' INT TERM HUP
     fi
+    trap 'clean_up' EXIT
+    trap 'exit 130' INT TERM HUP
     mkdir "$scratch/out"
 }
 
 clean_up() {
     umount -R "$scratch/root" 2>/dev/null || true
-    remove_toolchain
-    rm -rf "$scratch"
+    [ "$keep_toolchain" = yes ] || remove_toolchain
+    # What lies in memory goes with the namespace.
+    [ "$scratch" = /mnt ] || rm -rf "$scratch"
 }
 
 # Where an overlay of / can be had: mounts it as $root.

@@ -438,7 +438,7 @@ def test_the_plugins_tests(fleet: Fleet, lab: Lab, tmp_path: Path, name: str, op
     row = listed(fleet)[name]
     (machine,) = [found for found in known() if found.name == name]
     if name != "pypi":
-        lab.ssh(name, f"sudo {OTHER_LANGUAGES}")
+        lab.ssh(name, f"sudo apt-get -qq update && sudo {OTHER_LANGUAGES}")
     shutil.copy(DIST / row[2] / "consul_plugin.so", tmp_path)
     program = tmp_path / "uwsgi"
     program.write_text(f'#!/bin/sh\nexec chroot {machine.root} env -C "$PWD" {row[0]} "$@"\n')

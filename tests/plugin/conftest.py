@@ -36,6 +36,12 @@ def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return found
     if given := request.config.getoption("plugin"):
         return Path(given).resolve()
+    built: Path = request.getfixturevalue("plain_plugin")
+    return built
+
+
+@pytest.fixture(scope="session")
+def plain_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_plugin(tmp_path_factory.mktemp("plugin"))
 
 

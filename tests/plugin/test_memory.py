@@ -69,7 +69,9 @@ VALGRIND = ["valgrind", "--leak-check=full", "--show-leak-kinds=definite,indirec
 
 
 @pytest.mark.parametrize("trouble", [None, "hang", (500, "no leader")])
-def test_a_life_with_valgrind(start: Start, fake: FakeAgent, tmp_path: Path, trouble: str) -> None:
+def test_a_life_with_valgrind(
+    start: Start, fake: FakeAgent, tmp_path: Path, plain_plugin: Path, trouble: str
+) -> None:
     """Start, beats, trouble with the agent, stop. uWSGI's own findings are not ours."""
     report = tmp_path / "valgrind.%p"
     uwsgi = start(
@@ -77,6 +79,7 @@ def test_a_life_with_valgrind(start: Start, fake: FakeAgent, tmp_path: Path, tro
         language=None,
         module=None,
         wrapper=[*VALGRIND, f"--log-file={report}"],
+        plugin=plain_plugin,
     )
     until(lambda: len(fake.requests("/check/pass/")) > 9, "it beats", 60)
     fake.behave = lambda _: trouble
