@@ -94,8 +94,8 @@ static int64_t beat_interval(const struct consul_service *service) {
 }
 
 /* While uWSGI reloads it beats four times as often: nobody beats while the program starts. */
-static int64_t lead(const struct consul_service *service) {
-    return uwsgi_instance_is_reloading ? beat_interval(service) * 3 / 4 : 0;
+static int64_t lead(const struct consul_service *service, const struct consul_moment *moment) {
+    return moment->reloading ? beat_interval(service) * 3 / 4 : 0;
 }
 
 int consul_service_remains(const struct consul_service *service) {
@@ -115,7 +115,7 @@ static enum consul_job job_for_held(const struct consul_service *service,
     if (!service->announced && moment->ready)
         return CONSUL_REGISTER;
     if (service->check == CONSUL_CHECK_TTL && service->beat_urls[service->status] &&
-        service->due - lead(service) <= moment->now)
+        service->due - lead(service, moment) <= moment->now)
         return CONSUL_BEAT;
     return CONSUL_IDLE;
 }

@@ -269,6 +269,7 @@ struct consul_moment {
     int64_t now;
     int ready;
     int leaving;
+    int reloading;
 };
 
 /* Starts what is due; returns when to come back. */

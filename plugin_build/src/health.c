@@ -10,8 +10,11 @@ extern struct uwsgi_server uwsgi;
 
 /* Milliseconds. Time that is granted to workers which load the application. */
 #define LOADING_PATIENCE 60000
-/* A worker that dies is replaced at once; for this long nobody needs to know. */
-#define RESPAWN_PATIENCE 1000
+/* A worker that dies is replaced by uWSGI in its next cycle, which may be a second away, and two
+ * seconds later (its forkbomb-delay) if it had just been started. */
+#define RESPAWN_PATIENCE 4000
+/* A listen queue may be full for this long. */
+#define QUEUE_PATIENCE 1000
 
 int64_t consul_now(void) {
     struct timespec now;
@@ -177,7 +180,7 @@ enum consul_status consul_health_judge(const struct consul_health *health, long 
         note_no_progress(health, note);
         return CONSUL_CRITICAL;
     }
-    if (health->now - health->queue_free_at > RESPAWN_PATIENCE) {
+    if (health->now - health->queue_free_at > QUEUE_PATIENCE) {
         note_time(note, "listen queue full: %d connections wait, %d workers busy for %ld s",
                   health->waiting, health->busy, health->now - health->queue_free_at);
         return CONSUL_WARNING;

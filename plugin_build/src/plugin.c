@@ -230,6 +230,7 @@ static void converse(struct loop *loop) {
     while (!is_over(loop)) {
         int64_t until;
         loop->moment.now = consul_now();
+        loop->moment.reloading = uwsgi_instance_is_reloading != 0;
         look(loop);
         begin_to_leave(loop);
         until = step(loop);
