@@ -154,7 +154,7 @@ def test_a_compile_error_shows_the_compilers_lines(fleet: Fleet, lab: Any, tmp_p
     result = run("invoke", "build-plugin", "--inventory", str(fleet.path), check=False, cwd=copy)
     assert result.returncode == 1
     assert re.search(rf"{broken.name}:1:1: error: ", result.stderr), output(result)
-    assert "drakar: the plugin does not build there" in result.stderr
+    assert "drakar: it does not compile" in result.stderr
     assert lab.ssh("drakar", "dpkg -l").stdout == packages
 
 
