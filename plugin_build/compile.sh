@@ -1,3 +1,4 @@
+# shellcheck disable=SC2154 # variables come from builder.py and scratch.sh
 # Runs as root on a host, after identify.sh and scratch.sh: compiles the plugin whose sources
 # come as a tar archive on standard input against the uWSGI $uwsgi_binary, and writes the .so to
 # standard output.

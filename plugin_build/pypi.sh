@@ -1,3 +1,4 @@
+# shellcheck disable=SC2154 # variables come from builder.py and scratch.sh
 # Runs as root on a host, after identify.sh, packages.sh and scratch.sh: builds PyPI's uWSGI
 # $uwsgi_version for the Python $python, unless that is there, and identifies it. What stays is
 # /opt/uwsgi-consul-fleet/uwsgi/$name, with the wheel and the program out of it; applications install the wheel into their own

@@ -1,14 +1,14 @@
+# shellcheck disable=SC2154 # the variables of the next paragraphs come from builder.py
 # A place to compile in, for scripts that run as root on a host.
 #
 # The compiler is installed into an overlay of / that exists only in a mount namespace of
 # the script. However the build ends, be it by a power cut, the namespace goes with it, and
 # the host's packages and files are what they were. A host that can't have such an overlay
-# (some containers) gets the packages for real, and loses them again at the end.
+# (some containers) gets a copy of its system instead, in a folder that is removed at the end.
 #
 # $SCRIPT is the text of the whole script, $keep_toolchain is `yes` where the packages are
 # to be installed for real and to stay.
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/root
-before=/var/lib/uwsgi-consul-fleet/packages-before-toolchain
 root=
 
 if [ -z "${own_namespace:-}" ] && [ "$keep_toolchain" != yes ] && unshare --mount true 2>/dev/null; then
@@ -52,19 +52,24 @@ make_scratch() {
         scratch=/mnt
         mount -t tmpfs -o mode=700,size=1g uwsgi-consul-fleet "$scratch"
     else
-        rm -rf /var/tmp/uwsgi-consul-fleet-build.*
-        scratch=$(mktemp -d /var/tmp/uwsgi-consul-fleet-build.XXXXXX)
+        scratch_on_disk
     fi
     trap 'clean_up' EXIT
     trap 'exit 130' INT TERM HUP
     mkdir "$scratch/out"
 }
 
+# What runs that were killed left there is removed: mounts of theirs ended with their namespace.
+scratch_on_disk() {
+    rm -rf --one-file-system /var/tmp/uwsgi-consul-fleet-build.*
+    scratch=$(mktemp -d /var/tmp/uwsgi-consul-fleet-build.XXXXXX)
+}
+
 clean_up() {
-    umount -R "$scratch/root" 2>/dev/null || true
-    [ "$keep_toolchain" = yes ] || remove_toolchain
-    # What lies in memory goes with the namespace.
-    [ "$scratch" = /mnt ] || rm -rf "$scratch"
+    umount -R "$scratch/root/dev" "$scratch/root/proc" "$scratch/root" 2>/dev/null || true
+    # What lies in memory goes with the namespace. And never into what is mounted still.
+    [ "$scratch" = /mnt ] || mountpoint -q "$scratch/root/dev" || mountpoint -q "$scratch/root" ||
+        rm -rf --one-file-system "$scratch"
 }
 
 # Where an overlay of / can be had: mounts it as $root.
@@ -85,6 +90,34 @@ mount_root() {
     done
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
+}
+
+# Where it can't: copies what a compiler is installed into as $root, on disk.
+copy_root() {
+    [ "$scratch" != /mnt ] || umount /mnt
+    scratch_on_disk
+    mkdir "$scratch/out"
+    root=$scratch/root
+    mkdir -p "$root/var/lib" "$root/var/cache/apt/archives/partial" "$root/var/log" "$root/opt"
+    mkdir -m 1777 "$root/tmp" "$root/var/tmp"
+    mkdir -p "$root/proc" "$root/dev" "$root/run" "$root/root"
+    for part in /bin /sbin /lib /lib32 /lib64 /libx32 /usr /etc; do
+        [ ! -e "$part" ] || cp -a --one-file-system "$part" "$root/" || full
+    done
+    cp -a /var/lib/dpkg /var/lib/apt "$root/var/lib/" || full
+    [ ! -d /opt/uwsgi-consul-fleet ] || cp -a /opt/uwsgi-consul-fleet "$root/opt/" || full
+    # Mounts only where they end with the script, whatever ends it.
+    if [ -z "${own_namespace:-}" ] || ! mount --rbind /dev "$root/dev" 2>/dev/null; then
+        cp -a /dev/null /dev/zero /dev/random /dev/urandom "$root/dev/"
+    elif ! mount -t proc proc "$root/proc" 2>/dev/null; then
+        stage 'going on without /proc'
+    fi
+}
+
+full() { fail "no room in $scratch for a copy of the system (it takes 1 GB)"; }
+
+# Inside $root, whatever it is.
+prepare_root() {
     # A link into /run on many machines, and /run is another file system.
     resolver=$(readlink -f /etc/resolv.conf)
     mkdir -p "$root$(dirname "$resolver")"
@@ -95,28 +128,6 @@ mount_root() {
     chmod +x "$root/usr/sbin/policy-rc.d"
 }
 
-list_packages() {
-    dpkg-query --show --showformat '${db:Status-Status} ${binary:Package}\n' |
-        sed -n 's/^installed //p' | sort
-}
-
-# What was there before is written down first: a run that is killed is cleaned up by the next.
-note_packages() {
-    mkdir -p "${before%/*}"
-    [ -e "$before" ] || { list_packages >"$before.part" && mv "$before.part" "$before"; }
-}
-
-remove_toolchain() {
-    [ -e "$before" ] || return 0
-    added=$(list_packages | comm -13 "$before" -)
-    # shellcheck disable=SC2086 # the names of packages hold no blanks
-    if [ -z "$added" ] || apt-get -qq -y -o DPkg::Lock::Timeout=120 purge $added >/dev/null 2>&1; then
-        rm -f "$before"
-    else
-        stage "could not remove again: $added"
-    fi
-}
-
 # use_compiler PACKAGE...: after it, `inside` finds these packages, and $root/build is empty.
 use_compiler() {
     make_scratch
@@ -125,13 +136,11 @@ use_compiler() {
     elif [ -n "${own_namespace:-}" ] && mount_root; then
         stage 'installing the compiler in a scratch layer'
     else
-        # One at a time: another build would take our packages for the host's own.
-        exec 9>/run/lock/uwsgi-consul-fleet
-        flock 9
-        remove_toolchain
-        note_packages
-        stage 'installing the compiler, for as long as the build takes'
+        stage 'copying the system, as no scratch layer can be put on it'
+        copy_root
+        stage 'installing the compiler in the copy'
     fi
+    [ -z "$root" ] || prepare_root
     if [ -n "$root" ]; then build=$root/build; else build=$scratch/build; fi
     mkdir "$build"
     apt install "$@" || { apt update && apt install "$@"; } || explain_apt
