@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleet.errors import InventoryError
-from fleet.settings import Settings, nearest, parse
+from fleet.settings import FLEET_WIDE, Settings, nearest, parse
 
 DEBIANS_PYTHON = "/usr/bin/python3"
 ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
@@ -121,6 +121,7 @@ def build(
             built.append(_host(entry, settings, resolve, problems))
     for host in built:
         problems += _instance_problems(host)
+    problems += _fleet_wide_problems(built)
     if problems:
         raise InventoryError(problems)
     return Fleet(tuple(built), tuple(_warnings(built)))
@@ -220,6 +221,17 @@ def _instance_problems(host: Host) -> list[str]:
         )
     if "app_servers" in host.roles and not host.is_retired and not host.instances:
         problems.append(f"{host.name}: is in app_servers but `instances` is empty")
+    return problems
+
+
+def _fleet_wide_problems(hosts: list[Host]) -> list[str]:
+    """Settings of the one roll-out over all hosts."""
+    problems = []
+    for key in FLEET_WIDE:
+        values = {host.name: getattr(host.settings, key) for host in hosts}
+        if len(set(map(repr, values.values()))) > 1:
+            told = ", ".join(f"{value!r} for {name}" for name, value in values.items())
+            problems.append(f"{key}: must be the same for all hosts; is {told}")
     return problems
 
 

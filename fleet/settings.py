@@ -20,6 +20,14 @@ Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 # ini values: a line break or a comma would end the value early and start another one.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s,;=%$]+$", max_length=200)]
+# Part of folder, unit and socket names; a unix socket's path has 107 bytes in all.
+ReleaseName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)
+]
+EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
+# What a host can't have of its own: there is one roll-out over all hosts.
+FLEET_WIDE = ("canary", "batch", "on_failure", "max_unavailable")
 
 
 class InstanceSettings(BaseModel):
@@ -34,6 +42,10 @@ class InstanceSettings(BaseModel):
 def _port_alone(value: object) -> object:
     """``{"server1": 2001}`` is short for ``{"server1": {"port": 2001}}``."""
     return value if isinstance(value, dict) else {"port": value}
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int) else value
 
 
 def _address(value: str) -> str:
@@ -55,6 +67,24 @@ class Settings(BaseModel):
     app_python: Annotated[str, StringConstraints(pattern=r"^/[\w./+-]+$")] = "/usr/bin/python3"
     check_ttl: int = Field(default=10, ge=1, le=86400)
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
+
+    app_env: dict[EnvironmentName, str] = {}
+    app_secrets: tuple[EnvironmentName, ...] = ()
+    app_secrets_file: str | None = None
+
+    # pyinfra makes a number of `--data release=20` before it comes here.
+    release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
+    keep_releases: int = Field(default=5, ge=1, le=1000)
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] = "/healthz"
+    health_timeout: int = Field(default=30, ge=1, le=3600)
+    min_healthy_time: int = Field(default=3, ge=0, le=3600)
+    drain: int = Field(default=1, ge=0, le=3600)
+    stop_timeout: int = Field(default=30, ge=1, le=86400)
+    canary: int = Field(default=1, ge=0)
+    batch: Annotated[int, Field(ge=1, strict=True)] | Percentage = "25%"
+    on_failure: Literal["rollback", "stop"] = "rollback"
+    max_unavailable: int = Field(default=0, ge=0)
+    purge: bool = True
 
     address: Annotated[str, AfterValidator(_address)] | None = None
     datacenter: Label = "dc1"

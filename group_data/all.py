@@ -32,6 +32,47 @@ instances = {"server1": 2001, "server2": 2002}
 # Seconds without a sign of life after which Consul calls an instance critical.
 check_ttl = 10
 
+# Environment variables of the application.
+app_env: dict[str, str] = {}
+
+# Names of variables that nobody may see. Each value is read from this machine's environment, or
+# from a file outside the repository with NAME=VALUE lines.
+app_secrets: list[str] = []
+app_secrets_file = None
+
+# --- Releases ---------------------------------------------------------------
+
+# What a release is called; None for the git revision of app_source. Also: --data release=NAME
+release = None
+
+# Releases that stay on each host, to go back to.
+keep_releases = 5
+
+# A new release must answer this with a status below 400, within so many seconds of its start,
+# and go on doing so for min_healthy_time, before it receives a request.
+health_path = "/healthz"
+health_timeout = 30
+min_healthy_time = 3
+
+# Seconds for which an instance goes on serving when it has left the catalog.
+drain = 1
+
+# Seconds that requests in flight have to finish when an instance stops.
+stop_timeout = 30
+
+# Roll-out: so many hosts first, then the others in batches: a number of hosts or "25%" of them.
+canary = 1
+batch = "25%"
+
+# Where a batch fails: put the hosts done before it back as well ("rollback"), or "stop" there.
+on_failure = "rollback"
+
+# So many instances done before may have failed since for the next batch to begin all the same.
+max_unavailable = 0
+
+# Whether a retired host also loses its releases and Consul's data.
+purge = True
+
 # --- uWSGI ------------------------------------------------------------------
 
 # Where uWSGI comes from:
