@@ -4,6 +4,7 @@ from pyinfra import host
 
 from deploy import app, consul, uwsgi
 from deploy.plan import fleet
+from fleet.batches import batches
 
 me = fleet().host(host.name)
 
@@ -11,12 +12,8 @@ if me.instances:
     # First of all: a host without its plugin is left as it is.
     uwsgi.install(name="uWSGI: install it", me=me)
     uwsgi.plugin(name="uWSGI: install the consul plugin", me=me)
-else:
-    app.retire(name="Application: stop it and remove its units", me=me)
 
-if me.is_retired:
-    consul.leave(name="Consul: leave the cluster", me=me)
-elif me.is_member:
+if me.is_member:
     source = consul.source.choose(me)
     release = app.release.prepare(me)
 
@@ -27,5 +24,15 @@ elif me.is_member:
 
     if release:
         app.install(name="Application: install the release", me=me, release=release)
-        app.units(name="Application: install the units", me=me, release=release)
-        app.switch(name="Application: let the release serve", me=me, release=release)
+        for batch in host.loop(batches(fleet())):  # type: ignore[no-untyped-call]
+            if me in batch.hosts:
+                app.switch(
+                    name=f"Application: switch the {batch.label}: {batch.names}",
+                    me=me,
+                    release=release,
+                    batch=batch,
+                )
+# Last of all: what takes over from them serves by now.
+elif me.is_retired:
+    app.retire(name="Application: stop it and remove it", me=me)
+    consul.leave(name="Consul: leave the cluster", me=me)

@@ -15,8 +15,8 @@ dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
 
 # Mode, owner and group first, then the sums, in the same order.
 find /etc/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
-    \( -path '/etc/consul.d/*' -o -name consul.service -o -name "$app.target" \
-    -o -name "$app-*.socket" -o -name "$app-*@.service" -o -name consul_plugin.so -o -name start-uwsgi \) \
+    \( -path '/etc/consul.d/*' -o -name consul.service \
+    -o -name consul_plugin.so -o -name start-uwsgi -o -path /opt/uwsgi-consul-fleet/release \) \
     -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
     sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
 
@@ -33,9 +33,8 @@ fi
 for release in "/srv/$app/releases"/*; do
     if [ -d "$release" ]; then echo "release ${release##*/}"; fi
 done
-if [ -L "/srv/$app/current" ]; then
-    echo "current_release $(basename "$(readlink "/srv/$app/current")")"
-fi
+# The one drop-in of all its sockets; see store.py in app/program.
+sed -n 's/^Service=%N@\(.*\)\.service$/current_release \1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null
 
 print_unit() {
     echo "unit $id $active $stale $enabled"

@@ -1,37 +1,47 @@
 # Unpacks a release beside the others; it appears under its name only when it is complete.
-# usage: install.sh APP RELEASE ARCHIVE ENVIRONMENT REQUIREMENTS_FILE PLUGIN PYTHON WHEELS
+# usage: install.sh APP RELEASE ENVIRONMENT REQUIREMENTS_FILE PLUGIN PYTHON WHEELS <ARCHIVE
 #   ENVIRONMENT  names the virtual environment; - for none
 #   WHEELS       a folder with the wheel of PyPI's uWSGI; '' where uWSGI is Debian's
+#   ARCHIVE      a .tar.gz in base64. It holds secrets: it comes on standard input and
+#                never lies in a file
 set -eu
+base=/srv/$1 name=$2 environment=$3 requirements=$4 plugin=$5 python=$6 wheels=$7
+venv=$base/venvs/$environment part=$base/releases/.part-$name
+umask 022
+# What serves meanwhile comes first.
+renice -n 10 -p $$ >/dev/null
+
+fail() {
+    echo "$(hostname): $*" >&2
+    cat >/dev/null # who sends the archive must not find nobody there
+    exit 1
+}
 # One at a time: a run that was killed may have left its script working on this host.
 exec 9>/run/lock/uwsgi-consul-fleet
 flock 9
-base=/srv/$1 name=$2 archive=$3 environment=$4 requirements=$5 plugin=$6 python=$7 wheels=$8
-umask 022
-trap 'rm -f "$archive"' EXIT
-if [ -d "$base/releases/$name" ]; then exit 0; fi # by the run that held the lock
-mkdir -p "$base/releases" "$base/venvs"
-# What an interrupted run left behind.
-rm -rf "$base"/releases/.part-* "$base"/venvs/.part-*
+if [ -d "$base/releases/$name" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
 
-part=$base/releases/.part-$name
-mkdir "$part"
-tar -xzf "$archive" -C "$part" --no-same-owner
+# Nothing half-done stays, neither of this run nor of one that was killed.
+clean() {
+    rm -rf "$base"/releases/.part-*
+    for folder in "$base"/venvs/*; do [ -e "$folder/complete" ] || rm -rf "$folder"; done
+}
+mkdir -p "$base/releases" "$base/venvs" || fail "can't make $base"
+clean
+trap clean EXIT
+mkdir "$part" || fail "can't make $part"
+base64 -d | tar -xzf - -C "$part" --no-same-owner || fail "the release does not fit into $base"
 ln -s "$plugin" "$part/consul_plugin.so"
 
 install() {
-    "$venv/bin/pip" --quiet --disable-pip-version-check --no-input install "$@" || {
-        echo "the application's requirements could not be installed on $(hostname)" >&2
-        exit 1
-    }
+    "$venv/bin/pip" --quiet --disable-pip-version-check --no-input install "$@" ||
+        fail "the application's requirements could not be installed"
 }
 
 if [ "$environment" != - ]; then
-    venv=$base/venvs/$environment
     if [ ! -e "$venv/complete" ]; then
         # A virtual environment knows its own path: it is made in place and marked at the end.
-        rm -rf "$venv"
-        "$python" -m venv "$venv"
+        "$python" -m venv "$venv" || fail "no virtual environment in $venv"
         [ -z "$wheels" ] || install --no-index "$wheels"/*.whl
         [ ! -e "$part/$requirements" ] || install --requirement "$part/$requirements"
         touch "$venv/complete"

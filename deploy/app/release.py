@@ -1,21 +1,15 @@
-"""What is released: the application's source, its requirements and its ini files."""
+"""What is released: the application's source and its requirements, and what it is called."""
 
-import gzip
 import hashlib
-import io
 import subprocess
-import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
 
-from deploy.files import render
 from deploy.plan import DeployError
 from fleet.model import Host
 from fleet.settings import Settings
-
-REQUIREMENTS = "requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -34,36 +28,6 @@ class Release:
             return "-"
         return hashlib.sha256(self.requirements).hexdigest()[:16]
 
-    def files(self, me: Host) -> dict[str, bytes]:
-        """Every file of the release on this host by its path inside it."""
-        files = dict(self.sources)
-        if self.requirements is not None:
-            files[REQUIREMENTS] = self.requirements
-        for instance in me.instances:
-            files[f"{instance.port}.ini"] = render(
-                self.template,
-                instance=instance,
-                settings=me.settings,
-                release=self.name,
-                virtualenv=has_environment(self, me),
-            ).encode()
-        return files
-
-    def archive(self, me: Host) -> bytes:
-        """The release as a .tar.gz; the same files give the same bytes."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for path, content in sorted(self.files(me).items()):
-                member = tarfile.TarInfo(path)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-        return gzip.compress(buffer.getvalue(), mtime=0)
-
-
-def has_environment(release: Release, me: Host) -> bool:
-    """Whether the release has a virtual environment: for its requirements, or for its uWSGI."""
-    return release.requirements is not None or me.settings.uwsgi_source == "pypi"
-
 
 def prepare(me: Host) -> Release | None:
     """The release for this host, read from this machine; None for a host without instances.
@@ -74,7 +38,8 @@ def prepare(me: Host) -> Release | None:
         return None
     settings: Settings = me.settings
     with _one_at_a_time:
-        return _read(settings.app_source, settings.app_requirements, settings.app_ini)
+        found = _read(settings.app_source, settings.app_requirements, settings.app_ini)
+    return replace(found, name=settings.release) if settings.release else found
 
 
 # Hosts are prepared side by side: the first one reads, the others find it read.

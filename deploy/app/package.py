@@ -1,0 +1,151 @@
+"""A release as it is on one host: everything that it runs with."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from deploy.app import environment
+from deploy.app.release import Release
+from deploy.files import render
+from deploy.plan import DeployError
+from deploy.state import HostState
+from deploy.uwsgi import START, plugin_file
+from fleet.model import Host
+from plugin_build.identity import pypi_name
+
+UNITS = Path(__file__).parent / "units"
+REQUIREMENTS = "requirements.txt"
+ENVIRONMENT = "environment"
+TRIAL = "RELEASE_TRIAL"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A release for one host.
+
+    ``files`` maps paths to contents; ``variables`` is the application's environment, which
+    nobody may see; ``virtualenv`` names the virtual environment, ``-`` for none.
+    """
+
+    release: Release
+    files: dict[str, bytes]
+    variables: str
+    plugin: str
+    virtualenv: str
+
+    @cached_property
+    def generation(self) -> str:
+        """The name of the release together with everything it runs with on this host.
+
+        A change of the plugin, an ini setting, a unit or the environment makes another
+        generation, and is switched to like a change of the application.
+        """
+        parts = [
+            *sorted(self.files.items()),
+            ("plugin", self.plugin),
+            ("virtualenv", self.virtualenv),
+            ("environment", environment.digest(self.variables)),
+        ]
+        return f"{self.release.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+
+    def archive(self) -> bytes:
+        """A .tar.gz; the same files give the same bytes."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for path, content in sorted(self.files.items()):
+                _add(archive, path, content, 0o644)
+            _add(archive, ENVIRONMENT, self.variables.encode(), 0o600)
+        return gzip.compress(buffer.getvalue(), mtime=0)
+
+
+def _add(archive: tarfile.TarFile, path: str, content: bytes, mode: int) -> None:
+    member = tarfile.TarInfo(path)
+    member.size = len(content)
+    member.mode = mode
+    archive.addfile(member, io.BytesIO(content))
+
+
+def package(me: Host, release: Release, known: HostState) -> Package | None:
+    """The release for this host; None while there is no plugin for its uWSGI."""
+    plugin = plugin_file(known)
+    if plugin is None:
+        return None
+    files = dict(release.sources)
+    if release.requirements is not None:
+        files[REQUIREMENTS] = release.requirements
+    texts = {**_inis(me, release), **_units(me), "release.json": _manifest(me, release)}
+    files.update({path: text.encode() for path, text in texts.items()})
+    variables = environment.render(environment.variables(me.settings))
+    return Package(release, files, variables, plugin.path, _virtualenv(me, release))
+
+
+def _has_virtualenv(me: Host, release: Release) -> bool:
+    """For its requirements, or for its uWSGI."""
+    return release.requirements is not None or me.settings.uwsgi_source == "pypi"
+
+
+def _virtualenv(me: Host, release: Release) -> str:
+    if not _has_virtualenv(me, release):
+        return "-"
+    settings = me.settings
+    parts = [release.requirements_digest, settings.app_python]
+    if settings.uwsgi_source == "pypi":
+        parts.append(pypi_name(settings))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _inis(me: Host, release: Release) -> dict[str, str]:
+    found = {
+        f"{instance.port}.ini": render(
+            release.template,
+            instance=instance,
+            settings=me.settings,
+            release=release.name,
+            virtualenv=_has_virtualenv(me, release),
+        )
+        for instance in me.instances
+    }
+    if any(f"if-not-env = {TRIAL}" not in text for text in found.values()):
+        raise DeployError(
+            f"app_ini: {release.template}: its `socket` and `consul-register` must stand between "
+            f"`if-not-env = {TRIAL}` and `end-if =`, so that a release can be tried before it "
+            "serves; nothing was changed"
+        )
+    return found
+
+
+def _units(me: Host) -> dict[str, str]:
+    settings = me.settings
+    app = settings.app_name
+    pypi = settings.uwsgi_source == "pypi"
+    program = f"/srv/{app}/releases/%i/venv/bin/uwsgi" if pypi else "/usr/bin/uwsgi"
+    values = {"app": app, "settings": settings, "start": START, "uwsgi": program}
+    first = me.instances[0].port
+    found = {
+        "units/app.target": render(UNITS / "target.j2", **values),
+        "units/trial.service": render(UNITS / "trial.j2", port=first, **values),
+    }
+    for instance in me.instances:
+        for kind in ("service", "socket"):
+            text = render(UNITS / f"{kind}.j2", port=instance.port, **values)
+            found[f"units/{instance.port}.{kind}"] = text
+    return found
+
+
+def _manifest(me: Host, release: Release) -> str:
+    """What the program on the host reads (see deploy/app/program/store.py)."""
+    settings = me.settings
+    fields = {
+        "release": release.name,
+        "node": me.name,
+        "instances": [{"id": each.id, "port": each.port} for each in me.instances],
+        "health_path": settings.health_path,
+        "health_timeout": settings.health_timeout,
+        "min_healthy_time": settings.min_healthy_time,
+    }
+    return json.dumps(fields, indent=2) + "\n"

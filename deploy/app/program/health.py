@@ -1,0 +1,149 @@
+"""Is a release well: asked of itself, over a socket of its own, and of Consul."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import systemd
+from .says import ReleaseError
+from .store import Release
+
+SOCKETS = Path("/run/uwsgi-consul-fleet")
+INTERVAL = 0.1  # seconds between two looks
+WATCH_INTERVAL = 0.25
+AGENT_TIMEOUT = 10  # seconds
+CONSUL = "http://127.0.0.1:8500"
+
+
+def private_socket(release: Release, instance: object) -> Path:
+    """Where one instance answers and no other; ``trial``, or a port."""
+    return SOCKETS / f"{instance}@{release.generation}" / "http"
+
+
+class _Unix(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def _problem(release: Release, instance: object) -> str:
+    """Why it does not answer well, or ''."""
+    url = release.health_path
+    connection = _Unix(private_socket(release, instance), release.health_timeout)
+    try:
+        connection.request("GET", url, headers={"Connection": "close"})
+        answer = connection.getresponse()
+        body = answer.read(200).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        return f"GET {url}: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    if answer.status >= 400:
+        return f"GET {url}: {answer.status} {answer.reason}: {body.splitlines()[0] if body else ''}"
+    return ""
+
+
+def wait(release: Release, instance: object, unit: str) -> None:
+    """Until it answers; :raises ReleaseError: where it does not within health_timeout."""
+    deadline = time.monotonic() + release.health_timeout
+    while True:
+        found = _problem(release, instance)
+        if not found:
+            return
+        if not systemd.is_active(unit):
+            raise ReleaseError(f"it ended: {found}")
+        if time.monotonic() > deadline:
+            raise ReleaseError(f"not healthy after {release.health_timeout} s: {found}")
+        time.sleep(INTERVAL)
+
+
+def watch(release: Release, instance: object, unit: str) -> None:
+    """For min_healthy_time; :raises ReleaseError: where it stops answering, or a worker dies."""
+    stats = private_socket(release, instance).with_name("stats")
+    deadline = time.monotonic() + release.min_healthy_time
+    while time.monotonic() < deadline:
+        time.sleep(WATCH_INTERVAL)
+        found = _problem(release, instance)
+        if not systemd.is_active(unit):
+            raise ReleaseError(f"it ended within {release.min_healthy_time} s after its start")
+        if found:
+            raise ReleaseError(f"it was healthy and is no longer: {found}")
+        dead = _dead_workers(stats)
+        if dead:
+            raise ReleaseError(f"its workers die and are started again ({dead} so far)")
+
+
+def _dead_workers(path: Path) -> int:
+    """How many workers uWSGI's stats server says were started again; 0 where there is none."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(AGENT_TIMEOUT)
+            connection.connect(str(path))
+            text = b"".join(iter(lambda: connection.recv(65536), b""))
+        workers = json.loads(text)["workers"]
+    except (OSError, ValueError, KeyError):
+        return 0
+    return sum(max(0, int(worker["respawn_count"]) - 1) for worker in workers)
+
+
+# --- Consul --------------------------------------------------------------------------
+
+
+def _get(path: str) -> tuple[Any, str]:
+    """An answer of the agent, and its index."""
+    url = CONSUL + path
+    with urllib.request.urlopen(url, timeout=AGENT_TIMEOUT) as answer:  # noqa: S310 - http alone
+        return json.load(answer), answer.headers.get("X-Consul-Index", "0")
+
+
+def missing(app: str, release: str, generation: str, wanted: Iterable[str], index: str) -> Any:
+    """Which of these (NODE/ID) do not pass on the release, and the index of the answer.
+
+    :param generation: also this one; '' for whichever
+    :param index: wait for a change since then, some seconds at most; '0' for no waiting
+    """
+    answer, index = _get(f"/v1/health/service/{app}?passing=1&wait=2s&index={index}")
+    passing = set()
+    for entry in answer:
+        meta = entry["Service"].get("Meta") or {}
+        if meta.get("release") != release:
+            continue
+        if generation and meta.get("generation", generation) != generation:
+            continue
+        passing.add(f"{entry['Node']['Node']}/{entry['Service']['ID']}")
+    return [name for name in wanted if name not in passing], index
+
+
+def wait_for_consul(release: Release) -> None:
+    """Until Consul reports every instance of this host passing with this release.
+
+    :raises ReleaseError: where it does not within health_timeout
+    """
+    wanted = [f"{release.node}/{instance.id}" for instance in release.instances]
+    deadline = time.monotonic() + release.health_timeout
+    index, said = "0", ""
+    while True:
+        try:
+            left, index = missing(release.app, release.release, release.generation, wanted, index)
+            said = f"not passing: {', '.join(left)}"
+        except (OSError, ValueError) as error:
+            left, index, said = wanted, "0", f"the agent does not answer: {error}"
+            time.sleep(INTERVAL)
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            raise ReleaseError(
+                f"Consul does not report {release.release} after {release.health_timeout} s: {said}"
+            )

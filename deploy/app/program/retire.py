@@ -1,0 +1,41 @@
+"""The application leaves this host."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from . import store, systemd, units
+from .says import say
+
+
+def stop(app: str) -> None:
+    """Out of the catalog first, then out of service; requests in flight finish.
+
+    A uWSGI server that is told to stop deregisters, goes on serving for its ``drain``
+    seconds and then finishes. Its socket is closed before, else the next connection would
+    start it again; it goes on listening by itself meanwhile.
+    """
+    services = running(app)
+    # First: an interruption must not leave something that a boot starts again.
+    store.pointer(app).unlink(missing_ok=True)
+    units.close_sockets(app, units.all_ports(app))
+    systemd.stop(services)
+    units.remove_target(app)
+    units.remove_unused(app)
+    (store.folder(app) / "current").unlink(missing_ok=True)
+    say(f"{app}: out of service ({len(services)} instances stopped)")
+
+
+def running(app: str) -> list[str]:
+    """The uWSGI servers of the application, whatever their release; no trials."""
+    found = systemd.active(f"{app}-*@*.service")
+    return [unit for unit in found if systemd.port_of(app, unit) is not None]
+
+
+def remove(app: str, purge: bool) -> None:
+    """Remove its user and, where ``purge``, its releases."""
+    if purge:
+        shutil.rmtree(store.folder(app), ignore_errors=True)
+    subprocess.run(["userdel", app], capture_output=True, check=False)
+    say(f"{app}: removed" + ("" if purge else f", but for {store.folder(app)}"))

@@ -1,0 +1,209 @@
+"""The releases on this host, which of them serves, and what served before."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .says import ReleaseError
+
+ROOT = Path("/srv")
+# Not below /srv, which may be mounted late: systemd reads it early in a boot.
+POINTERS = Path("/etc/uwsgi-consul-fleet")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A uWSGI server of the application on this host."""
+
+    id: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release in its folder; the fields are those of its release.json."""
+
+    app: str
+    generation: str
+    release: str
+    node: str
+    instances: tuple[Instance, ...]
+    health_path: str
+    health_timeout: int  # seconds
+    min_healthy_time: int  # seconds
+
+    @property
+    def folder(self) -> Path:
+        return folder(self.app) / "releases" / self.generation
+
+    def service(self, port: int) -> str:
+        return f"{self.app}-{port}@{self.generation}.service"
+
+    @property
+    def services(self) -> list[str]:
+        return [self.service(instance.port) for instance in self.instances]
+
+    @property
+    def trial(self) -> str:
+        return f"{self.app}-trial@{self.generation}.service"
+
+
+def folder(app: str) -> Path:
+    return ROOT / app
+
+
+def load(app: str, generation: str) -> Release:
+    """:raises ReleaseError: where there is no such release on this host"""
+    path = folder(app) / "releases" / generation / "release.json"
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        there = ", ".join(generations(app)) or "none"
+        raise ReleaseError(f"no release {generation} on this host; there is: {there}") from None
+    fields["instances"] = tuple(Instance(**instance) for instance in fields["instances"])
+    return Release(app=app, generation=generation, **fields)
+
+
+def generations(app: str) -> list[str]:
+    """What is in the folder, an interrupted installation's leftovers aside."""
+    found = (folder(app) / "releases").glob("[!.]*")
+    return sorted(path.name for path in found if (path / "release.json").exists())
+
+
+# --- Which one serves ----------------------------------------------------------------
+
+
+def pointer(app: str) -> Path:
+    """A drop-in of all sockets of the application: it decides what a boot and a connection
+    start. It is one file, so that no moment and no power cut finds two answers."""
+    return POINTERS / f"{app}.conf"
+
+
+def drop_in(generation: str) -> str:
+    return (
+        "# Written by uwsgi-consul-fleet: which release a boot and a connection start.\n"
+        f"[Unit]\nWants=%N@{generation}.service\n\n[Socket]\nService=%N@{generation}.service\n"
+    )
+
+
+def current(app: str) -> Release | None:
+    """The release that this host is on; None before the first."""
+    try:
+        found = re.search(r"^Service=%N@(.+)\.service$", pointer(app).read_text(), re.MULTILINE)
+    except FileNotFoundError:
+        return None
+    return load(app, found.group(1)) if found and found.group(1) in generations(app) else None
+
+
+def point_to(release: Release) -> None:
+    """The moment of the switch."""
+    write(pointer(release.app), drop_in(release.generation))
+    link = folder(release.app) / "current"
+    part = link.with_name(".current")
+    part.unlink(missing_ok=True)
+    part.symlink_to(f"releases/{release.generation}")
+    part.replace(link)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.chmod(0o644)
+    part.replace(path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+# --- What served before --------------------------------------------------------------
+
+
+def history(app: str) -> list[dict[str, Any]]:
+    """What served on this host, oldest first."""
+    try:
+        lines = (folder(app) / "history").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def record(release: Release) -> None:
+    """Note that this one serves now."""
+    entry = {
+        "generation": release.generation,
+        "release": release.release,
+        "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    entries = [*history(release.app), entry][-200:]
+    write(folder(release.app) / "history", "".join(json.dumps(each) + "\n" for each in entries))
+
+
+def has_served(release: Release) -> bool:
+    return any(entry["generation"] == release.generation for entry in history(release.app))
+
+
+def show(app: str) -> None:
+    """Print every release here with what is known of it, the latest first."""
+    now = current(app)
+    served = {entry["generation"]: entry for entry in history(app)}
+    order = list(served)
+    found = []
+    for generation in generations(app):
+        release = load(app, generation)
+        entry = served.get(generation)
+        found.append(
+            {
+                "generation": generation,
+                "release": release.release,
+                "current": now is not None and now.generation == generation,
+                "since": entry["since"] if entry else None,
+                "order": order.index(generation) if entry else -1,
+            }
+        )
+    found.sort(key=lambda row: (row["current"], row.pop("order")), reverse=True)
+    print(json.dumps(found))
+
+
+# --- Removal -------------------------------------------------------------------------
+
+
+def discard(release: Release) -> None:
+    """Remove a release that never served."""
+    shutil.rmtree(release.folder, ignore_errors=True)
+    _remove_unused_environments(release.app)
+
+
+def prune(app: str, keep: int) -> None:
+    """Leave the one that serves and the latest before it, ``keep`` in all."""
+    now = current(app)
+    latest: dict[str, None] = {now.generation: None} if now else {}
+    for entry in reversed(history(app)):
+        latest.setdefault(entry["generation"])
+    there = generations(app)
+    kept = [generation for generation in latest if generation in there][:keep]
+    for generation in there:
+        if generation not in kept:
+            shutil.rmtree(folder(app) / "releases" / generation, ignore_errors=True)
+    _remove_unused_environments(app)
+
+
+def _remove_unused_environments(app: str) -> None:
+    links = (folder(app) / "releases").glob("*/venv")
+    used = {link.resolve().name for link in links}
+    for environment in (folder(app) / "venvs").glob("*"):
+        if environment.name not in used:
+            shutil.rmtree(environment, ignore_errors=True)

@@ -1,0 +1,116 @@
+"""The unit files of releases: copied out of a release when it is to run, removed afterwards."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from . import store, systemd
+from .store import Release
+from .systemd import RUNTIME, UNITS
+
+
+def install(release: Release) -> None:
+    """What it needs to run; nothing starts, and nothing that runs is changed."""
+    folder = release.folder / "units"
+    for port in _ports(release):
+        _copy(folder / f"{port}.service", UNITS / release.service(port))
+        _copy(folder / f"{port}.socket", UNITS / f"{release.app}-{port}.socket")
+    _copy(folder / "trial.service", RUNTIME / release.trial)
+    _copy(folder / "app.target", UNITS / f"{release.app}.target")
+    systemd.systemctl("daemon-reload")
+
+
+def _ports(release: Release) -> list[int]:
+    return [instance.port for instance in release.instances]
+
+
+def _copy(source: Path, target: Path) -> None:
+    text = source.read_text()
+    if not target.is_file() or target.read_text() != text:
+        store.write(target, text)
+
+
+def _drop_in(app: str, port: int) -> Path:
+    return UNITS / f"{app}-{port}.socket.d" / "release.conf"
+
+
+def closed_ports(release: Release) -> list[int]:
+    """Its ports that nobody listens on."""
+    return [port for port in _ports(release) if not systemd.is_active(_socket(release, port))]
+
+
+def open_sockets(release: Release, ports: list[int]) -> None:
+    """Listen on these ports; those that are new know this release alone until the switch."""
+    for port in ports:
+        if not _drop_in(release.app, port).is_symlink():
+            store.write(_drop_in(release.app, port), store.drop_in(release.generation))
+    if ports:
+        systemd.systemctl("daemon-reload")
+        systemd.start(_socket(release, port) for port in ports)
+
+
+def _socket(release: Release, port: int) -> str:
+    return f"{release.app}-{port}.socket"
+
+
+def enable(release: Release) -> None:
+    """Let a boot start what the pointer says."""
+    for port in _ports(release):
+        link = _drop_in(release.app, port)
+        if not link.is_symlink():
+            part = link.with_name(".release.conf")
+            part.unlink(missing_ok=True)
+            part.parent.mkdir(exist_ok=True)
+            part.symlink_to(store.pointer(release.app))
+            part.replace(link)
+    target = f"{release.app}.target"
+    systemd.systemctl("enable", target, *(_socket(release, port) for port in _ports(release)))
+    systemd.systemctl("daemon-reload")
+    systemd.start([target])
+
+
+def other_ports(release: Release) -> list[int]:
+    """Ports of the application that this release does not have."""
+    return [port for port in all_ports(release.app) if port not in _ports(release)]
+
+
+def all_ports(app: str) -> list[int]:
+    found = (
+        re.fullmatch(re.escape(app) + r"-(\d+)\.socket", path.name)
+        for path in UNITS.glob(f"{app}-*.socket")
+    )
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def close_sockets(app: str, ports: list[int]) -> None:
+    """Close them for good. A uWSGI server that runs there goes on listening until it stops."""
+    for port in ports:
+        name = f"{app}-{port}.socket"
+        systemd.systemctl("disable", "--now", name)
+        shutil.rmtree(_drop_in(app, port).parent, ignore_errors=True)
+        (UNITS / name).unlink(missing_ok=True)
+    if ports:
+        systemd.systemctl("daemon-reload")
+
+
+def remove_unused(app: str) -> None:
+    """The units of releases that neither run nor should; they come back from a release's
+    folder when it is to run."""
+    current = store.current(app)
+    kept = {*systemd.active(f"{app}-*@*.service"), *(current.services if current else ())}
+    services = re.compile(re.escape(app) + r"-(\d+|trial)@.+\.service")
+    for folder in (UNITS, RUNTIME):
+        for path in folder.glob(f"{app}-*@*.service"):
+            if services.fullmatch(path.name) and path.name not in kept:
+                path.unlink()
+    systemd.systemctl("daemon-reload")
+
+
+def remove_target(app: str) -> None:
+    path = UNITS / f"{app}.target"
+    if path.exists():
+        systemd.systemctl("disable", "--now", path.name)
+        path.unlink(missing_ok=True)
+    shutil.rmtree(UNITS / f"{app}.target.wants", ignore_errors=True)

@@ -1,0 +1,24 @@
+"""The program that works on a host, as the one file that is sent."""
+
+import io
+import zipfile
+from functools import cache
+from pathlib import Path
+
+from deploy.files import RemoteFile
+from deploy.uwsgi import FOLDER
+
+SOURCES = Path(__file__).parent / "program"
+PATH = f"{FOLDER}/release"
+MAIN = "import sys\n\nfrom program.main import main\n\nsys.exit(main())\n"
+
+
+@cache
+def program() -> RemoteFile:
+    """The package in program/ as a zip that Python runs; the same sources give the same bytes."""
+    buffer = io.BytesIO(b"")
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for source in sorted(SOURCES.glob("*.py")):
+            archive.writestr(zipfile.ZipInfo(f"program/{source.name}"), source.read_bytes())
+        archive.writestr(zipfile.ZipInfo("__main__.py"), MAIN)
+    return RemoteFile(PATH, b"#!/usr/bin/python3\n" + buffer.getvalue(), "755")
