@@ -149,6 +149,43 @@ def client(
         raise Exit(code=app_client.main([*arguments, "--url", f"http://127.0.0.1:{port}"]))
 
 
+@task(help={"json": "print them as JSON", **INVENTORY_HELP})
+@errors_exit(2)
+def releases(_context: Context, json: bool = False, inventory: str = INVENTORY) -> None:
+    """Show which releases each host has, which one serves, and since when."""
+    from fleet import releases as fleet_releases
+    from fleet import report
+    from fleet.inventory import read
+
+    found = fleet_releases.read(read(inventory))
+    if json:
+        print(json_module.dumps([each.as_dict() for each in found], indent=2))
+    else:
+        report.show_releases(found)
+    raise Exit(code=1 if any(each.problem for each in found) else 0)
+
+
+@task(
+    klass=NamesTask,
+    help={
+        "names": "a release as `invoke releases` shows it (default: the one before)",
+        **INVENTORY_HELP,
+    },
+)
+@errors_exit(2)
+def rollback(_context: Context, names: list[str], inventory: str = INVENTORY) -> None:
+    """Let the release before serve again, or another that is on the hosts. Sends nothing."""
+    from fleet import releases as fleet_releases
+    from fleet.inventory import read
+
+    if len(names) > 1:
+        raise FleetError(f"one release, not {len(names)}: {' '.join(names)}")
+    fleet = read(inventory)
+    chosen = fleet_releases.targets(fleet_releases.read(fleet), "".join(names))
+    if not fleet_releases.rollback(fleet, chosen):
+        raise Exit("the roll-back failed; invoke releases shows what serves", 1)
+
+
 def _lab(*arguments: str) -> None:
     code = subprocess.run([sys.executable, "-m", "lab", *arguments], check=False).returncode
     if code:
@@ -192,4 +229,4 @@ def ssh(_context: Context, name: str) -> None:
 
 
 lab = Collection("lab", up, down, status, rebuild, ssh)
-namespace = Collection(build_plugin, verify, client, lab)
+namespace = Collection(build_plugin, verify, client, releases, rollback, lab)

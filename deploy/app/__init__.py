@@ -7,21 +7,22 @@ from typing import Any
 
 from pyinfra import host
 from pyinfra.api import FunctionCommand, StringCommand, operation
-from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 from pyinfra.api.command import QuoteString
 from pyinfra.context import state as run
 
 from deploy.app import release as release
 from deploy.app.package import REQUIREMENTS, Package, package
-from deploy.app.program_file import PATH, program
+from deploy.app.program_file import program
 from deploy.app.release import Release
-from deploy.app.rollout import Rollout, Step
+from deploy.app.step import step
 from deploy.files import converge, fail
 from deploy.plan import fleet
 from deploy.state import HostState, UnitState, current, forget
 from deploy.users import system_user
 from fleet.batches import Batch
 from fleet.model import Host
+from fleet.releases import PROGRAM
+from fleet.rollout import Rollout, Step
 from plugin_build.identity import binary
 
 HERE = Path(__file__).parent
@@ -73,7 +74,7 @@ def switch(me: Host, release: Release, batch: Batch) -> Generator[Any, None, Non
     if run.is_executing and (reason := _blocked(batch)):
         host.log(f"stays on {known.current_release or 'nothing'}: {reason}")
         return
-    yield FunctionCommand(_switch, (_step(me, found, known),), {})
+    yield FunctionCommand(_switch, (step(me, found, known.current_release),), {})
     forget()
 
 
@@ -88,15 +89,9 @@ def _blocked(batch: Batch) -> str:
     return f"no roll-out begins while a host fails: {', '.join(failed)}" if failed else ""
 
 
-def _step(me: Host, found: Package, known: HostState) -> Step:
-    given: dict[str, Any] = dict(host.current_op_global_arguments or {})
-    arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
-    return Step(me, host, known.current_release, found.generation, found.release.name, arguments)
-
-
 # pyinfra passes these two to a function that has arguments of these names.
-def _switch(state: Any, host: Any, step: Step) -> bool:
-    return rollout.run(state, step)
+def _switch(state: Any, host: Any, its: Step) -> bool:
+    return rollout.run(its)
 
 
 def _serves(me: Host, found: Package, known: HostState) -> bool:
@@ -115,7 +110,7 @@ def retire(me: Host) -> Generator[Any, None, None]:
     """Out of the catalog, then out of service, and then gone from this host."""
     settings = me.settings
     known = current()
-    here = PATH in known.files
+    here = PROGRAM in known.files
     if not here:
         host.noop("the application is not here")
         return
@@ -123,7 +118,7 @@ def retire(me: Host) -> Generator[Any, None, None]:
         yield fail(f"{me.name}: not retired: the roll-out stopped {rollout.stopped}")
         return
     keep = "" if settings.purge else "--keep-data"
-    yield StringCommand(PATH, "stop", settings.app_name)
-    yield StringCommand(PATH, "remove", keep, settings.app_name)
+    yield StringCommand(PROGRAM, "stop", settings.app_name)
+    yield StringCommand(PROGRAM, "remove", keep, settings.app_name)
     yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
     forget()

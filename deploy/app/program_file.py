@@ -6,10 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from deploy.files import RemoteFile
-from deploy.uwsgi import FOLDER
+from fleet.releases import PROGRAM
 
 SOURCES = Path(__file__).parent / "program"
-PATH = f"{FOLDER}/release"
 MAIN = "import sys\n\nfrom program.main import main\n\nsys.exit(main())\n"
 
 
@@ -21,4 +20,4 @@ def program() -> RemoteFile:
         for source in sorted(SOURCES.glob("*.py")):
             archive.writestr(zipfile.ZipInfo(f"program/{source.name}"), source.read_bytes())
         archive.writestr(zipfile.ZipInfo("__main__.py"), MAIN)
-    return RemoteFile(PATH, b"#!/usr/bin/python3\n" + buffer.getvalue(), "755")
+    return RemoteFile(PROGRAM, b"#!/usr/bin/python3\n" + buffer.getvalue(), "755")

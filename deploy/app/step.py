@@ -1,0 +1,41 @@
+"""A step of the roll-out inside a pyinfra run."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from paramiko import SSHException
+from pyinfra import host, inventory
+from pyinfra.api import StringCommand
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
+
+from deploy.app.package import Package
+from fleet.model import Host
+from fleet.releases import PROGRAM
+from fleet.rollout import Step
+
+
+def step(me: Host, package: Package, before: str) -> Step:
+    """For the host in context. It may be put back from another host's operation, so it keeps
+    what pyinfra says of how commands run on it (sudo and the like)."""
+    given: dict[str, Any] = dict(host.current_op_global_arguments or {})
+    arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
+    # Not `host`, which is whichever one is in context when it is asked.
+    mine = inventory.get_host(me.name)
+
+    def execute(words: Sequence[str]) -> bool:
+        return _execute(mine, words, arguments)
+
+    return Step(me, before, package.generation, package.release.name, execute, mine.log)
+
+
+def _execute(target: Any, words: Sequence[str], arguments: dict[str, Any]) -> bool:
+    command = StringCommand(shlex.join([PROGRAM, *words]))
+    try:
+        fine, output = target.run_shell_command(command, print_output=True, **arguments)
+    except (OSError, SSHException) as error:
+        target.log_styled(f"connection lost: {error}", fg="red")
+        return False
+    if not fine and not output.output_lines:
+        target.log_styled("no answer: the connection was lost", fg="red")
+    return bool(fine)

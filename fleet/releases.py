@@ -1,0 +1,162 @@
+"""The releases on the hosts, and going back to one of them."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fabric import Connection
+
+from fleet import ssh
+from fleet.batches import batches
+from fleet.errors import FleetError, UnreachableError
+from fleet.model import Fleet, Host
+from fleet.rollout import Rollout, Step
+
+# On each host; see deploy/app/program.
+PROGRAM = "/opt/uwsgi-consul-fleet/release"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release on a host; ``since`` when it serves or last served, None if it never did."""
+
+    generation: str
+    release: str
+    current: bool
+    since: str | None
+
+
+@dataclass(frozen=True)
+class HostReleases:
+    """The releases of a host, the one that serves first; or why they are not known."""
+
+    host: Host
+    releases: tuple[Release, ...]
+    problem: str = ""
+
+    @property
+    def current(self) -> Release | None:
+        return next((release for release in self.releases if release.current), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        releases = [asdict(release) for release in self.releases]
+        return {"node": self.host.name, "releases": releases, "problem": self.problem}
+
+
+def read(fleet: Fleet) -> list[HostReleases]:
+    """Ask every host, side by side."""
+    hosts = fleet.app_servers
+    with ssh.side_by_side(len(hosts)) as pool:
+        return pool.map(_read, hosts)
+
+
+def _read(host: Host) -> HostReleases:
+    script = f"[ ! -e {PROGRAM} ] || {shlex.join([PROGRAM, 'list', host.settings.app_name])}"
+    try:
+        with ssh.connect(host) as connection:
+            result = ssh.run_script(connection, script)
+    except UnreachableError as error:
+        return HostReleases(host, (), str(error))
+    if result.exit_code:
+        return HostReleases(host, (), f"{host.name}: {result.stderr.strip()}")
+    if not result.stdout:
+        return HostReleases(host, (), f"{host.name}: nothing was deployed to it")
+    rows = json.loads(result.stdout)
+    return HostReleases(host, tuple(Release(**row) for row in rows))
+
+
+# --- Going back ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a host goes back to."""
+
+    found: HostReleases
+    release: Release
+
+
+def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
+    """Which release each host goes back to.
+
+    :param name: a release, or the hash behind it too; '' for the one before
+    :raises FleetError: where a host does not have it, or the hosts would part
+    """
+    problems = [each.problem for each in found if each.problem]
+    if problems:
+        raise FleetError("\n".join([*problems, "nothing was changed"]))
+    chosen = [(each, _choose(each, name)) for each in found]
+    missing = [each.host.name for each, release in chosen if release is None]
+    if missing:
+        what = f"no release {name}" if name else "no release before the one that serves"
+        there = sorted({release.release for each in found for release in each.releases})
+        raise FleetError(
+            f"{', '.join(missing)}: {what}; there is: {', '.join(there) or 'none'}. "
+            "Nothing was changed; deploy it instead: pyinfra --data release=NAME …"
+        )
+    result = [Target(each, release) for each, release in chosen if release is not None]
+    names = {target.release.release for target in result}
+    if len(names) > 1:
+        listing = ", ".join(f"{t.release.release} on {t.found.host.name}" for t in result)
+        raise FleetError(f"the hosts would part: {listing}; name a release. Nothing was changed")
+    return result
+
+
+def _choose(found: HostReleases, name: str) -> Release | None:
+    """The latest that served under this name; without one, the latest that served before."""
+    served = [release for release in found.releases if release.since]
+    for release in served:
+        if name in (release.release, release.generation) or (not name and not release.current):
+            return release
+    return None
+
+
+def rollback(fleet: Fleet, chosen: Sequence[Target]) -> bool:
+    """Switch the hosts, batch after batch; False where one failed and all are as before."""
+    rollout = Rollout()
+    by_name = {target.found.host.name: target for target in chosen}
+    for batch in batches(fleet):
+        with ssh.side_by_side(len(batch.hosts)) as pool:
+            wanted = [by_name[host.name] for host in batch.hosts]
+            fine = pool.map(lambda target: _switch(rollout, target), wanted)
+        if not all(fine):
+            return False
+    return True
+
+
+def _switch(rollout: Rollout, target: Target) -> bool:
+    host, now = target.found.host, target.found.current
+    if now == target.release:
+        _log(host, f"{now.release} serves already")
+        return True
+
+    def execute(words: Sequence[str]) -> bool:
+        try:
+            with ssh.connect(host) as connection:
+                return _execute(connection, host, words)
+        except UnreachableError as error:
+            _log(host, str(error))
+            return False
+
+    step = Step(
+        host=host,
+        before=now.generation if now else "",
+        after=target.release.generation,
+        release=target.release.release,
+        execute=execute,
+        log=lambda line: _log(host, line),
+    )
+    return rollout.run(step)
+
+
+def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
+    script = f"exec {shlex.join([PROGRAM, *words])} >&2"
+    result = ssh.run_script(connection, script, on_line=lambda line: _log(host, line))
+    return result.exit_code == 0
+
+
+def _log(host: Host, line: str) -> None:
+    print(f"[{host.name}] {line}", flush=True)

@@ -1,0 +1,85 @@
+"""A roll-out over hosts: which were done, and what becomes of them when one fails."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from threading import Thread
+
+from fleet.model import Host
+
+
+@dataclass(frozen=True)
+class Step:
+    """A host that goes from one generation to another; from '' where none served.
+
+    ``execute`` runs the program on the host with these words, shows what it says and returns
+    whether it went well; ``log`` shows a line about the host.
+    """
+
+    host: Host
+    before: str
+    after: str
+    release: str
+    execute: Callable[[Sequence[str]], bool] = field(repr=False)
+    log: Callable[[str], None] = field(repr=False)
+
+    @property
+    def app(self) -> str:
+        return self.host.settings.app_name
+
+    def switch(self, generation: str) -> bool:
+        keep = f"--keep={self.host.settings.keep_releases}"
+        return self.execute(["switch", self.app, generation, keep])
+
+    def go_back(self) -> None:
+        self.log(f"back to {self.before}" if self.before else "out of service again")
+        fine = self.switch(self.before) if self.before else self.execute(["stop", self.app])
+        if not fine:
+            self.log(f"could not be put back: look at {self.host.name}")
+
+
+@dataclass
+class Rollout:
+    """What happened so far. Hosts of one batch may run side by side, in threads."""
+
+    done: list[Step] = field(default_factory=list)
+    stopped: str = ""
+
+    def run(self, step: Step) -> bool:
+        """Switch one host. Where that fails, stop the roll-out, and put back those done before."""
+        if not self._others_pass(step):
+            self._stop(f"before {step.host.name} was switched", step)
+            return False
+        if not step.switch(step.after):
+            self._stop(f"at {step.host.name}", step)
+            return False
+        self.done.append(step)
+        if self.stopped and _rolls_back(step):  # by another of its batch, meanwhile
+            self._put_back([step])
+            return False
+        return True
+
+    def _others_pass(self, step: Step) -> bool:
+        """Whether those done before are still well, as Consul sees them."""
+        done = [other for other in self.done if other.release == step.release]
+        names = [f"{i.node}/{i.id}" for other in done for i in other.host.instances]
+        if not names:
+            return True
+        allowed = f"--missing={step.host.settings.max_unavailable}"
+        return step.execute(["passing", step.app, step.release, allowed, *names])
+
+    def _stop(self, where: str, step: Step) -> None:
+        self.stopped = self.stopped or where
+        if _rolls_back(step):
+            self._put_back(self.done)
+
+    def _put_back(self, steps: Iterable[Step]) -> None:
+        threads = [Thread(target=step.go_back) for step in steps]
+        self.done = [step for step in self.done if step not in steps]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def _rolls_back(step: Step) -> bool:
+    return step.host.settings.on_failure == "rollback"
