@@ -4,8 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from consul_processes import until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -38,6 +42,35 @@ class Lab:
 
     def rebuild(self, *names: str) -> Result:
         return self.command("rebuild", *names)
+
+    def reboot(self, name: str) -> None:
+        """As `systemctl reboot` does it: services are stopped first; returns when ssh answers."""
+        self.ssh(name, "sudo systemctl reboot", check=False)  # which may end the session first
+        until(lambda: self.status()[name]["state"] == "stopped", f"{name} is down", 120)
+        self.up(name)
+
+    @contextmanager
+    def cut(self, *names: str, everywhere: bool = False) -> Iterator[None]:
+        """Meanwhile, packets between this host and the machines are lost; nobody is told.
+
+        :param everywhere: also those between the machines and others
+        """
+        hooks = ["input", "output", *(["forward"] if everywhere else [])]
+        addresses = ", ".join(self.address(name) for name in names)
+        # Of the bridge's own family, which also sees what machines send to each other.
+        table = f"bridge ucf_cut_{self.checkout.stat().st_ino}"
+        chains = "".join(
+            f"chain {hook} {{ type filter hook {hook} priority 0; "
+            f"ip saddr {{ {addresses} }} drop; ip daddr {{ {addresses} }} drop; }}\n"
+            for hook in hooks
+        )
+        # The one that a test left which was killed is replaced.
+        rules = f"add table {table}\ndelete table {table}\ntable {table} {{\n{chains}}}"
+        self.run(*SUDO, "nft", rules)
+        try:
+            yield
+        finally:
+            self.run(*SUDO, "nft", f"delete table {table}")
 
     def status(self) -> dict[str, dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(self.command("status", "--json").stdout)
