@@ -99,7 +99,7 @@ def _try(new: Release) -> None:
 def _told(new: Release, services: Iterable[str], error: ReleaseError) -> ReleaseError:
     """The error with what the release itself said."""
     lines = systemd.journal(services)
-    return ReleaseError(f"{lines}\n{new.release} does not come up: {error}")
+    return ReleaseError(f"{lines}\n{new.release} is not fit to serve: {error}")
 
 
 def _start(new: Release) -> None:

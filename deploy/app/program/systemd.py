@@ -24,8 +24,26 @@ def systemctl(*arguments: str) -> str:
 
 
 def start(units: Iterable[str]) -> None:
-    """Returns when all of them are ready; :raises ReleaseError: where one fails to get there."""
-    systemctl("start", *units)
+    """Returns when all of them are ready; :raises ReleaseError: why one does not get there."""
+    listed = list(units)
+    started = subprocess.run(["systemctl", "start", *listed], capture_output=True, check=False)
+    if started.returncode:
+        reasons = [found for found in map(_why_not, listed) if found]
+        raise ReleaseError("; ".join(reasons) or started.stderr.decode(errors="replace").strip())
+
+
+def _why_not(unit: str) -> str:
+    """Why it did not start, or '' if it did."""
+    names = ("Result", "ExecMainStatus", "TimeoutStartUSec", "ActiveState")
+    words = ["systemctl", "show", f"--property={','.join(names)}", unit]
+    output = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    result, status = values.get("Result", ""), values.get("ExecMainStatus", "0")
+    if values.get("ActiveState") == "active":
+        return ""
+    if result == "timeout":
+        return f"{unit} is not ready after {values.get('TimeoutStartUSec')}"
+    return f"{unit} ended with exit status {status} ({result})"
 
 
 def stop(units: Iterable[str]) -> None:
