@@ -15,24 +15,27 @@ if me.instances:
 
 if me.is_member:
     source = consul.source.choose(me)
-    release = app.release.prepare(me)
+    package = app.prepare(me)
 
     consul.install(name="Consul: install the binary", me=me, source=source)
     consul.configure(name="Consul: configure the agent", me=me, source=source)
     consul.run_server(name="Consul: run the servers", me=me, source=source, _serial=True)
     consul.run_client(name="Consul: run the client agents", me=me, source=source)
 
-    if release:
-        app.install(name="Application: install the release", me=me, release=release)
+    if package:
+        app.install(name="Application: install the release", me=me, package=package)
         for batch in host.loop(batches(fleet())):  # type: ignore[no-untyped-call]
             if me in batch.hosts:
                 app.switch(
                     name=f"Application: switch the {batch.label}: {batch.names}",
                     me=me,
-                    release=release,
+                    package=package,
                     batch=batch,
                 )
-# Last of all: what takes over from them serves by now.
-elif me.is_retired:
+
+app.settle(name="Application: the roll-out is over", me=me)
+
+if me.is_retired:
+    # Last of all: what takes over from them serves by now.
     app.retire(name="Application: stop it and remove it", me=me)
     consul.leave(name="Consul: leave the cluster", me=me)

@@ -10,15 +10,15 @@ from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
 from pyinfra.context import state as run
 
-from deploy.app import release as release
-from deploy.app.package import REQUIREMENTS, Package, package
+from deploy.app.package import REQUIREMENTS, Package
+from deploy.app.package import prepare as prepare
 from deploy.app.program_file import program
-from deploy.app.release import Release
 from deploy.app.step import step
 from deploy.files import converge, fail
 from deploy.plan import fleet
 from deploy.state import HostState, UnitState, current, forget
 from deploy.users import system_user
+from deploy.uwsgi import plugin_file
 from fleet.batches import Batch
 from fleet.model import Host
 from fleet.releases import PROGRAM
@@ -28,22 +28,22 @@ from plugin_build.identity import binary
 HERE = Path(__file__).parent
 LISTENING = UnitState("active", "enabled")
 
-__all__ = ["install", "release", "retire", "switch"]
+__all__ = ["install", "prepare", "retire", "settle", "switch"]
 
 # Of this run.
 rollout = Rollout()
 
 
 @operation()
-def install(me: Host, release: Release) -> Generator[Any, None, None]:
+def install(me: Host, package: Package) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment, ini and unit files."""
     known = current()
-    found = package(me, release, known)
-    if found is None:
+    plugin = plugin_file(known)
+    if plugin is None:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
     yield from converge([program()])
-    name = found.generation
+    name = package.generation(plugin)
     if name in known.releases:
         host.noop(f"release {name} is installed")
         return
@@ -52,29 +52,32 @@ def install(me: Host, release: Release) -> Generator[Any, None, None]:
     wheels = binary(me.settings).rpartition("/")[0]
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
-        app_name, name, found.virtualenv, REQUIREMENTS,
-        found.plugin, me.settings.app_python, QuoteString(wheels),
-        _stdin=encodebytes(found.archive()).decode(),
+        app_name, name, package.virtualenv, REQUIREMENTS,
+        plugin.path, me.settings.app_python, QuoteString(wheels),
+        _stdin=encodebytes(package.archive()).decode(),
     )  # fmt: skip
     forget()
 
 
 @operation()
-def switch(me: Host, release: Release, batch: Batch) -> Generator[Any, None, None]:
+def switch(me: Host, package: Package, batch: Batch) -> Generator[Any, None, None]:
     """Let this host serve the release, if its turn comes: it is tried, started beside the old
     one on the same sockets, and the old one is stopped when Consul is to report the new."""
     known = current()
-    found = package(me, release, known)
-    if found is None:
+    plugin = plugin_file(known)
+    if plugin is None:
         yield fail(f"{me.name}: without its plugin no release can be started")
         return
-    if _serves(me, found, known):
-        host.noop(f"release {found.generation} serves")
+    name = package.generation(plugin)
+    if _serves(me, name, known):
+        host.noop(f"release {name} serves")
         return
     if run.is_executing and (reason := _blocked(batch)):
         host.log(f"stays on {known.current_release or 'nothing'}: {reason}")
         return
-    yield FunctionCommand(_switch, (step(me, found, known.current_release),), {})
+    yield FunctionCommand(
+        _switch, (step(me, package.release.name, known.current_release, name),), {}
+    )
     forget()
 
 
@@ -94,15 +97,25 @@ def _switch(state: Any, host: Any, its: Step) -> bool:
     return rollout.run(its)
 
 
-def _serves(me: Host, found: Package, known: HostState) -> bool:
+def _serves(me: Host, generation: str, known: HostState) -> bool:
     app_name = me.settings.app_name
     sockets = {f"{app_name}-{instance.port}.socket" for instance in me.instances}
-    services = {f"{app_name}-{i.port}@{found.generation}.service" for i in me.instances}
+    services = {f"{app_name}-{i.port}@{generation}.service" for i in me.instances}
     return (
-        known.current_release == found.generation
+        known.current_release == generation
         and all(known.units.get(name) == LISTENING for name in sockets)
         and known.active_units(f"{app_name}-", ".service") == services
     )
+
+
+@operation()
+def settle(me: Host) -> Generator[Any, None, None]:
+    """Every host takes part in this one, so that what comes after it in the order of the
+    deploy also comes after it in time: pyinfra begins with whatever no host waits for."""
+    if run.is_executing and rollout.stopped and me.is_retired:
+        yield fail(f"{me.name}: not retired: the roll-out stopped {rollout.stopped}")
+        return
+    host.noop("nothing to do")
 
 
 @operation()
@@ -113,9 +126,6 @@ def retire(me: Host) -> Generator[Any, None, None]:
     here = PROGRAM in known.files
     if not here:
         host.noop("the application is not here")
-        return
-    if run.is_executing and rollout.stopped:
-        yield fail(f"{me.name}: not retired: the roll-out stopped {rollout.stopped}")
         return
     keep = "" if settings.purge else "--keep-data"
     yield StringCommand(PROGRAM, "stop", settings.app_name)

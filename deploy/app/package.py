@@ -5,16 +5,14 @@ import hashlib
 import io
 import json
 import tarfile
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.app import environment
-from deploy.app.release import Release
-from deploy.files import render
+from deploy.app.release import Release, read
+from deploy.files import RemoteFile, render
 from deploy.plan import DeployError
-from deploy.state import HostState
-from deploy.uwsgi import START, plugin_file
+from deploy.uwsgi import START
 from fleet.model import Host
 from plugin_build.identity import pypi_name
 
@@ -33,25 +31,26 @@ class Package:
     """
 
     release: Release
-    files: dict[str, bytes]
-    variables: str
-    plugin: str
+    files: dict[str, bytes] = field(repr=False)
+    variables: str = field(repr=False)
     virtualenv: str
 
-    @cached_property
-    def generation(self) -> str:
+    def generation(self, plugin: RemoteFile) -> str:
         """The name of the release together with everything it runs with on this host.
 
         A change of the plugin, an ini setting, a unit or the environment makes another
         generation, and is switched to like a change of the application.
         """
+        return f"{self.release.name}-{self._digest(plugin.path)}"
+
+    def _digest(self, plugin: str) -> str:
         parts = [
             *sorted(self.files.items()),
-            ("plugin", self.plugin),
+            ("plugin", plugin),
             ("virtualenv", self.virtualenv),
             ("environment", environment.digest(self.variables)),
         ]
-        return f"{self.release.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
     def archive(self) -> bytes:
         """A .tar.gz; the same files give the same bytes."""
@@ -70,18 +69,21 @@ def _add(archive: tarfile.TarFile, path: str, content: bytes, mode: int) -> None
     archive.addfile(member, io.BytesIO(content))
 
 
-def package(me: Host, release: Release, known: HostState) -> Package | None:
-    """The release for this host; None while there is no plugin for its uWSGI."""
-    plugin = plugin_file(known)
-    if plugin is None:
+def prepare(me: Host) -> Package | None:
+    """The release for this host, from this machine's files; None for a host without instances.
+
+    :raises DeployError: where something is missing or wrong, before any host is touched
+    """
+    if not me.instances:
         return None
+    release = read(me.settings)
     files = dict(release.sources)
     if release.requirements is not None:
         files[REQUIREMENTS] = release.requirements
     texts = {**_inis(me, release), **_units(me), "release.json": _manifest(me, release)}
     files.update({path: text.encode() for path, text in texts.items()})
     variables = environment.render(environment.variables(me.settings))
-    return Package(release, files, variables, plugin.path, _virtualenv(me, release))
+    return Package(release, files, variables, _virtualenv(me, release))
 
 
 def _has_virtualenv(me: Host, release: Release) -> bool:

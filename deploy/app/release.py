@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Lock
 
 from deploy.plan import DeployError
-from fleet.model import Host
 from fleet.settings import Settings
 
 
@@ -29,14 +28,11 @@ class Release:
         return hashlib.sha256(self.requirements).hexdigest()[:16]
 
 
-def prepare(me: Host) -> Release | None:
-    """The release for this host, read from this machine; None for a host without instances.
+def read(settings: Settings) -> Release:
+    """The release that these settings describe.
 
     :raises DeployError: where the source, the requirements or the template is missing
     """
-    if not me.instances:
-        return None
-    settings: Settings = me.settings
     with _one_at_a_time:
         found = _read(settings.app_source, settings.app_requirements, settings.app_ini)
     return replace(found, name=settings.release) if settings.release else found

@@ -9,13 +9,12 @@ from pyinfra import host, inventory
 from pyinfra.api import StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 
-from deploy.app.package import Package
 from fleet.model import Host
 from fleet.releases import PROGRAM
 from fleet.rollout import Step
 
 
-def step(me: Host, package: Package, before: str) -> Step:
+def step(me: Host, release: str, before: str, after: str) -> Step:
     """For the host in context. It may be put back from another host's operation, so it keeps
     what pyinfra says of how commands run on it (sudo and the like)."""
     given: dict[str, Any] = dict(host.current_op_global_arguments or {})
@@ -26,7 +25,7 @@ def step(me: Host, package: Package, before: str) -> Step:
     def execute(words: Sequence[str]) -> bool:
         return _execute(mine, words, arguments)
 
-    return Step(me, before, package.generation, package.release.name, execute, mine.log)
+    return Step(me, before, after, release, execute, mine.log)
 
 
 def _execute(target: Any, words: Sequence[str], arguments: dict[str, Any]) -> bool:
