@@ -30,7 +30,6 @@ if me.is_member:
                     name=f"Application: switch the {batch.label}: {batch.names}",
                     me=me,
                     package=package,
-                    batch=batch,
                 )
 
 app.settle(name="Application: the roll-out is over", me=me)

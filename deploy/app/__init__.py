@@ -19,7 +19,6 @@ from deploy.plan import fleet
 from deploy.state import HostState, UnitState, current, forget
 from deploy.users import system_user
 from deploy.uwsgi import plugin_file
-from fleet.batches import Batch
 from fleet.model import Host
 from fleet.releases import PROGRAM
 from fleet.rollout import Rollout, Step
@@ -60,7 +59,7 @@ def install(me: Host, package: Package) -> Generator[Any, None, None]:
 
 
 @operation()
-def switch(me: Host, package: Package, batch: Batch) -> Generator[Any, None, None]:
+def switch(me: Host, package: Package) -> Generator[Any, None, None]:
     """Let this host serve the release, if its turn comes: it is tried, started beside the old
     one on the same sockets, and the old one is stopped when Consul is to report the new."""
     known = current()
@@ -72,7 +71,7 @@ def switch(me: Host, package: Package, batch: Batch) -> Generator[Any, None, Non
     if _serves(me, name, known):
         host.noop(f"release {name} serves")
         return
-    if run.is_executing and (reason := _blocked(batch)):
+    if run.is_executing and (reason := _blocked()):
         host.log(f"stays on {known.current_release or 'nothing'}: {reason}")
         return
     yield FunctionCommand(
@@ -81,8 +80,8 @@ def switch(me: Host, package: Package, batch: Batch) -> Generator[Any, None, Non
     forget()
 
 
-def _blocked(batch: Batch) -> str:
-    """Why this batch does not get its turn, or ''."""
+def _blocked() -> str:
+    """Why the roll-out does not go on, or ''."""
     if rollout.stopped:
         return f"the roll-out stopped {rollout.stopped}"
     ours = {each.name for each in fleet().app_servers}
@@ -112,8 +111,8 @@ def _serves(me: Host, generation: str, known: HostState) -> bool:
 def settle(me: Host) -> Generator[Any, None, None]:
     """Every host takes part in this one, so that what comes after it in the order of the
     deploy also comes after it in time: pyinfra begins with whatever no host waits for."""
-    if run.is_executing and rollout.stopped and me.is_retired:
-        yield fail(f"{me.name}: not retired: the roll-out stopped {rollout.stopped}")
+    if run.is_executing and me.is_retired and (reason := _blocked()):
+        yield fail(f"{me.name}: not retired: {reason}")
         return
     host.noop("nothing to do")
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.app import _unit_files
-from deploy.app.release import Release, _name, _read, _tracked
-from deploy.plan import inventory_file
+from deploy.app import environment
+from deploy.app.package import Package, prepare
+from deploy.app.release import _name, _read, _tracked
+from deploy.files import RemoteFile
+from deploy.plan import DeployError, inventory_file
 from deploy.state import FileState, UnitState, parse
 from fleet.model import Host, InventoryHost, build
 from plugin_build import builder, identity
@@ -20,20 +22,32 @@ from plugin_build.source import Source
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def host() -> Host:
+PLUGIN = RemoteFile("/opt/plugins/1/consul_plugin.so", b"")
+
+
+def host_with(**settings: object) -> Host:
     groups = frozenset({"consul_servers", "app_servers"})
-    data = {"instances": {"server1": 2001, "server2": {"port": 2002, "id": "two"}}}
+    data = {
+        "app_source": str(ROOT / "app"),
+        "app_requirements": str(ROOT / "app/requirements.txt"),
+        "app_ini": str(ROOT / "app/uwsgi.ini.j2"),
+        "instances": {"server1": 2001, "server2": {"port": 2002, "id": "two"}},
+        **settings,
+    }
     fleet = build([InventoryHost("drakar", groups, data)], (), (), lambda _: "10.0.3.11")
     return fleet.host("drakar")
 
 
-@pytest.fixture
-def release() -> Release:
+def package_of(**settings: object) -> Package:
     _read.cache_clear()
-    return _read(
-        str(ROOT / "app"), str(ROOT / "app/requirements.txt"), str(ROOT / "app/uwsgi.ini.j2")
-    )
+    found = prepare(host_with(**settings))
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def package() -> Package:
+    return package_of()
 
 
 def git(folder: Path, *words: str) -> None:
@@ -82,43 +96,129 @@ def test_a_host_without_anything() -> None:
 # --- What is rendered ---
 
 
-def test_each_instance_has_an_ini_that_registers_it(release: Release, host: Host) -> None:
-    files = release.files(host)
+def test_each_instance_has_an_ini_that_registers_it(package: Package) -> None:
     for port, name in ((2001, "server1"), (2002, "two")):
         parser = configparser.ConfigParser(strict=False, interpolation=None)
-        parser.read_string(files[f"{port}.ini"].decode())
+        parser.read_string(package.files[f"{port}.ini"].decode())
         ini = parser["uwsgi"]
         assert ini["socket"] == f":{port}"
         assert ini["plugins"] == "python3,%dconsul_plugin.so"
         pairs = dict(pair.split("=", 1) for pair in ini["consul-register"].split(","))
         assert (pairs["id"], pairs["port"]) == (name, str(port))
         assert (pairs["name"], pairs["address"]) == ("consul-demo-server", "10.0.3.11")
-        assert pairs["meta"] == f"release:{release.name}"
+        assert pairs["meta"] == f"release:{package.release.name} generation:%c"
 
 
-def test_units_belong_together(host: Host) -> None:
-    files = {file.path.rpartition("/")[2]: file.content for file in _unit_files(host, "abc-123")}
-    assert sorted(files) == [
-        "consul-demo-server-2001.socket",
-        "consul-demo-server-2001@.service",
-        "consul-demo-server-2002.socket",
-        "consul-demo-server-2002@.service",
-        "consul-demo-server.target",
-    ]
-    socket = str(files["consul-demo-server-2001.socket"])
-    service = str(files["consul-demo-server-2001@.service"])
-    assert "ListenStream=0.0.0.0:2001\n" in socket
-    assert "Service=consul-demo-server-2001@abc-123.service\n" in socket
+def test_units_belong_together(package: Package) -> None:
+    units = {name for name in package.files if name.startswith("units/")}
+    assert units == {
+        "units/2001.service",
+        "units/2001.socket",
+        "units/2002.service",
+        "units/2002.socket",
+        "units/app.target",
+        "units/trial.service",
+    }
+    service = package.files["units/2001.service"].decode()
+    assert "ListenStream=0.0.0.0:2001\n" in package.files["units/2001.socket"].decode()
     assert "Sockets=consul-demo-server-2001.socket\n" in service
     assert "KillSignal=SIGHUP\n" in service
+    # A trial must never have what clients connect to.
+    assert "Sockets=" not in package.files["units/trial.service"].decode()
 
 
-def test_the_archive_holds_the_release_and_is_reproducible(release: Release, host: Host) -> None:
-    archive = release.archive(host)
-    assert archive == release.archive(host)
+def test_an_ini_that_can_not_be_tried_is_refused(tmp_path: Path) -> None:
+    template = tmp_path / "old.ini.j2"
+    template.write_text("[uwsgi]\nsocket = :{{ instance.port }}\n")
+    with pytest.raises(DeployError, match="if-not-env = RELEASE_TRIAL"):
+        package_of(app_ini=str(template))
+
+
+def test_the_archive_holds_the_release_and_is_reproducible(package: Package) -> None:
+    archive = package.archive()
+    assert archive == package.archive()
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
         names = opened.getnames()
+        assert opened.getmember("environment").mode == 0o600
+        assert opened.getmember("app/server.py").mode == 0o644
     assert {"app/server.py", "app/client.py", "requirements.txt", "2001.ini"} <= set(names)
+
+
+# --- The generation: what makes a release another one on a host ---
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"app_processes": 3}, {"stop_timeout": 31}, {"app_env": {"A": "1"}}, {"health_path": "/"}],
+)
+def test_a_changed_setting_is_another_generation(
+    package: Package, setting: dict[str, object]
+) -> None:
+    other = package_of(**setting)
+    assert other.generation(PLUGIN) != package.generation(PLUGIN)
+    assert other.release.name == package.release.name
+
+
+def test_what_does_not_matter_on_the_host_is_the_same_generation(package: Package) -> None:
+    for setting in ({"keep_releases": 9}, {"batch": 3}, {"consul_version": "1.20.0"}):
+        assert package_of(**setting).generation(PLUGIN) == package.generation(PLUGIN)
+    assert package.generation(RemoteFile("/opt/plugins/2/x", b"")) != package.generation(PLUGIN)
+
+
+def test_a_given_name_is_the_releases(package: Package) -> None:
+    named = package_of(release="spring")
+    assert named.release.name == "spring"
+    assert named.generation(PLUGIN).startswith("spring-")
+    assert b"release:spring" in named.files["2001.ini"]
+
+
+# --- The application's environment ---
+
+
+def test_secrets_come_from_the_environment_or_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("# ours\n\nAPI_KEY=a=b \nDB = from the file\n")
+    monkeypatch.setenv("DB", "from outside")
+    settings = host_with(
+        app_env={"COLOUR": "blue"}, app_secrets=["DB", "API_KEY"], app_secrets_file=str(file)
+    ).settings
+    found = {"COLOUR": "blue", "DB": "from outside", "API_KEY": "a=b"}
+    assert environment.variables(settings) == found
+
+
+def test_a_missing_secret_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DB", raising=False)
+    with pytest.raises(DeployError, match=r"app_secrets: no value for DB: .*nothing was changed"):
+        package_of(app_secrets=["DB"])
+
+
+def test_a_bad_secrets_file_is_named_without_what_is_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("A=1\nhush\n")
+    with pytest.raises(DeployError) as caught:
+        package_of(app_secrets=["A"], app_secrets_file=str(file))
+    assert f"{file}:2: not of the form NAME=VALUE" in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_secret_shows_neither_in_a_package_nor_in_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DB", "hush")
+    found = package_of(app_secrets=["DB"])
+    assert "hush" in found.variables
+    assert "hush" not in repr(found)
+    assert b"hush" not in b"".join(found.files.values())
+    monkeypatch.setenv("DB", "quiet")
+    assert package_of(app_secrets=["DB"]).generation(PLUGIN) != found.generation(PLUGIN)
+
+
+def test_values_are_escaped_as_systemd_reads_them() -> None:
+    assert environment.render({"B": 'a"b\\c$d`e', "A": "x y"}) == (
+        'A="x y"\nB="a\\"b\\\\c\\$d\\`e"\n'
+    )
 
 
 # --- The name of a release ---

@@ -1,0 +1,134 @@
+"""To which release a roll-back goes, and what a host keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.app.program import store
+from fleet.errors import FleetError
+from fleet.model import Host, InventoryHost, build
+from fleet.releases import HostReleases, Release, targets
+
+
+def host(name: str) -> Host:
+    groups = frozenset({"consul_servers", "app_servers"})
+    entry = InventoryHost(name, groups, {"instances": {"a": 1}})
+    return build([entry], (), (), lambda _: "10.0.0.1").host(name)
+
+
+def on(name: str, *releases: str, problem: str = "") -> HostReleases:
+    """The first one serves; ``!x`` never did."""
+    listed = [
+        Release(f"{each.lstrip('!')}-{name}", each.lstrip("!"), position == 0, _since(each))
+        for position, each in enumerate(releases)
+    ]
+    return HostReleases(host(name), tuple(listed), problem)
+
+
+def _since(name: str) -> str | None:
+    return None if name.startswith("!") else "2026-01-01T00:00:00+00:00"
+
+
+def chosen(*found: HostReleases, name: str = "") -> list[str]:
+    return [target.release.generation for target in targets(found, name)]
+
+
+def test_the_one_before_is_the_latest_that_served() -> None:
+    assert chosen(on("a", "r3", "!r9", "r2", "r1"), on("b", "r3", "r2")) == ["r2-a", "r2-b"]
+
+
+def test_a_named_one_also_where_it_serves_already() -> None:
+    assert chosen(on("a", "r3", "r2", "r1"), on("b", "r1"), name="r1") == ["r1-a", "r1-b"]
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "says"),
+    [
+        ([on("a", "r2", "r1"), on("b", "r2")], "r1", "b: no release r1; there is: r1, r2."),
+        ([on("a", "r2"), on("b", "r2")], "", "a, b: no release before the one that serves"),
+        ([on("a", "r3", "r2"), on("b", "r3", "r1")], "", "would part: r2 on a, r1 on b; name a"),
+        ([on("a", "r2", "r1"), on("b", problem="b: gone")], "", "b: gone\nnothing was changed"),
+    ],
+)
+def test_what_can_not_be_is_said_before_anything_is_touched(
+    found: list[HostReleases], name: str, says: str
+) -> None:
+    with pytest.raises(FleetError) as caught:
+        targets(found, name)
+    assert says in str(caught.value)
+
+
+# --- On the host ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def srv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(store, "ROOT", tmp_path / "srv")
+    monkeypatch.setattr(store, "POINTERS", tmp_path / "etc")
+    return tmp_path / "srv/shop"
+
+
+def installed(srv: Path, generation: str, venv: str = "v1") -> store.Release:
+    folder = srv / "releases" / generation
+    folder.mkdir(parents=True)
+    fields = {
+        "release": generation.rpartition("-")[0],
+        "node": "drakar",
+        "instances": [{"id": "server1", "port": 2001}],
+        "health_path": "/",
+        "health_timeout": 5,
+        "min_healthy_time": 1,
+    }
+    (folder / "release.json").write_text(json.dumps(fields))
+    (srv / "venvs" / venv).mkdir(parents=True, exist_ok=True)
+    (folder / "venv").symlink_to(f"../../venvs/{venv}")
+    return store.load("shop", generation)
+
+
+def test_a_host_knows_which_one_serves(srv: Path) -> None:
+    assert store.current("shop") is None
+    for name in ("r1-a", "r2-a"):
+        store.point_to(installed(srv, name))
+    found = store.current("shop")
+    assert found is not None
+    assert found.generation == "r2-a"
+    assert (srv / "current").resolve().name == "r2-a"
+    assert "Service=%N@r2-a.service" in store.pointer("shop").read_text()
+
+
+def test_a_pointer_to_what_is_gone_is_none(srv: Path) -> None:
+    release = installed(srv, "r1-a")
+    store.point_to(release)
+    store.discard(release)
+    assert store.current("shop") is None
+
+
+def test_the_latest_that_served_are_kept_and_what_they_need(srv: Path) -> None:
+    for number in range(1, 6):
+        store.record(installed(srv, f"r{number}-a", venv=f"v{number}"))
+    store.point_to(store.load("shop", "r4-a"))
+    store.record(store.load("shop", "r2-a"))
+    installed(srv, "failed-a", venv="v9")
+    store.prune("shop", keep=3)
+    assert store.generations("shop") == ["r2-a", "r4-a", "r5-a"]
+    assert sorted(path.name for path in (srv / "venvs").iterdir()) == ["v2", "v4", "v5"]
+
+
+def test_an_unknown_release_is_an_error_that_lists_what_is_there(srv: Path) -> None:
+    installed(srv, "r1-a")
+    with pytest.raises(Exception, match="no release r2 on this host; there is: r1-a"):
+        store.load("shop", "r2")
+
+
+def test_the_list_has_the_one_that_serves_first(
+    srv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("r1-a", "r2-a", "r3-a"):
+        store.record(installed(srv, name))
+    installed(srv, "r4-a")
+    store.point_to(store.load("shop", "r1-a"))
+    store.show("shop")
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["release"] for row in rows] == ["r1", "r3", "r2", "r4"]
+    assert [row["since"] is None for row in rows] == [False, False, False, True]
