@@ -48,8 +48,9 @@ class Hosts:
 
     def step(self, name: str, before: str = "old") -> Step:
         def execute(words: Sequence[str]) -> bool:
-            self.told.append(f"{name}: {' '.join(words[:1] + words[2:3])}")
-            return f"{name} {words[0]} {words[2]}" not in self.failing
+            told = " ".join([words[0], *words[2:3]])
+            self.told.append(f"{name}: {told}")
+            return f"{name} {told}" not in self.failing
 
         return Step(
             self.fleet.host(name), before, "new", "r", execute, lambda line: self.lines.append(line)
