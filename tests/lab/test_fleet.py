@@ -112,7 +112,7 @@ def test_verify_says_that_it_could_not_ask(fleet: Fleet) -> None:
 def test_dry_run_on_machines_that_have_nothing(fleet: Fleet, lab: Any) -> None:
     before = lab.ssh("drakar", FOOTPRINT).stdout
     result = run("pyinfra", "--dry", str(fleet.path), "deploy/")
-    assert "Application: let the release serve" in output(result)
+    assert "Application: switch the canary: drakar" in output(result)
     assert lab.ssh("drakar", FOOTPRINT).stdout == before
 
 
@@ -296,7 +296,7 @@ def test_a_release_that_does_not_start_leaves_the_old_one_serving(
     result = fleet.deploy("--data", f"app_source={source}", check=False)
     assert result.returncode != 0
     assert "RuntimeError: no wind" in output(result)
-    assert "what served before still does" in output(result)
+    assert f"{before[0]['release']} still serves" in output(result)
     assert json.loads(fleet.verify("--json", "--probe").stdout)["rows"] == before
     fleet.deploy()
     assert fleet.changes() == {}
@@ -345,7 +345,8 @@ def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
     )
     changes = fleet.changes("--data", "app_processes=3")
     lab.ssh("drakar", "kill $(cat watch.pid)")
-    assert changes["Application: let the release serve"] == ["cheetah", "drakar"]
+    assert changes["Application: switch the canary: drakar"] == ["drakar"]
+    assert changes["Application: switch the batch 1 of 1: cheetah"] == ["cheetah"]
     seen = set(lab.ssh("drakar", "cat seen.txt").stdout.split())
     assert seen == {"4"}
     fleet.deploy()
