@@ -128,7 +128,7 @@ def impossible_requirements(folder: Path) -> Path:
 
 
 class SmallDisk:
-    """A machine whose /srv has little space; what is there already stays. Gone with a reboot.
+    """A machine whose /srv has little space; what is there already stays.
 
     ``with disk.full():`` leaves no byte of it free.
     """
@@ -140,6 +140,15 @@ class SmallDisk:
             name,
             f"set -e; sudo mount -t tmpfs -o size={megabytes}M,mode=755 tmpfs /mnt; "
             "sudo cp -a /srv/. /mnt/; sudo mount --move /mnt /srv",
+        )
+
+    def remove(self) -> None:
+        """Back to the machine's own disk, with what is there now."""
+        self.lab.ssh(
+            self.name,
+            "set -e; sudo mkdir -p /run/srv; sudo mount --move /srv /run/srv; "
+            "sudo find /srv -mindepth 1 -delete; sudo cp -a /run/srv/. /srv/; "
+            "sudo umount --lazy /run/srv",
         )
 
     def full(self) -> FullDisk:

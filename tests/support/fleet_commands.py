@@ -11,19 +11,37 @@ from typing import Any
 from lab_commands import BIN, ROOT
 
 
-def run(*command: str, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    words = [str(BIN / command[0]), *command[1:]]
+def start(*command: str, cwd: Path = ROOT, own_group: bool = False) -> subprocess.Popen[str]:
+    """
+    :param own_group: a process group of its own, as a shell makes it: to be interrupted
+    """
     # As wide as a log: what is tested is what it says, not how it is broken into lines.
     environment = {**os.environ, "COLUMNS": "200", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    return subprocess.Popen(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=own_group,
     )
-    said = f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}{result.stderr}"
+
+
+def finish(process: subprocess.Popen[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+    """What it printed and how it ended."""
+    stdout, stderr = process.communicate()
+    words = process.args
+    assert isinstance(words, list)
+    said = f"{' '.join(words)} exited with {process.returncode}:\n{stdout}{stderr}"
     # A line of our own: an application that fails may well have printed one, after its host.
     assert not re.search("^Traceback", said, re.MULTILINE), said
-    if check:
-        assert result.returncode == 0, said
-    return result
+    assert not check or process.returncode == 0, said
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+
+def run(*command: str, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return finish(start(*command, cwd=cwd), check=check)
 
 
 def output(result: subprocess.CompletedProcess[str]) -> str:
@@ -54,6 +72,10 @@ class Fleet:
     def deploy(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run("pyinfra", "-y", *options, str(self.path), "deploy/", check=check)
 
+    def start_deploy(self, *options: str) -> subprocess.Popen[str]:
+        """To be interrupted, or to be watched; :func:`finish` waits for it."""
+        return start("pyinfra", "-y", *options, str(self.path), "deploy/", own_group=True)
+
     def changes(self, *options: str) -> dict[str, list[str]]:
         """Which operations change something, and on which hosts."""
         report = json.loads(self.deploy("--json", *options).stdout)["results"]
@@ -61,6 +83,17 @@ class Fleet:
 
     def verify(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run("invoke", "verify", *options, "--inventory", str(self.path), check=check)
+
+    def releases(self) -> dict[str, str]:
+        """The release that each host says it is on."""
+        result = run("invoke", "releases", "--json", "--inventory", str(self.path))
+        return {
+            host["node"]: next(each["release"] for each in host["releases"] if each["current"])
+            for host in json.loads(result.stdout)
+        }
+
+    def rollback(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run("invoke", "rollback", *words, "--inventory", str(self.path), check=check)
 
     def build(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run("invoke", "build-plugin", *options, "--inventory", str(self.path), check=check)

@@ -20,7 +20,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -101,6 +101,12 @@ class Window:
     @property
     def least_passing(self) -> int:
         return min((len(found) for _moment, found in self.passing), default=0)
+
+    def at(self, addresses: Iterable[str]) -> Window:
+        """The same, with the requests to these addresses alone."""
+        chosen = set(addresses)
+        kept = [request for request in self.requests if request.address in chosen]
+        return replace(self, requests=kept)
 
     def __str__(self) -> str:
         problems = Counter(request.problem for request in self.failed)

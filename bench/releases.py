@@ -1,0 +1,153 @@
+"""What releases cost the clients of a fleet, and how long they and a roll-back take.
+
+Starts two lab machines, builds the plugin and deploys. Then, on two hosts and on one, releases
+the application again and again under load: sixteen clients, half of them discovering through
+Consul before each request, half on fixed addresses. Leaves the machines up.
+
+    python bench/releases.py [--releases 10] [--slow-releases 3]
+
+Before each release comes a stretch without one, as long as the release before took: so both see
+the same machine, with what else it does, and "slowest" is the slowest of about as many requests.
+The stretch of a release is the whole command, from Python's start to its end. The clients'
+program runs ahead of others, and says how late it was woken itself at most (lag): what
+they call slow may have waited there, or for a processor that an instance does not get, on two
+cores that everybody shares. Therefore the percentiles as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests/support"))
+
+from applications import SLOW_REQUESTS, SLOW_START, application, released  # noqa: E402
+from fleet_commands import Fleet, output, run  # noqa: E402
+from lab_commands import BIN, Lab  # noqa: E402
+from load import Load, Window, instances, milliseconds  # noqa: E402
+
+REQUIRED_RATIO = 3
+REQUIRED_ROLLBACK = 3  # seconds
+PROCESSES = ["--data", "app_processes=6"]  # more than clients may meet at one of four instances
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """All stretches of one kind, taken together."""
+
+    windows: list[Window]
+
+    @property
+    def times(self) -> list[float]:
+        return sorted(moment for window in self.windows for moment in window.times)
+
+    def show(self, name: str) -> None:
+        times = self.times
+        shares = {p: times[min(len(times) - 1, int(len(times) * p / 100))] for p in (99, 99.9)}
+        failed = sum(len(window.failed) for window in self.windows)
+        print(
+            f"  {name:16} {len(times) + failed:6} requests, {failed} failed; median "
+            f"{milliseconds(statistics.median(times))}, 99 % {milliseconds(shares[99])}, 99.9 % "
+            f"{milliseconds(shares[99.9])}, slowest {milliseconds(times[-1])} (own lag "
+            f"{milliseconds(max(window.lag for window in self.windows))}); at least "
+            f"{min(window.least_passing for window in self.windows)} passing"
+        )
+
+
+def revisions(folder: Path, code: str) -> Iterator[Path]:
+    """The application again and again, each time with another content."""
+    number = 0
+    while True:
+        number += 1
+        (folder / str(number)).mkdir(parents=True)
+        yield application(folder / str(number), f"{code}\n# revision {number}\n")
+
+
+def timed(fleet: Fleet, source: Path, release: str, *options: str) -> float:
+    begin = time.monotonic()
+    fleet.deploy(*released(source, release), *options)
+    return time.monotonic() - begin
+
+
+def measure(lab: Lab, fleet: Fleet, names: list[str], code: str, count: int, title: str) -> bool:
+    """Release `count` times under load; whether no request failed and none was too slow."""
+    options = PROCESSES if code == SLOW_REQUESTS else []
+    took = []
+    with tempfile.TemporaryDirectory(prefix="releases-") as folder:
+        sources = revisions(Path(folder), code)
+        timed(fleet, next(sources), "r0", *options)
+        # Of the second of its kind: the first one also installs what the others have.
+        pause = timed(fleet, next(sources), "r1", *options)
+        with Load(lab, instances(lab, *names)) as load:
+            for number in range(2, count + 2):
+                load.mark(f"before r{number}")
+                time.sleep(pause)
+                load.mark(f"r{number}")
+                pause = timed(fleet, next(sources), f"r{number}", *options)
+                took.append(pause)
+            load.mark("end")
+            windows = load.windows()[:-1]
+    without, during = Stretches(windows[::2]), Stretches(windows[1::2])
+    ratio = during.times[-1] / without.times[-1]
+    print(f"{title}, {len(names)} host{'s' * (len(names) > 1)}: {count} releases")
+    without.show("without a switch")
+    during.show("during releases")
+    print(
+        f"  slowest to slowest: {ratio:.1f} (required: at most {REQUIRED_RATIO}); a deploy takes "
+        f"{statistics.median(took):.1f} s (median; slowest {max(took):.1f} s)",
+        flush=True,
+    )
+    failed = [window for window in windows if window.failed]
+    for window in failed:
+        print(f"  {window}")
+    return not failed and ratio <= REQUIRED_RATIO
+
+
+def measure_rollback(fleet: Fleet, times: int) -> bool:
+    """Back and forth between the last two releases, on a fleet of one."""
+    took = []
+    for _ in range(times):
+        begin = time.monotonic()
+        result = run("invoke", "rollback", "--inventory", str(fleet.path), check=False)
+        took.append(time.monotonic() - begin)
+        if result.returncode:
+            print(f"invoke rollback: exit {result.returncode}\n{output(result)}")
+            return False
+    print(
+        f"invoke rollback on a host: {statistics.median(took):.2f} s (median of {times}; slowest "
+        f"{max(took):.2f} s, required: at most {REQUIRED_ROLLBACK} s and the application's start)"
+    )
+    return max(took) <= REQUIRED_ROLLBACK
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--releases", type=int, default=10, help="of the shipped application (10)")
+    parser.add_argument("--slow-releases", type=int, default=3, help="of each slow one (3)")
+    options = parser.parse_args()
+    lab = Lab(ROOT)
+    subprocess.run([str(BIN / "invoke"), "lab.up", "drakar", "cheetah"], cwd=ROOT, check=True)
+    fleet = Fleet(ROOT / ".lab/bench_releases.py")
+    fine = True
+    for names in (["drakar", "cheetah"], ["drakar"]):
+        gone = [] if "cheetah" in names else ["cheetah"]
+        fleet.hosts(["drakar"], names, gone)
+        fleet.build()
+        rounds = [("slow start", SLOW_START), ("slow requests", SLOW_REQUESTS)]
+        for title, code in rounds if options.slow_releases else []:
+            fine &= measure(lab, fleet, names, code, options.slow_releases, title)
+        fine &= measure(lab, fleet, names, "", options.releases, "the shipped application")
+    fine &= measure_rollback(fleet, 5)
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
