@@ -19,3 +19,11 @@ class InventoryError(FleetError):
 
 class UnreachableError(FleetError):
     """A host or the Consul API behind it did not answer."""
+
+
+class LockedError(FleetError):
+    """Somebody else holds the lock of the fleet."""
+
+
+class LostLockError(FleetError):
+    """The lock that this run held may be somebody else's by now."""
