@@ -2,10 +2,11 @@
 
 from pyinfra import host
 
-from deploy import app, consul, uwsgi
+from deploy import app, consul, lock, uwsgi
 from deploy.plan import fleet
 
 me = fleet().host(host.name)
+lock.guard()
 
 if me.instances:
     # First of all: a host without its plugin is left as it is.
@@ -26,6 +27,8 @@ elif me.is_member:
     consul.run_client(name="Consul: run the client agents", me=me, source=source)
 
     if release:
+        lock.announce({me.settings.app_name: release.name})
+        lock.require(name="Lock: go on only with it", me=me)
         app.install(name="Application: install the release", me=me, release=release)
         app.units(name="Application: install the units", me=me, release=release)
         app.switch(name="Application: let the release serve", me=me, release=release)
