@@ -88,6 +88,12 @@ def seconds(text: str) -> float:
         raise FleetError(f"--wait {text}: is no number of seconds") from None
 
 
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise FleetError(f"--last {text}: is no number of entries")
+    return int(text)
+
+
 @task(
     help={
         "json": "print the report as JSON",
@@ -149,6 +155,48 @@ def client(
         raise Exit(code=app_client.main([*arguments, "--url", f"http://127.0.0.1:{port}"]))
 
 
+@task(
+    help={"json": "print it as JSON", "last": "only the last so many entries", **INVENTORY_HELP},
+)
+@errors_exit(2)
+def audit(
+    _context: Context, json: bool = False, last: str = "200", inventory: str = INVENTORY
+) -> None:
+    """Show who deployed what, when, and how it went."""
+    from fleet import audit as fleet_audit
+    from fleet import report
+    from fleet.inventory import read
+
+    entries = fleet_audit.read(read(inventory), count(last))
+    if json:
+        print(json_module.dumps([entry.as_dict() for entry in entries], indent=2))
+    else:
+        report.show_audit(entries)
+
+
+@task(help={"yes": "do not ask", **INVENTORY_HELP})
+@errors_exit(2)
+def unlock(_context: Context, yes: bool = False, inventory: str = INVENTORY) -> None:
+    """Remove the lock of a deploy that is gone, after showing whose it is."""
+    from fleet import lock
+    from fleet.inventory import read
+
+    fleet = read(inventory)
+    held = lock.holder(fleet)
+    if held is None:
+        print("There is no lock.")
+        return
+    print(lock.told(held))
+    if not yes and not sys.stdin.isatty():
+        raise FleetError("nothing removed: without a terminal to ask at, say --yes")
+    if not yes:
+        print("Remove it? If that run still goes on, it stops. [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise Exit("nothing removed", 1)
+    lock.unlock(fleet, held)
+    print("removed")
+
+
 def _lab(*arguments: str) -> None:
     code = subprocess.run([sys.executable, "-m", "lab", *arguments], check=False).returncode
     if code:
@@ -192,4 +240,4 @@ def ssh(_context: Context, name: str) -> None:
 
 
 lab = Collection("lab", up, down, status, rebuild, ssh)
-namespace = Collection(build_plugin, verify, client, lab)
+namespace = Collection(build_plugin, verify, client, audit, unlock, lab)

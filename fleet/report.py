@@ -1,10 +1,13 @@
-"""A verification report for a person."""
+"""Reports for a person: a verification, and the audit."""
+
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fleet.audit import Entry
 from fleet.verification import Report, Row
 
 WIDTH = 120  # columns in a log, where no terminal says how many there are
@@ -12,18 +15,26 @@ WIDTH = 120  # columns in a log, where no terminal says how many there are
 
 def show(report: Report) -> None:
     """Print the table, then a line for each difference, then the verdict."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("node", "service", "instance", "address", "release", "state"):
-        table.add_column(heading, no_wrap=True)
+    console = _console()
+    table = _table("node", "service", "instance", "address", "release", "state")
     for row in report.rows:
         table.add_row(*_cells(row))
     console.print(table)
     for difference in report.differences:
         console.print(Text(str(difference), style="red"), soft_wrap=True)
     console.print(_verdict(report), soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
 
 
 def _cells(row: Row) -> tuple[str | Text, ...]:
@@ -42,3 +53,32 @@ def _verdict(report: Report) -> Text:
         f"The catalog does not agree with the inventory: {things} (asked {report.asked}).",
         style="bold red",
     )
+
+
+STYLES = {"ok": "green", "failed": "bold red", "interrupted": "yellow"}
+
+
+def show_audit(entries: Iterable[Entry]) -> None:
+    """Print who did what, oldest first."""
+    table = _table("since (UTC)", "who", "what", "release", "outcome", "took", "hosts")
+    table.columns[-1].no_wrap = False
+    for entry in entries:
+        release = ", ".join(sorted(set(entry.releases.values())))
+        outcome = Text(entry.outcome, style=STYLES.get(entry.outcome, ""))
+        table.add_row(
+            entry.since[:19].replace("T", " "),
+            f"{entry.who}@{entry.machine}",
+            entry.what,
+            release,
+            outcome,
+            f"{entry.seconds:g} s",
+            _hosts(entry),
+        )
+    console = _console()
+    console.print(table if table.rows else "Nothing was recorded yet.")
+
+
+def _hosts(entry: Entry) -> str:
+    changed = [host for host in entry.changed if host not in entry.failed]
+    failed = [f"{host} failed" for host in entry.failed]
+    return ", ".join([*changed, *failed]) or entry.detail
