@@ -26,7 +26,7 @@ def errors_exit(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             try:
                 return function(*args, **kwargs)
             except FleetError as error:
-                raise Exit(str(error), code) from error
+                raise Exit(str(error), error.exit_code or code) from error
             except KeyboardInterrupt as error:
                 raise Exit("interrupted", 130) from error
 
@@ -86,6 +86,12 @@ def seconds(text: str) -> float:
         return float(text)
     except ValueError:
         raise FleetError(f"--wait {text}: is no number of seconds") from None
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise FleetError(f"--last {text}: is no number of entries")
+    return int(text)
 
 
 @task(
@@ -182,8 +188,49 @@ def rollback(_context: Context, names: list[str], inventory: str = INVENTORY) ->
         raise FleetError(f"one release, not {len(names)}: {' '.join(names)}")
     fleet = read(inventory)
     chosen = fleet_releases.targets(fleet_releases.read(fleet), "".join(names))
-    if not fleet_releases.rollback(fleet, chosen):
-        raise Exit("the roll-back failed; invoke releases shows what serves", 1)
+    fleet_releases.rollback(fleet, chosen)
+
+
+@task(
+    help={"json": "print it as JSON", "last": "only the last so many entries", **INVENTORY_HELP},
+)
+@errors_exit(2)
+def audit(
+    _context: Context, json: bool = False, last: str = "200", inventory: str = INVENTORY
+) -> None:
+    """Show who deployed what, when, and how it went."""
+    from fleet import audit as fleet_audit
+    from fleet import report
+    from fleet.inventory import read
+
+    entries = fleet_audit.read(read(inventory), count(last))
+    if json:
+        print(json_module.dumps([entry.as_dict() for entry in entries], indent=2))
+    else:
+        report.show_audit(entries)
+
+
+@task(help={"yes": "do not ask", **INVENTORY_HELP})
+@errors_exit(2)
+def unlock(_context: Context, yes: bool = False, inventory: str = INVENTORY) -> None:
+    """Remove the lock of a deploy that is gone, after showing whose it is."""
+    from fleet import lock
+    from fleet.inventory import read
+
+    fleet = read(inventory)
+    held = lock.holder(fleet)
+    if held is None:
+        print("There is no lock.")
+        return
+    print(lock.told(held))
+    if not yes and not sys.stdin.isatty():
+        raise FleetError("nothing removed: without a terminal to ask at, say --yes")
+    if not yes:
+        print("Remove it? If that run still goes on, it stops. [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise Exit("nothing removed", 1)
+    lock.unlock(fleet, held)
+    print("removed")
 
 
 def _lab(*arguments: str) -> None:
@@ -229,4 +276,4 @@ def ssh(_context: Context, name: str) -> None:
 
 
 lab = Collection("lab", up, down, status, rebuild, ssh)
-namespace = Collection(build_plugin, verify, client, releases, rollback, lab)
+namespace = Collection(build_plugin, verify, client, releases, rollback, audit, unlock, lab)

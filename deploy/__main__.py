@@ -2,11 +2,13 @@
 
 from pyinfra import host
 
-from deploy import app, consul, uwsgi
+from deploy import app, consul, lock, uwsgi
 from deploy.plan import fleet
 from fleet.batches import batches
 
 me = fleet().host(host.name)
+package = app.prepare(me)
+lock.guard()
 
 if me.instances:
     # First of all: a host without its plugin is left as it is.
@@ -15,7 +17,6 @@ if me.instances:
 
 if me.is_member:
     source = consul.source.choose(me)
-    package = app.prepare(me)
 
     consul.install(name="Consul: install the binary", me=me, source=source)
     consul.configure(name="Consul: configure the agent", me=me, source=source)
@@ -23,6 +24,8 @@ if me.is_member:
     consul.run_client(name="Consul: run the client agents", me=me, source=source)
 
     if package:
+        lock.announce({me.settings.app_name: package.release.name})
+        lock.require(name="Lock: go on only with it", me=me)
         app.install(name="Application: install the release", me=me, package=package)
         for batch in host.loop(batches(fleet())):  # type: ignore[no-untyped-call]
             if me in batch.hosts:
@@ -32,7 +35,7 @@ if me.is_member:
                     package=package,
                 )
 
-app.settle(name="Application: the roll-out is over", me=me)
+app.settle(name="Application: the roll-out is over", me=me, package=package)
 
 if me.is_retired:
     # Last of all: what takes over from them serves by now.

@@ -1,15 +1,16 @@
 """What Consul knows, asked of a server through an SSH tunnel."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import consul
 import requests
 
 from fleet import ssh
 from fleet.errors import FleetError, UnreachableError
+from fleet.lock_session import RELEASES
 from fleet.model import Fleet
 
 HTTP_PORT = 8500
@@ -41,11 +42,13 @@ class Registration:
 
 @dataclass(frozen=True)
 class Catalog:
-    """One look at the catalog: every node, and every instance of the services asked for."""
+    """One look at the catalog: every node, every instance of the services asked for, and the
+    release that each service was rolled out with last."""
 
     nodes: tuple[Node, ...]
     registrations: tuple[Registration, ...]
     asked: str
+    expected_releases: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -77,35 +80,49 @@ def read(server: str, port: int, services: Iterable[str]) -> Catalog:
 
     :raises UnreachableError: where the API does not answer, or not as it should
     """
-    try:
-        client = _client(port)
-        nodes = tuple(_node(entry) for entry in _nodes(client))
+    with client(server, port) as asked:
+        nodes = tuple(_node(entry) for entry in _nodes(asked))
         registrations = tuple(
             _registration(entry)
             for service in services
-            for entry in client.health.service(service)[1] or ()
+            for entry in asked.health.service(service)[1] or ()
         )
+        return Catalog(nodes, registrations, server, expected_releases(asked))
+
+
+@contextmanager
+def client(server: str, port: int) -> Iterator[consul.Consul]:
+    """Requests to the API on a local port.
+
+    :raises UnreachableError: where one of them is not answered as it should be
+    """
+    # python-consul2 would let this one override what it is told; it is about another agent.
+    os.environ.pop("CONSUL_HTTP_ADDR", None)
+    try:
+        # A server that has just started may know only some of its services yet; a consistent
+        # answer is one that its leader has confirmed.
+        yield consul.Consul(host="127.0.0.1", port=port, timeout=TIMEOUT, consistency="consistent")
     except (requests.RequestException, consul.ConsulException) as error:
         raise UnreachableError(
             f"{server}: the Consul API does not answer: {error}; look at it with: "
             f"systemctl status consul, on {server}"
         ) from error
-    return Catalog(nodes, registrations, server)
 
 
-def _client(port: int) -> consul.Consul:
-    # python-consul2 would let this one override what it is told; it is about another agent.
-    os.environ.pop("CONSUL_HTTP_ADDR", None)
-    # A server that has just started may know only some of its services yet; a consistent
-    # answer is one that its leader has confirmed.
-    return consul.Consul(host="127.0.0.1", port=port, timeout=TIMEOUT, consistency="consistent")
+def expected_releases(asked: consul.Consul) -> dict[str, str]:
+    """The release that each service should be on: that of its last complete roll-out."""
+    _, entries = asked.kv.get(RELEASES, recurse=True)
+    return {
+        entry["Key"].removeprefix(RELEASES): (entry["Value"] or b"").decode()
+        for entry in entries or ()
+    }
 
 
-def _nodes(client: consul.Consul) -> list[dict[str, object]]:
+def _nodes(asked: consul.Consul) -> list[dict[str, object]]:
     """Nodes with their serfHealth check: the catalog alone does not say who is alive."""
-    _, checks = client.health.state("any")
+    _, checks = asked.health.state("any")
     alive = {check["Node"]: check["Status"] for check in checks if check["CheckID"] == "serfHealth"}
-    _, nodes = client.catalog.nodes()
+    _, nodes = asked.catalog.nodes()
     return [{**node, "alive": alive.get(node["Node"]) == "passing"} for node in nodes]
 
 

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 
 class FleetError(Exception):
-    """One line (or one line for each problem) that names the host or file and what to do next."""
+    """One line (or one line for each problem) that names the host or file and what to do next.
+
+    ``exit_code`` is what a command ends with; None leaves it to the command.
+    """
+
+    exit_code: int | None = None
 
 
 class InventoryError(FleetError):
@@ -19,3 +24,19 @@ class InventoryError(FleetError):
 
 class UnreachableError(FleetError):
     """A host or the Consul API behind it did not answer."""
+
+
+class LockedError(FleetError):
+    """Somebody else holds the lock of the fleet."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class LostLockError(FleetError):
+    """The lock that this run held may be somebody else's by now."""
+
+
+class RollbackError(FleetError):
+    """A host did not get to the release that it should go back to."""
+
+    exit_code = 1

@@ -8,9 +8,9 @@ from typing import Any
 
 from fabric import Connection
 
-from fleet import ssh
+from fleet import lock, ssh
 from fleet.batches import batches
-from fleet.errors import FleetError, UnreachableError
+from fleet.errors import FleetError, RollbackError, UnreachableError
 from fleet.model import Fleet, Host
 from fleet.rollout import Rollout, Step
 
@@ -114,23 +114,41 @@ def _choose(found: HostReleases, name: str) -> Release | None:
     return None
 
 
-def rollback(fleet: Fleet, chosen: Sequence[Target]) -> bool:
-    """Switch the hosts, batch after batch; False where one failed and all are as before."""
-    rollout = Rollout()
-    by_name = {target.found.host.name: target for target in chosen}
-    for batch in batches(fleet):
-        with ssh.side_by_side(len(batch.hosts)) as pool:
-            wanted = [by_name[host.name] for host in batch.hosts]
-            fine = pool.map(lambda target: _switch(rollout, target), wanted)
-        if not all(fine):
-            return False
-    return True
+def rollback(fleet: Fleet, chosen: Sequence[Target]) -> None:
+    """Switch the hosts, batch after batch, under the fleet's lock.
+
+    :raises LockedError: where another run holds it; nothing was changed
+    :raises RollbackError: where a host failed; all of them are as before
+    """
+    wanted = {t.found.host.settings.app_name: t.release.release for t in chosen}
+    with lock.take(fleet, "rollback", wanted) as held:
+        rollout = Rollout()
+        by_name = {target.found.host.name: target for target in chosen}
+        for batch in batches(fleet):
+            held.check()
+            _switch_batch(rollout, [by_name[host.name] for host in batch.hosts])
+        held.expect(wanted)
+        names = [target.found.host.name for target in chosen if not _is_on(target)]
+        held.finish("ok", changed=names)
+
+
+def _is_on(target: Target) -> bool:
+    return target.found.current == target.release
+
+
+def _switch_batch(rollout: Rollout, targets: list[Target]) -> None:
+    with ssh.side_by_side(len(targets)) as pool:
+        fine = pool.map(lambda target: _switch(rollout, target), targets)
+    if not all(fine):
+        raise RollbackError(
+            f"the roll-back stopped {rollout.stopped}; invoke releases shows what serves"
+        )
 
 
 def _switch(rollout: Rollout, target: Target) -> bool:
     host, now = target.found.host, target.found.current
-    if now == target.release:
-        _log(host, f"{now.release} serves already")
+    if _is_on(target):
+        _log(host, f"{target.release.release} serves already")
         return True
 
     def execute(words: Sequence[str]) -> bool:

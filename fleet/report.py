@@ -1,4 +1,4 @@
-"""A verification report for a person."""
+"""Reports for a person: a verification, and the audit."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -8,36 +8,35 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fleet.audit import Entry
 from fleet.releases import HostReleases, Release
 from fleet.verification import Report, Row
 
 WIDTH = 120  # columns in a log, where no terminal says how many there are
 
 
-def wide_console() -> Console:
-    """Standard output; as wide as the terminal, or as a log."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
-
-
-def table_of(*headings: str) -> Table:
-    """An empty table in the style of all our tables."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    return table
-
-
 def show(report: Report) -> None:
     """Print the table, then a line for each difference, then the verdict."""
-    console = wide_console()
-    table = table_of("node", "service", "instance", "address", "release", "state")
+    console = _console()
+    table = _table("node", "service", "instance", "address", "release", "state")
     for row in report.rows:
         table.add_row(*_cells(row))
     console.print(table)
     for difference in report.differences:
         console.print(Text(str(difference), style="red"), soft_wrap=True)
     console.print(_verdict(report), soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
 
 
 def _cells(row: Row) -> tuple[str | Text, ...]:
@@ -60,8 +59,8 @@ def _verdict(report: Report) -> Text:
 
 def show_releases(found: Iterable[HostReleases]) -> None:
     """Print a line for each release on each host, and then for each host that said nothing."""
-    console = wide_console()
-    table = table_of("node", "release", "with its settings", "state", "since")
+    console = _console()
+    table = _table("node", "release", "with its settings", "state", "since")
     listed = list(found)
     for each in listed:
         for release in each.releases:
@@ -74,7 +73,39 @@ def show_releases(found: Iterable[HostReleases]) -> None:
 
 def _release_cells(release: Release) -> tuple[str | Text, ...]:
     state = Text("✓ serves", style="green") if release.current else Text("kept")
-    since = datetime.fromisoformat(release.since) if release.since else None
-    # In the operator's own time.
-    when = f"{since.astimezone():%Y-%m-%d %H:%M:%S}" if since else "never served"
-    return release.release, release.generation.rpartition("-")[2], state, when
+    since = _moment(release.since) if release.since else "never served"
+    return release.release, release.generation.rpartition("-")[2], state, since
+
+
+def _moment(iso: str) -> str:
+    """A moment in the operator's own time."""
+    return f"{datetime.fromisoformat(iso).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+STYLES = {"ok": "green", "failed": "bold red", "interrupted": "yellow"}
+
+
+def show_audit(entries: Iterable[Entry]) -> None:
+    """Print who did what, oldest first."""
+    table = _table("when", "who", "what", "release", "outcome", "took", "hosts")
+    table.columns[-1].no_wrap = False
+    for entry in entries:
+        release = ", ".join(sorted(set(entry.releases.values())))
+        outcome = Text(entry.outcome, style=STYLES.get(entry.outcome, ""))
+        table.add_row(
+            _moment(entry.since),
+            f"{entry.who}@{entry.machine}",
+            entry.what,
+            release,
+            outcome,
+            f"{entry.seconds:g} s",
+            _hosts(entry),
+        )
+    console = _console()
+    console.print(table if table.rows else "Nothing was recorded yet.")
+
+
+def _hosts(entry: Entry) -> str:
+    changed = [host for host in entry.changed if host not in entry.failed]
+    failed = [f"{host} failed" for host in entry.failed]
+    return ", ".join([*changed, *failed]) or entry.detail

@@ -3,14 +3,14 @@
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from socket import create_connection, socket
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import paramiko
 from fabric import Config, Connection
@@ -18,12 +18,21 @@ from invoke.exceptions import ThreadException
 
 from fleet import transport
 from fleet.errors import UnreachableError
-from fleet.model import Host
 
 CONNECT_TIMEOUT = 10  # seconds
 
 # What it would print is in our errors, with the host and what to do.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+
+
+class Host(Protocol):
+    """What must be known of a host to reach it; the model has much more, and takes time to load."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)

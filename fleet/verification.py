@@ -13,6 +13,7 @@ Kind = Literal[
     "failing",
     "wrong address",
     "wrong port",
+    "wrong release",
     "wrong plugin",
     "unreachable",
     "unexpected",
@@ -74,7 +75,8 @@ def compare(fleet: Fleet, catalog: Catalog) -> Report:
             rows.append(_node_row(host, nodes.get(host.name)))
         for instance in host.instances:
             registration = found.pop((instance.node, instance.service, instance.id), None)
-            problems = _instance_differences(instance, registration)
+            release = catalog.expected_releases.get(instance.service, "")
+            problems = _instance_differences(instance, registration, release)
             differences += problems
             rows.append(_row(instance, registration, problems))
     for registration in found.values():
@@ -100,7 +102,9 @@ def _name(item: Instance | Registration) -> str:
     return f"{item.service} {item.id} on {item.node}"
 
 
-def _instance_differences(expected: Instance, found: Registration | None) -> list[Difference]:
+def _instance_differences(
+    expected: Instance, found: Registration | None, release: str
+) -> list[Difference]:
     subject = f"{_name(expected)} port {expected.port}"
     if found is None:
         return [Difference("missing", subject, "not registered")]
@@ -111,6 +115,10 @@ def _instance_differences(expected: Instance, found: Registration | None) -> lis
     if found.port != expected.port:
         detail = f"is {found.port}, expected {expected.port}"
         differences.append(Difference("wrong port", subject, detail))
+    # An ini of the operator's own may leave the release out of what it registers.
+    if release and found.release and found.release != release:
+        detail = f"is {found.release}, expected {release}"
+        differences.append(Difference("wrong release", subject, detail))
     if found.status != "passing":
         detail = f"{found.status}: {found.output or 'its check says nothing'}"
         differences.append(Difference("failing", subject, detail))

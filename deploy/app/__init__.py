@@ -15,10 +15,12 @@ from deploy.app.package import prepare as prepare
 from deploy.app.program_file import program
 from deploy.app.step import step
 from deploy.files import converge, fail
+from deploy.lock import rolled_out
 from deploy.plan import fleet
 from deploy.state import HostState, UnitState, current, forget
 from deploy.users import system_user
 from deploy.uwsgi import plugin_file
+from fleet.errors import FleetError
 from fleet.model import Host
 from fleet.releases import PROGRAM
 from fleet.rollout import Rollout, Step
@@ -108,12 +110,20 @@ def _serves(me: Host, generation: str, known: HostState) -> bool:
 
 
 @operation()
-def settle(me: Host) -> Generator[Any, None, None]:
-    """Every host takes part in this one, so that what comes after it in the order of the
-    deploy also comes after it in time: pyinfra begins with whatever no host waits for."""
-    if run.is_executing and me.is_retired and (reason := _blocked()):
+def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
+    """Write down which release the fleet is on.
+
+    Every host takes part in this one, so that what comes after it in the order of the deploy
+    also comes after it in time: pyinfra begins with whatever no host waits for.
+    """
+    reason = _blocked() if run.is_executing else ""
+    if reason and me.is_retired:
         yield fail(f"{me.name}: not retired: {reason}")
-        return
+    elif run.is_executing and not reason and package:
+        try:
+            rolled_out(me.settings.app_name, package.release.name)
+        except FleetError as error:
+            yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")
 
 

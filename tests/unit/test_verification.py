@@ -76,6 +76,22 @@ def test_wrong_instance(change: dict[str, object], expected: str) -> None:
     assert lines(changed(**change)) == [expected]
 
 
+def test_another_release_than_was_rolled_out() -> None:
+    catalog = replace(changed(release="old"), expected_releases={"demo": "abc", "other": "x"})
+    assert lines(catalog) == [
+        "wrong release: demo server1 on cheetah port 2001: is old, expected abc"
+    ]
+
+
+@pytest.mark.parametrize("expected", [{}, {"other": "x"}])
+def test_any_release_is_right_before_the_first_roll_out(expected: dict[str, str]) -> None:
+    assert lines(replace(changed(release="old"), expected_releases=expected)) == []
+
+
+def test_an_instance_that_does_not_say_its_release_is_taken_as_it_is() -> None:
+    assert lines(replace(changed(release=""), expected_releases={"demo": "abc"})) == []
+
+
 def test_unexpected_instance() -> None:
     extra = replace(registration("cheetah"), id="server9", port=2009)
     catalog = replace(GOOD, registrations=(*GOOD.registrations, extra))

@@ -1,0 +1,244 @@
+"""The session that holds the lock, and what it writes, against a real agent."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from consul_processes import Agent, until
+
+from fleet import catalog, lock_session
+from fleet.lock_session import AUDIT, KEPT, LOCK, RELEASES, Consul
+
+ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
+TEXT = Path(lock_session.__file__).read_text()
+TWICE_THE_TTL = 20  # seconds
+
+
+class Session:
+    """lock_session.py as it runs on a server."""
+
+    def __init__(self, url: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TEXT, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self.process.stdin.flush()
+        reply: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return reply
+
+    def hang_up(self) -> None:
+        """What the death of the keeper looks like from here."""
+        assert self.process.stdin
+        self.process.stdin.close()
+
+
+@pytest.fixture
+def agent(shared_agent: Agent) -> Agent:
+    """The shared agent, without anything of ours."""
+    for session in shared_agent.call("GET", "/v1/session/list").json():
+        shared_agent.call("PUT", f"/v1/session/destroy/{session['ID']}")
+    shared_agent.call("DELETE", "/v1/kv/uwsgi-consul-fleet/?recurse")
+    return shared_agent
+
+
+@pytest.fixture
+def session() -> Iterator[Callable[[Agent], Session]]:
+    started: list[Session] = []
+
+    def start(agent: Agent) -> Session:
+        started.append(Session(agent.url))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+Start = Callable[[Agent], Session]
+
+
+def audit(agent: Agent) -> list[dict[str, Any]]:
+    consul = Consul(agent.url)
+    keys = consul.call("GET", f"/v1/kv/{AUDIT}?keys") or []
+    return [agent.call("GET", f"/v1/kv/{key}?raw").json() for key in sorted(keys)]
+
+
+def is_free(agent: Agent) -> bool:
+    return Consul(agent.url).holder() is None
+
+
+class TestTaking:
+    def test_the_second_is_told_who_was_first(self, agent: Agent, session: Start) -> None:
+        first, second = session(agent), session(agent)
+        assert first.ask("take", claim=ANNA)["state"] == "held"
+        reply = second.ask("take", claim={**ANNA, "who": "bert"})
+        assert reply["state"] == "locked"
+        assert ANNA.items() <= reply["holder"].items()
+        assert 0 <= lock_session.seconds_since(reply["holder"]["since"]) < 60
+
+    def test_one_of_many_at_once_gets_it(self, agent: Agent, session: Start) -> None:
+        many = [session(agent) for _ in range(6)]
+        for one in many:
+            assert one.process.stdin
+            one.process.stdin.write(json.dumps({"do": "take", "claim": ANNA}) + "\n")
+            one.process.stdin.flush()
+        states = [json.loads(one.process.stdout.readline())["state"] for one in many]  # type: ignore[union-attr]
+        assert sorted(states) == ["held", *["locked"] * 5]
+        assert len(agent.call("GET", "/v1/session/list").json()) == 1
+
+    def test_a_value_that_somebody_else_wrote_holds_nobody(
+        self, agent: Agent, session: Start
+    ) -> None:
+        agent.call("PUT", f"/v1/kv/{LOCK}", data="[1, 2]")
+        assert Consul(agent.url).holder() == {"session": ""}
+        assert session(agent).ask("take", claim=ANNA)["state"] == "held"
+
+    def test_without_consul_it_says_so(self, new_agent: Callable[..., Agent]) -> None:
+        one = Session(new_agent().url)  # never started
+        reply = one.ask("take", claim=ANNA)
+        one.process.kill()
+        one.process.wait()
+        assert reply["state"] == "unavailable"
+        assert "Connection refused" in reply["reason"]
+
+
+class TestLettingGo:
+    def test_a_run_that_ends_frees_it_and_is_recorded(self, agent: Agent, session: Start) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        reply = one.ask("finish", entry={"outcome": "ok", "seconds": 4.2, "changed": ["drakar"]})
+        assert reply == {"state": "finished"}
+        assert is_free(agent)
+        one.hang_up()
+        one.process.wait(10)
+        (entry,) = audit(agent)
+        expected = {**ANNA, "outcome": "ok", "seconds": 4.2, "changed": ["drakar"]}
+        assert expected.items() <= entry.items()
+        assert session(agent).ask("take", claim=ANNA)["state"] == "held"
+
+    def test_a_run_with_nothing_to_tell_is_not_recorded(self, agent: Agent, session: Start) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        one.ask("finish")
+        assert is_free(agent)
+        assert audit(agent) == []
+
+    def test_it_is_free_at_once_when_the_holder_dies(self, agent: Agent, session: Start) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        one.hang_up()
+        until(lambda: is_free(agent), "the lock is free", 2)
+        one.process.wait(10)
+        (entry,) = audit(agent)
+        assert (entry["who"], entry["outcome"]) == ("anna", "interrupted")
+
+    def test_it_is_free_when_nothing_is_heard_from_the_holder(
+        self, agent: Agent, session: Start
+    ) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        until(lambda: is_free(agent), "the lock is free", TWICE_THE_TTL)
+        one.process.wait(10)
+        assert [entry["outcome"] for entry in audit(agent)] == ["interrupted"]
+
+    def test_it_is_free_when_the_server_that_keeps_it_stands_still(
+        self, agent: Agent, session: Start
+    ) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        one.process.send_signal(signal.SIGSTOP)
+        until(lambda: is_free(agent), "the lock is free", TWICE_THE_TTL + 1)
+        assert session(agent).ask("take", claim=ANNA)["state"] == "held"
+
+
+class TestHolding:
+    def test_beats_keep_it(self, agent: Agent, session: Start) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        end = time.monotonic() + TWICE_THE_TTL + 2
+        while time.monotonic() < end:
+            assert one.ask("beat") == {"state": "held"}
+            time.sleep(1)
+        assert session(agent).ask("take", claim=ANNA)["state"] == "locked"
+
+    def test_another_takes_over_from_one_that_is_cut_off(
+        self, agent: Agent, session: Start
+    ) -> None:
+        cut_off, successor = session(agent), session(agent)
+        taken = cut_off.ask("take", claim=ANNA)
+        reply = successor.ask("take", claim=taken["claim"], session=taken["session"])
+        assert (reply["state"], reply["session"]) == ("held", taken["session"])
+        assert reply["claim"]["since"] == taken["claim"]["since"]
+        cut_off.hang_up()
+        cut_off.process.wait(10)
+        assert successor.ask("beat") == {"state": "held"}
+        assert audit(agent) == []
+
+    def test_nobody_takes_over_what_is_gone(self, agent: Agent, session: Start) -> None:
+        taken = session(agent).ask("take", claim=ANNA)
+        Consul(agent.url).destroy(taken["session"])
+        bert = {**ANNA, "who": "bert"}
+        assert session(agent).ask("take", claim=bert)["state"] == "held"
+        reply = session(agent).ask("take", claim=taken["claim"], session=taken["session"])
+        assert reply["state"] == "lost"
+        assert reply["holder"]["who"] == "bert"
+
+    def test_an_agent_that_restarts_is_no_loss(
+        self, new_agent: Callable[..., Agent], session: Start, tmp_path: Path
+    ) -> None:
+        options = ("-server", "-bootstrap-expect", "1", "-data-dir", str(tmp_path / "data"))
+        agent = new_agent(*options).start()
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        agent.kill()
+        assert one.ask("beat")["state"] == "unavailable"
+        agent.start()
+        assert one.ask("beat") == {"state": "held"}
+
+    def test_who_was_unlocked_notices_and_writes_no_expectation(
+        self, agent: Agent, session: Start
+    ) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        Consul(agent.url).destroy((Consul(agent.url).holder() or {})["session"])
+        assert one.ask("expect", releases={"shop": "r7"})["state"] == "lost"
+        assert one.ask("beat") == {"state": "lost", "holder": None}
+        assert Consul(agent.url).call("GET", f"/v1/kv/{RELEASES}shop") is None
+
+
+class TestWhatIsWritten:
+    def test_the_audit_keeps_the_latest(self, agent: Agent, session: Start) -> None:
+        for number in range(KEPT + 5):
+            key = f"{AUDIT}2026-01-01T00:00:00.{number:06}Z"
+            agent.call("PUT", f"/v1/kv/{key}", data=json.dumps({"number": number}))
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        one.ask("finish", entry={"outcome": "ok"})
+        entries = audit(agent)
+        assert len(entries) == KEPT
+        assert entries[0] == {"number": 6}
+        assert entries[-1]["who"] == "anna"
+
+    def test_expected_releases_are_in_the_catalog(self, agent: Agent, session: Start) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        assert one.ask("expect", releases={"shop": "r7", "bar": "r1"}) == {"state": "held"}
+        one.ask("expect", releases={"shop": "r8"})
+        port = int(agent.url.rpartition(":")[2])
+        found = catalog.read("drakar", port, ["shop"])
+        assert found.expected_releases == {"shop": "r8", "bar": "r1"}

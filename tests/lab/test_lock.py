@@ -1,0 +1,246 @@
+"""One deploy at a time, on real machines: two operators, and ends of every kind.
+
+The tests run in the order in which they stand here, on one lab.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_commands import BIN, ROOT, Fleet, output, run
+
+SERVICE = "consul-demo-server"
+LOCK = "consul kv get uwsgi-consul-fleet/lock"
+# What a deploy could have changed on a host, and when its units were started.
+FOOTPRINT = (
+    "cd / && sudo find etc/consul.d etc/systemd/system opt srv usr/local/bin "
+    r"-not -name '*.pyc' -not -name __pycache__ -printf '%M %u %g %p %l %T@\n' | sort; "
+    "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*'"
+)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Fleet:
+    lab.up("drakar", "cheetah")
+    lab.rebuild("drakar", "cheetah")
+    found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
+    found.hosts(["drakar"], ["drakar", "cheetah"])
+    found.build()
+    found.deploy()
+    return found
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The example application, but it takes some seconds to load."""
+    source = tmp_path_factory.mktemp("slow") / "app"
+    source.mkdir()
+    for file in (ROOT / "app").iterdir():
+        if file.is_file():
+            (source / file.name).write_bytes(file.read_bytes())
+    server = source / "server.py"
+    server.write_text(server.read_text() + "\nimport time\n\ntime.sleep(5)\n")
+    return f"app_source={source}"
+
+
+class Deploy:
+    """A deploy that goes on by itself."""
+
+    def __init__(self, fleet: Fleet, folder: Path, *options: str) -> None:
+        self.log = folder / f"deploy-{time.monotonic_ns()}.txt"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(BIN / "pyinfra"), "-y", *options, str(fleet.path), "deploy/"],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "COLUMNS": "200"},
+                start_new_session=True,
+            )
+
+    def keeper(self) -> int:
+        """The process beside it that keeps the lock."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for child in children.read_text().split():
+            if b"fleet.lock_keeper" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        raise AssertionError("nobody keeps the lock")
+
+    def send(self, number: signal.Signals) -> None:
+        """As a terminal does: to the whole process group."""
+        os.killpg(self.process.pid, number)
+
+    def ends(self) -> tuple[int, str]:
+        code = self.process.wait(60)
+        said = self.log.read_text()
+        assert not re.search("^Traceback", said, re.MULTILINE), said
+        return code, said
+
+
+@pytest.fixture
+def deploy(fleet: Fleet, tmp_path: Path) -> Iterator[Callable[..., Deploy]]:
+    started: list[Deploy] = []
+
+    def start(*options: str) -> Deploy:
+        started.append(Deploy(fleet, tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.send(signal.SIGKILL)
+            one.process.wait()
+
+
+Start = Callable[..., Deploy]
+
+
+def until(look: Callable[[], bool], what: str, seconds: float = 20) -> float:
+    """How many seconds it took."""
+    begin = time.monotonic()
+    while not look():
+        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+    return time.monotonic() - begin
+
+
+def is_locked(lab: Any) -> bool:
+    return lab.ssh("drakar", LOCK, check=False).returncode == 0
+
+
+def locked(lab: Any, one: Deploy) -> Deploy:
+    until(lambda: is_locked(lab) or one.process.poll() is not None, "a deploy holds the lock")
+    assert one.process.poll() is None, one.ends()
+    return one
+
+
+def command(fleet: Fleet, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return run("invoke", *words, "--inventory", str(fleet.path), check=check)
+
+
+def last(fleet: Fleet) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads(command(fleet, "audit", "--json", "--last", "1").stdout)[0]
+    return entry
+
+
+def test_the_first_deploy_took_the_lock_when_consul_was_there(fleet: Fleet, lab: Any) -> None:
+    entry = last(fleet)
+    assert (entry["what"], entry["outcome"]) == ("deploy", "ok")
+    assert entry["changed"] == ["cheetah", "drakar"]
+    assert not is_locked(lab)
+
+
+def test_a_deploy_with_nothing_to_do_leaves_no_trace(fleet: Fleet) -> None:
+    before = last(fleet)
+    assert fleet.changes() == {}
+    assert last(fleet) == before
+
+
+def test_of_two_at_the_same_time_one_is_told(
+    fleet: Fleet, lab: Any, deploy: Start, slow: str
+) -> None:
+    first = locked(lab, deploy("--data", slow, "--limit", "drakar"))
+    before = lab.ssh("cheetah", FOOTPRINT).stdout
+    begin = time.monotonic()
+    second = fleet.deploy("--data", "app_processes=3", "--limit", "cheetah", check=False)
+    print(f"the second is told after {time.monotonic() - begin:.1f} s")
+    assert second.returncode == 75, output(second)
+    assert re.search(r"locked: \S+ on \S+ runs a deploy of \S+, since 20", output(second))
+    assert "if it is stale: invoke unlock" in output(second)
+    assert lab.ssh("cheetah", FOOTPRINT).stdout == before
+    code, said = first.ends()
+    assert code == 0, said
+    assert (last(fleet)["outcome"], last(fleet)["changed"]) == ("ok", ["drakar"])
+    fleet.deploy()
+
+
+def test_killed_it_is_free_for_the_next_at_once(
+    fleet: Fleet, lab: Any, deploy: Start, slow: str
+) -> None:
+    killed = locked(lab, deploy("--data", slow, "--limit", "cheetah"))
+    killed.send(signal.SIGKILL)
+    killed.process.wait()
+    free = until(lambda: not is_locked(lab), "the lock is free", 3)
+    print(f"free {free:.1f} s after kill -9")
+    assert last(fleet)["outcome"] == "interrupted"
+    assert fleet.deploy("--limit", "drakar", check=False).returncode == 0
+    fleet.deploy()
+
+
+def test_unheard_of_it_is_free_after_a_while(
+    fleet: Fleet, lab: Any, deploy: Start, slow: str
+) -> None:
+    stopped = locked(lab, deploy("--data", slow, "--limit", "cheetah"))
+    os.kill(stopped.keeper(), signal.SIGSTOP)
+    stopped.process.send_signal(signal.SIGSTOP)
+    free = until(lambda: not is_locked(lab), "the lock is free", 22)
+    print(f"free {free:.1f} s after the last sign of life")
+    os.kill(stopped.keeper(), signal.SIGKILL)
+    stopped.send(signal.SIGCONT)
+    stopped.ends()
+    fleet.deploy()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_it_says_so(
+    fleet: Fleet, lab: Any, deploy: Start, slow: str, number: signal.Signals
+) -> None:
+    # Something new each time: what the one before was in the middle of, the host finished.
+    options = ("--data", slow, "--data", f"app_processes={number}")
+    one = locked(lab, deploy(*options, "--limit", "cheetah"))
+    one.send(number)
+    code, said = one.ends()
+    assert code == 128 + number, said
+    assert "hosts finish what they are in the middle of" in said
+    assert last(fleet)["outcome"] == "interrupted"
+    assert not is_locked(lab)
+
+
+def test_unlocked_it_stops_before_the_next_host(
+    fleet: Fleet, lab: Any, deploy: Start, slow: str
+) -> None:
+    fleet.deploy()
+    one = locked(lab, deploy("--data", slow, "--parallel", "1"))
+    refused = command(fleet, "unlock", check=False)
+    assert refused.returncode == 2
+    assert "locked: " in refused.stdout
+    assert "--yes" in refused.stderr
+    assert "removed" in command(fleet, "unlock", "--yes").stdout
+    code, said = one.ends()
+    assert code == 1, said
+    assert "the lock was lost: " in said
+    assert "There is no lock." in command(fleet, "unlock").stdout
+    entries = json.loads(command(fleet, "audit", "--json").stdout)
+    assert [(entry["what"], entry["outcome"]) for entry in entries[-2:]] == [
+        ("unlock", "ok"),
+        ("deploy", "failed"),
+    ]
+    fleet.deploy()
+
+
+def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Any) -> None:
+    lab.ssh("drakar", "echo '{\"typo\": 1}' | sudo tee /etc/consul.d/typo.json")
+    lab.ssh("drakar", "sudo systemctl stop consul")
+    look = f"readlink /srv/{SERVICE}/current; systemctl show -p MainPID '{SERVICE}*'"
+    before = lab.ssh("cheetah", look).stdout
+    result = fleet.deploy("--data", "app_processes=3", check=False)
+    assert result.returncode == 1, output(result)
+    assert "cheetah: the application was left as it is, because the lock" in output(result)
+    assert lab.ssh("cheetah", look).stdout == before
+    lab.ssh("drakar", "sudo rm /etc/consul.d/typo.json")
+    fleet.deploy()
+    assert last(fleet)["changed"] == ["drakar"]
+    assert fleet.changes() == {}
+
+
+def test_the_audit_as_a_table(fleet: Fleet) -> None:
+    table = command(fleet, "audit").stdout
+    assert re.search(r"^20\S+ \S+ +\S+@\S+ +deploy +\S+ +interrupted", table, re.MULTILINE)
+    assert re.search(r" unlock .*locked: ", table)
