@@ -97,7 +97,7 @@ def _trust(client: paramiko.SSHClient, options: Any, data: Any) -> None:
 
 def _command_line(host: Host) -> str:
     config = host.data.get("ssh_config_file")
-    return f"ssh {'-F ' + config + ' ' if config else ''}{host.name}"
+    return f"ssh {f'-F {config} ' if config and Path(config).is_file() else ''}{host.name}"
 
 
 def side_by_side(count: int) -> ThreadPool:

@@ -9,7 +9,7 @@ import paramiko
 
 import lab
 
-USER_CONFIG = Path("~/.ssh/config")
+USER_CONFIG = Path("~/.ssh/config").expanduser()
 # A host that lost its power or its network says nothing: after half a minute it is given up.
 # Seconds, but for the last, which are milliseconds.
 VANISHED = {
@@ -20,9 +20,9 @@ VANISHED = {
 }
 
 
-def config_file() -> str | None:
-    """The ssh config of the lab while it is up, else None for the operator's own."""
-    return str(lab.SSH_CONFIG) if lab.SSH_CONFIG.exists() else None
+def config_file() -> str:
+    """The ssh config of the lab while it is up, else the operator's own, which may not exist."""
+    return str(lab.SSH_CONFIG if lab.SSH_CONFIG.exists() else USER_CONFIG)
 
 
 def nodelay_transport(sock: Any, **kwargs: Any) -> paramiko.Transport:
