@@ -1,0 +1,102 @@
+"""From two hosts to six and back by edits of the inventory, under load.
+
+Half of the clients look the instances up before each request, the other half use the addresses
+of the hosts that stay.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_commands import Fleet
+from load import Load, instances
+
+STAY = ("drakar", "cheetah")
+MORE = ("ormen", "skeid", "knarr", "busse")
+# Everything that could tell that a host was touched.
+TOUCHED = (
+    "sudo find /etc/consul.d /etc/systemd/system /etc/uwsgi-consul-fleet /opt /srv "
+    "-not -name '*.pyc' -not -name __pycache__ -printf '%p %i %C@\\n' | sort; "
+    "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*' | sort"
+)
+# What a host has before anything was deployed to it.
+EMPTY = (
+    "sudo find /etc/consul.d /etc/uwsgi-consul-fleet /opt /srv /var/lib/consul /usr/local/bin "
+    "/run/uwsgi-consul-fleet -mindepth 1 2>/dev/null; "
+    "find /etc/systemd/system /run/systemd/system -name '*consul*'; "
+    "getent passwd consul consul-demo-server; "
+    "systemctl list-units --all --plain --no-legend 'consul*'; "
+    "ss -Hltn | awk '{print $4}' | grep -v ':22$'; true"
+)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Iterator[Fleet]:
+    lab.up(*STAY, *MORE)
+    lab.rebuild(*STAY, *MORE)
+    found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
+    found.hosts(["drakar"], list(STAY))
+    found.build()
+    found.deploy()
+    yield found
+    lab.down(*MORE)
+
+
+@pytest.mark.timeout(900)
+def test_two_six_two(fleet: Fleet, lab: Any) -> None:
+    fresh = {name: lab.ssh(name, EMPTY).stdout for name in MORE}
+    before = {name: lab.ssh(name, TOUCHED).stdout for name in STAY}
+    with Load(lab, instances(lab, *STAY)) as load:
+        load.mark("two hosts")
+        fleet.hosts(["drakar"], [*STAY, *MORE])
+        load.mark("to six")
+        changes = fleet.changes()
+        assert {host for hosts in changes.values() for host in hosts} == set(MORE), changes
+        load.mark("six hosts")
+        assert len(rows(fleet)) == 12
+        fleet.hosts(["drakar"], list(STAY), MORE)
+        load.mark("to two")
+        changes = fleet.changes()
+        assert {host for hosts in changes.values() for host in hosts} == set(MORE), changes
+        load.mark("two hosts again")
+        assert {row["node"] for row in rows(fleet)} == set(STAY)
+        print(f"\n{load.summary()}")
+        for window in load.windows():
+            window.expect(passing=4)
+        reached = {request.address for request in load.window("six hosts", "to two").requests}
+        assert reached == set(instances(lab, *STAY, *MORE))
+    assert {name: lab.ssh(name, TOUCHED).stdout for name in STAY} == before
+    assert {name: lab.ssh(name, EMPTY).stdout for name in MORE} == fresh
+    assert fleet.changes() == {}
+
+
+def rows(fleet: Fleet) -> list[dict[str, Any]]:
+    """What verify sees, when it agrees."""
+    found: list[dict[str, Any]] = json.loads(fleet.verify("--json", "--wait", "10").stdout)["rows"]
+    return found
+
+
+def test_one_host_takes_over_from_another(fleet: Fleet, lab: Any) -> None:
+    """Both in one edit: the new one serves before the old one goes."""
+    fleet.hosts(["drakar"], ["drakar", "ormen"], ["cheetah"])
+    with Load(lab, instances(lab, "drakar")) as load:
+        load.mark("cheetah for ormen")
+        fleet.deploy()
+        window = load.window("cheetah for ormen")
+        print(f"\n{window}")
+        window.expect(passing=4)
+    assert {row["node"] for row in rows(fleet)} == {"drakar", "ormen"}
+
+
+def test_without_a_purge_releases_and_data_stay(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
+    fleet.hosts(["drakar"], ["drakar"], [("ormen", {"purge": False})])
+    fleet.deploy()
+    assert {row["node"] for row in rows(fleet)} == {"drakar"}
+    left = lab.ssh("ormen", "sudo ls /srv/consul-demo-server/releases /var/lib/consul").stdout
+    assert "checks" in left or "serf" in left, left
+    assert fleet.changes() == {}
+    fleet.hosts(["drakar"], ["drakar", "ormen"])
+    fleet.deploy()
+    assert {row["node"] for row in rows(fleet)} == {"drakar", "ormen"}
