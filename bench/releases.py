@@ -36,6 +36,7 @@ from load import Load, Window, instances, milliseconds  # noqa: E402
 
 REQUIRED_RATIO = 3
 REQUIRED_ROLLBACK = 3  # seconds
+SHORTEST = 12  # seconds, so that requests of five seconds begin in each stretch
 PROCESSES = ["--data", "app_processes=6"]  # more than clients may meet at one of four instances
 
 
@@ -63,12 +64,12 @@ class Stretches:
 
 
 def revisions(folder: Path, code: str) -> Iterator[Path]:
-    """The application again and again, each time with another content."""
-    number = 0
+    """The application again and again, each time as it never was: a release that has served
+    before is not tried again."""
     while True:
-        number += 1
-        (folder / str(number)).mkdir(parents=True)
-        yield application(folder / str(number), f"{code}\n# revision {number}\n")
+        now = str(time.time_ns())
+        (folder / now).mkdir()
+        yield application(folder / now, f"{code}\n# {now}\n")
 
 
 def timed(fleet: Fleet, source: Path, release: str, *options: str) -> float:
@@ -89,7 +90,7 @@ def measure(lab: Lab, fleet: Fleet, names: list[str], code: str, count: int, tit
         with Load(lab, instances(lab, *names)) as load:
             for number in range(2, count + 2):
                 load.mark(f"before r{number}")
-                time.sleep(pause)
+                time.sleep(max(pause, SHORTEST))
                 load.mark(f"r{number}")
                 pause = timed(fleet, next(sources), f"r{number}", *options)
                 took.append(pause)
