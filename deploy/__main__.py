@@ -14,18 +14,28 @@ if me.instances:
 else:
     app.retire(name="Application: stop it and remove its units", me=me)
 
-if me.is_retired:
-    consul.leave(name="Consul: leave the cluster", me=me)
-elif me.is_member:
+if me.is_member:
     source = consul.source.choose(me)
     release = app.release.prepare(me)
+    # Refuses a change of the servers that would lose the catalog, before any host is touched.
+    consul.cluster.change()
 
     consul.install(name="Consul: install the binary", me=me, source=source)
     consul.configure(name="Consul: configure the agent", me=me, source=source)
     consul.run_server(name="Consul: run the servers", me=me, source=source, _serial=True)
-    consul.run_client(name="Consul: run the client agents", me=me, source=source)
+    consul.let_vote(name="Consul: let new servers vote", me=me)
+    consul.expel(name="Consul: remove retired hosts that are gone", me=me)
+    consul.demote(name="Consul: make clients of former servers", me=me, source=source, _serial=True)
+    consul.run_client(
+        name="Consul: run the client agents", me=me, source=source, _parallel=consul.at_a_time()
+    )
 
     if release:
         app.install(name="Application: install the release", me=me, release=release)
         app.units(name="Application: install the units", me=me, release=release)
         app.switch(name="Application: let the release serve", me=me, release=release)
+elif me.is_retired:
+    consul.cluster.change()
+    consul.leave(name="Consul: leave the servers", me=me, server=True, _serial=True)
+    consul.leave(name="Consul: leave the cluster", me=me, server=False)
+    consul.remove(name="Consul: remove it", me=me)
