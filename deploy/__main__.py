@@ -14,11 +14,12 @@ if me.instances:
 else:
     app.retire(name="Application: stop it and remove its units", me=me)
 
+# Refuses a change of Consul's servers that would lose the catalog.
+consul.cluster.change()
+
 if me.is_member:
     source = consul.source.choose(me)
     release = app.release.prepare(me)
-    # Refuses a change of the servers that would lose the catalog, before any host is touched.
-    consul.cluster.change()
 
     consul.install(name="Consul: install the binary", me=me, source=source)
     consul.configure(name="Consul: configure the agent", me=me, source=source)
@@ -34,8 +35,10 @@ if me.is_member:
         app.install(name="Application: install the release", me=me, release=release)
         app.units(name="Application: install the units", me=me, release=release)
         app.switch(name="Application: let the release serve", me=me, release=release)
-elif me.is_retired:
-    consul.cluster.change()
-    consul.leave(name="Consul: leave the servers", me=me, server=True, _serial=True)
-    consul.leave(name="Consul: leave the cluster", me=me, server=False)
+
+if fleet().retired:
+    # Retired hosts go last. pyinfra runs what no host's list puts in order as soon as it can,
+    # so these are on every host's list, and do nothing on the others.
+    consul.leave(name="Consul: leave the servers", me=me, servers=True, _serial=True)
+    consul.leave(name="Consul: leave the cluster", me=me, servers=False)
     consul.remove(name="Consul: remove it", me=me)

@@ -255,26 +255,22 @@ def demote(me: Host, source: Source) -> Generator[Any, None, None]:
 
 
 @operation()
-def leave(me: Host, server: bool) -> Generator[Any, None, None]:
-    """Leave the cluster gracefully, so that the catalog forgets the node at once.
+def leave(me: Host, servers: bool) -> Generator[Any, None, None]:
+    """Let a retired host leave the cluster gracefully, so that the catalog forgets it at once.
 
-    :param server: whether it is the servers' turn, who go one at a time, or the clients'
+    :param servers: whether it is the turn of the servers, who go one at a time, or of the others
     """
     known = current()
     unit = known.units.get("consul.service")
-    if unit is None or unit.active not in ("active", "activating"):
-        host.noop("Consul does not run")
-        return
-    if bool(known.consul_raft) != server:
-        host.noop("it is not its turn")
+    runs = unit is not None and unit.active in ("active", "activating")
+    if not me.is_retired or not runs or bool(known.consul_raft) != servers:
+        host.noop("nobody here who is to leave now")
         return
     keeper = cluster.keeper()
-    if server and keeper and run.is_executing and (why_not := cluster.why_not(me, keeper)):
+    if servers and keeper and run.is_executing and (why_not := cluster.why_not(me, keeper)):
         yield fail(why_not)
         return
-    yield StringCommand(
-        "consul", "leave", "&&", "systemctl", "--quiet", "disable", "--now", "consul"
-    )
+    yield StringCommand("consul leave >/dev/null && systemctl --quiet disable --now consul")
     forget()
 
 
@@ -282,13 +278,10 @@ def leave(me: Host, server: bool) -> Generator[Any, None, None]:
 def remove(me: Host) -> Generator[Any, None, None]:
     """Remove everything that was put here for Consul, and its data with ``purge``."""
     known = current()
-    if not (
-        "consul" in known.users
-        or UNIT in known.files
-        or known.consul_binaries
-        or (me.settings.purge and known.consul_data)
-    ):
-        host.noop("Consul is not here")
+    there = "consul" in known.users or UNIT in known.files or known.consul_binaries
+    left_over = me.settings.purge and known.consul_data
+    if not me.is_retired or not (there or left_over):
+        host.noop("nothing of Consul is to be removed here")
         return
     yield cluster.command("remove.sh", "purge" if me.settings.purge else "keep")
     forget()
