@@ -150,10 +150,14 @@ def _run(me: Host, label: str) -> Generator[Any, None, None]:
     change and the restart would never restart it.
     """
     known = current()
-    if known.units.get("consul.service") == RUNNING and known.consul_running == _digest(me, label):
+    unit = known.units.get("consul.service")
+    if unit is None or unit.active != "active" or known.consul_running != _digest(me, label):
+        yield from _restart(me, label)
+    elif unit != RUNNING:  # as after a change that was taken back before it was made
+        yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
+        forget()
+    else:
         host.noop("Consul runs with this configuration")
-        return
-    yield from _restart(me, label)
 
 
 _lost: set[str] = set()  # hosts whose agent did not come back in this run
