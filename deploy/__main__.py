@@ -15,13 +15,21 @@ if me.instances:
     uwsgi.install(name="uWSGI: install it", me=me)
     uwsgi.plugin(name="uWSGI: install the consul plugin", me=me)
 
+# Refuses a change of Consul's servers that would lose the catalog.
+consul.cluster.change()
+
 if me.is_member:
     source = consul.source.choose(me)
 
     consul.install(name="Consul: install the binary", me=me, source=source)
     consul.configure(name="Consul: configure the agent", me=me, source=source)
     consul.run_server(name="Consul: run the servers", me=me, source=source, _serial=True)
-    consul.run_client(name="Consul: run the client agents", me=me, source=source)
+    consul.let_vote(name="Consul: let new servers vote", me=me)
+    consul.expel(name="Consul: remove retired hosts that are gone", me=me)
+    consul.demote(name="Consul: make clients of former servers", me=me, source=source, _serial=True)
+    consul.run_client(
+        name="Consul: run the client agents", me=me, source=source, _parallel=consul.at_a_time()
+    )
 
     if package:
         lock.announce({me.settings.app_name: package.release.name})
@@ -37,7 +45,10 @@ if me.is_member:
 
 app.settle(name="Application: the roll-out is over", me=me, package=package)
 
-if me.is_retired:
-    # Last of all: what takes over from them serves by now.
+if fleet().retired:
+    # Last of all: what takes over from them serves by now. pyinfra runs what no host's list
+    # puts in order as soon as it can, so these are on every host's list.
     app.retire(name="Application: stop it and remove it", me=me)
-    consul.leave(name="Consul: leave the cluster", me=me)
+    consul.leave(name="Consul: leave the servers", me=me, servers=True, _serial=True)
+    consul.leave(name="Consul: leave the cluster", me=me, servers=False)
+    consul.remove(name="Consul: remove it", me=me)

@@ -8,6 +8,7 @@ an operation of ours has changed something on that host.
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from pyinfra import host
@@ -55,6 +56,10 @@ class HostState:
     consul_binaries: set[str] = field(default_factory=set)
     releases: set[str] = field(default_factory=set)
     current_release: str = ""
+    consul_data: str = ""
+    consul_raft: str = ""
+    consul_leader: str = ""
+    consul_peers: tuple[str, ...] = ()
 
     def active_units(self, prefix: str, suffix: str) -> set[str]:
         """Units that run or are about to, by the start and the end of their names."""
@@ -82,6 +87,19 @@ class State(FactBase[HostState]):
         return parse(output)
 
 
+WORDS = frozenset(
+    {
+        "architecture",
+        "consul_data",
+        "consul_in_use",
+        "consul_leader",
+        "consul_raft",
+        "consul_running",
+        "current_release",
+    }
+)
+
+
 def parse(output: list[str]) -> HostState:
     """Read the lines of state.sh: a word that says what, then its values."""
     found = HostState(uwsgi=parse_identity("\n".join(output)))
@@ -96,8 +114,10 @@ def parse(output: list[str]) -> HostState:
         elif kind == "unit":
             name, active, stale, enabled = rest.split(" ", 3)
             found.units[name] = UnitState(active, enabled, stale == "yes")
-        elif kind in ("architecture", "consul_in_use", "consul_running", "current_release"):
-            setattr(found, kind, rest)
+        elif kind in WORDS:
+            setattr(found, kind, rest.strip())
+        elif kind == "consul_peers":
+            found.consul_peers = tuple(rest.split())
         elif kind in ("package", "user", "consul_binary", "release"):
             collection: set[str] = {
                 "package": found.packages,
@@ -110,29 +130,36 @@ def parse(output: list[str]) -> HostState:
 
 
 _known: dict[tuple[str, bool], HostState] = {}
+_reading: dict[tuple[str, bool], Lock] = {}
 
 
-def _key() -> tuple[str, bool]:
+def _key(name: str) -> tuple[str, bool]:
     # Between the preparation and the execution an operator may look at the proposed
     # changes for as long as they like; with -y the one follows the other at once.
-    return host.name, bool(run.is_executing and run.check_for_changes)
+    return name, bool(run.is_executing and run.check_for_changes)
 
 
 def current() -> HostState:
     """The state of the host in context, read anew after :func:`forget`."""
-    key = _key()
-    if key not in _known:
-        _known[key] = read(host)
-    return _known[key]
+    return state_of(host)
+
+
+def state_of(target: Any) -> HostState:
+    """The same of any connected host of the run."""
+    key = _key(target.name)
+    # Hosts are prepared side by side: the second who wants to know waits for the first.
+    with _reading.setdefault(key, Lock()):
+        if key not in _known:
+            _known[key] = _read(target)
+        return _known[key]
 
 
 def forget() -> None:
     """Call after a change: what was read before no longer holds."""
-    _known.pop(_key(), None)
+    _known.pop(_key(host.name), None)
 
 
-def read(target: Any) -> HostState:
-    """The state of any connected host of the run."""
+def _read(target: Any) -> HostState:
     settings = fleet().host(target.name).settings
     found: HostState = target.get_fact(
         State, app_name=settings.app_name, uwsgi=identity.binary(settings)

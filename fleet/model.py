@@ -79,6 +79,10 @@ class Fleet:
         return tuple(host for host in self.active if "app_servers" in host.roles)
 
     @property
+    def retired(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.hosts if host.is_retired)
+
+    @property
     def builders(self) -> tuple[Host, ...]:
         return tuple(host for host in self.hosts if "builders" in host.roles)
 
@@ -138,10 +142,12 @@ def _host(
         try:
             address = resolve(entry)
         except OSError as error:
-            problems.append(
-                f"{entry.name}: no address found ({error}); set `address` for it, or add it "
-                "to DNS or your ssh config (a lab machine: invoke lab.up)"
-            )
+            # A retired host may have lost its name with its machine.
+            if "retired" not in entry.groups:
+                problems.append(
+                    f"{entry.name}: no address found ({error}); set `address` for it, or add it "
+                    "to DNS or your ssh config (a lab machine: invoke lab.up)"
+                )
     return Host(
         name=entry.name,
         address=address,

@@ -90,7 +90,10 @@ def _node_differences(host: Host, node: Node | None) -> list[Difference]:
     if node is None:
         return [Difference("missing", f"node {host.name}", "not in the catalog; deploy to it")]
     if not node.alive:
-        detail = f"its Consul agent at {node.address} does not answer"
+        detail = (
+            f"its Consul agent at {node.address} does not answer; start it, or move the host to "
+            "retired if it is gone for good"
+        )
         return [Difference("dead", f"node {host.name}", detail)]
     if node.address != host.address:
         detail = f"is {node.address}, expected {host.address}"
@@ -133,12 +136,17 @@ def _unexpected(found: Registration) -> Difference:
 
 def _unexpected_nodes(fleet: Fleet, nodes: Iterable[Node]) -> list[Difference]:
     """Only retired hosts: other nodes in a shared Consul are none of our business."""
-    retired = {host.name for host in fleet.hosts if host.is_retired}
+    retired = {host.name for host in fleet.retired}
     return [
-        Difference("unexpected", f"node {node.name}", "is retired, but still in the cluster")
+        Difference("unexpected", f"node {node.name}", f"is retired, but still {_where(node)}")
         for node in nodes
-        if node.name in retired and node.alive
+        if node.name in retired
     ]
+
+
+def _where(node: Node) -> str:
+    place = "in the cluster" if node.alive else "in the catalog, though its agent does not answer"
+    return f"{place}; the next deploy takes it out"
 
 
 def _row(expected: Instance, found: Registration | None, problems: list[Difference]) -> Row:

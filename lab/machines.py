@@ -235,6 +235,9 @@ def kill(machine: Machine) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     cgroups.remove(machine.id)
+    # Its open connections would keep it, and its name, for minutes.
+    link = f"vb-ucf-{machine.id}"
+    subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
     unmount(machine.root)
     # With these left, the nspawn of Debian 13 refuses to start the machine again.
     for folder in Path("/run/systemd/nspawn").glob(f"*/ucf-{machine.id}"):

@@ -132,8 +132,7 @@ def retire(me: Host) -> Generator[Any, None, None]:
     """Out of the catalog, then out of service, and then gone from this host."""
     settings = me.settings
     known = current()
-    here = PROGRAM in known.files
-    if not here:
+    if not me.is_retired or PROGRAM not in known.files:
         host.noop("the application is not here")
         return
     keep = "" if settings.purge else "--keep-data"

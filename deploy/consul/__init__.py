@@ -6,13 +6,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from pyinfra import host
+from pyinfra import host, inventory
 from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
+from pyinfra.context import state as run
 
+from deploy.consul import cluster
 from deploy.consul import source as source
 from deploy.consul.source import Source
-from deploy.files import RemoteFile, converge, render
+from deploy.files import RemoteFile, converge, fail, render
 from deploy.plan import fleet
 from deploy.state import UnitState, current, forget
 from deploy.users import system_user
@@ -22,8 +24,26 @@ HERE = Path(__file__).parent
 BINARIES = "/opt/consul"
 CONFIG = "/etc/consul.d/consul.json"
 UNIT = "/etc/systemd/system/consul.service"
+RUNNING = UnitState("active", "enabled")
+# What an agent needs to find the others when it starts. Another list of servers is no reason to
+# restart one that has found them.
+TO_START = ("bootstrap_expect", "retry_join", "retry_interval")
+VOTE = 60  # seconds for a new server to get its vote
 
-__all__ = ["configure", "install", "leave", "run_client", "run_server", "source"]
+__all__ = [
+    "at_a_time",
+    "cluster",
+    "configure",
+    "demote",
+    "expel",
+    "install",
+    "leave",
+    "let_vote",
+    "remove",
+    "run_client",
+    "run_server",
+    "source",
+]
 
 
 @operation()
@@ -71,7 +91,8 @@ def _unit(me: Host, label: str, digest: str) -> str:
 
 def _digest(me: Host, label: str) -> str:
     """Of everything an agent must be restarted for; the running one has it in its environment."""
-    return hashlib.sha256((_config(me) + _unit(me, label, "")).encode()).hexdigest()[:16]
+    config = {key: value for key, value in agent_config(me).items() if key not in TO_START}
+    return hashlib.sha256((repr(config) + _unit(me, label, "")).encode()).hexdigest()[:16]
 
 
 def agent_config(me: Host) -> dict[str, Any]:
@@ -88,6 +109,9 @@ def agent_config(me: Host) -> dict[str, Any]:
         # Hosts are installed side by side: half a minute, the default, is a long
         # time to wait for a server that started a second later.
         "retry_interval": "1s",
+        # A restart is no departure: the node and its services stay in the catalog. Who retires
+        # says so (consul leave).
+        "leave_on_terminate": False,
         "disable_update_check": True,
     }
     if me.is_consul_server:
@@ -114,6 +138,11 @@ def run_client(me: Host, source: Source) -> Generator[Any, None, None]:
         yield from _run(me, source.label)
 
 
+def at_a_time() -> int:
+    """How many client agents may be restarted side by side: a quarter of the hosts."""
+    return max(1, len(fleet().active) // 4)
+
+
 def _run(me: Host, label: str) -> Generator[Any, None, None]:
     """Restart where the running agent was started with something else than it has now.
 
@@ -122,24 +151,141 @@ def _run(me: Host, label: str) -> Generator[Any, None, None]:
     """
     known = current()
     unit = known.units.get("consul.service")
-    if unit == UnitState("active", "enabled") and known.consul_running == _digest(me, label):
+    if unit is None or unit.active != "active" or known.consul_running != _digest(me, label):
+        yield from _restart(me, label)
+    elif unit != RUNNING:  # as after a change that was taken back before it was made
+        yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
+        forget()
+    else:
         host.noop("Consul runs with this configuration")
+
+
+_lost: set[str] = set()  # hosts whose agent did not come back in this run
+
+
+def _restart(me: Host, label: str) -> Generator[Any, None, None]:
+    """Start the agent anew, unless that has just gone wrong on another host: what it did there
+    it would do here, to one server after the other."""
+    if _lost and current().consul_running:
+        yield fail(
+            f"{me.name}: Consul was not restarted, because it did not come back on "
+            f"{', '.join(sorted(_lost))}; mend it there and deploy again"
+        )
         return
-    binary = f"{BINARIES}/{label}/consul"
-    yield StringCommand(
-        f"{binary} validate /etc/consul.d >/dev/null && ln -sfn {binary} /usr/local/bin/consul &&"
-        " systemctl daemon-reload && systemctl --quiet enable consul &&"
-        " systemctl restart consul || { journalctl --no-pager -n 20 -u consul >&2; exit 1; }"
-    )
+    try:
+        yield cluster.command("run.sh", f"{BINARIES}/{label}/consul", _role(me))
+    except GeneratorExit:  # it failed; or it is not run, but only looked at
+        if run.is_executing:
+            _lost.add(me.name)
+        raise
+    forget()
+
+
+def _role(me: Host) -> str:
+    if not me.is_consul_server:
+        return "client"
+    peers = cluster.change().peers
+    if not peers:
+        return "first"
+    return "member" if me.name in peers else "joining"
+
+
+@operation()
+def let_vote(me: Host) -> Generator[Any, None, None]:
+    """New servers have their vote before any other is removed."""
+    if me.name not in cluster.change().joining:
+        host.noop("it is no new Consul server")
+        return
+    yield cluster.command("vote.sh", me.name, str(VOTE))
+
+
+@operation()
+def expel(me: Host) -> Generator[Any, None, None]:
+    """On one server: remove retired hosts that are gone from the servers and the catalog."""
+    keeper = cluster.keeper()
+    retired = cluster.retired_in_run() if keeper and keeper.name == me.name else []
+    seen = host.get_fact(cluster.ClusterFact) if retired else cluster.Cluster()
+    for gone in retired:
+        lost = inventory.get_host(gone.name) in run.failed_hosts
+        if seen.is_alive(gone.name):
+            if lost:
+                host.log(
+                    f"{gone.name} can't be reached, but its Consul agent is alive: it was not "
+                    "removed; mend its ssh or switch it off, and deploy again"
+                )
+            continue
+        peer = seen.peer(gone.name)
+        if peer or seen.knows(gone.name):
+            why = "can't be reached" if lost else "runs no Consul agent"
+            host.log(f"{gone.name} {why}: removed from the catalog by {me.name}")
+            yield cluster.command(
+                "expel.sh", gone.name, me.settings.datacenter, peer.id if peer else ""
+            )
+        # Nobody waits for it any more: that it can't be reached is no failure of this run.
+        if run.is_executing:
+            run.failed_hosts.discard(inventory.get_host(gone.name))
+    if not retired:
+        host.noop("no retired host to look for")
+
+
+@operation()
+def demote(me: Host, source: Source) -> Generator[Any, None, None]:
+    """Make a client agent of a host that is no Consul server any more.
+
+    It stays in the catalog with its services: its vote is taken away by a server that
+    stays, and then its agent is restarted.
+    """
+    if me.is_consul_server or not current().consul_raft:
+        host.noop("it was no Consul server")
+        return
+    if not run.is_executing:
+        yield cluster.command("run.sh", source.label, "client")
+        return
+    keeper = cluster.keeper()
+    if keeper is None:
+        yield fail(f"{me.name}: no Consul server that stays can be reached, to remove it")
+        return
+    peer = keeper.get_fact(cluster.ClusterFact).peer(me.name)
+    if peer:
+        why_not = cluster.why_not(me, keeper) or cluster.on(
+            keeper, "take_out.sh", peer.id, peer.address
+        )
+        if why_not:
+            yield fail(why_not)
+            return
+    yield from _restart(me, source.label)
+    if peer and (failed := cluster.on(keeper, "tidy.sh", me.name, peer.id, me.settings.datacenter)):
+        yield fail(failed)
+
+
+@operation()
+def leave(me: Host, servers: bool) -> Generator[Any, None, None]:
+    """Let a retired host leave the cluster gracefully, so that the catalog forgets it at once.
+
+    :param servers: whether it is the turn of the servers, who go one at a time, or of the others
+    """
+    known = current()
+    unit = known.units.get("consul.service")
+    runs = unit is not None and unit.active in ("active", "activating")
+    if not me.is_retired or not runs or bool(known.consul_raft) != servers:
+        host.noop("nobody here who is to leave now")
+        return
+    keeper = cluster.keeper()
+    if servers and keeper and run.is_executing and (why_not := cluster.why_not(me, keeper)):
+        yield fail(why_not)
+        return
+    yield StringCommand("consul leave >/dev/null && systemctl --quiet disable --now consul")
     forget()
 
 
 @operation()
-def leave(me: Host) -> Generator[Any, None, None]:
-    """Leave the cluster gracefully, so that the catalog forgets the node at once."""
-    unit = current().units.get("consul.service")
-    if unit is None or unit.active not in ("active", "activating"):
-        host.noop("Consul does not run")
+def remove(me: Host) -> Generator[Any, None, None]:
+    """Remove everything that was put here for Consul, and its data with ``purge``."""
+    known = current()
+    there = "consul" in known.users or UNIT in known.files or known.consul_binaries
+    left_over = me.settings.purge and known.consul_data
+    if not me.is_retired or not (there or left_over):
+        host.noop("nothing of Consul is to be removed here")
         return
-    yield StringCommand("consul leave; systemctl --quiet disable --now consul")
+    yield cluster.command("remove.sh", "purge" if me.settings.purge else "keep")
     forget()

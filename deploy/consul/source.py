@@ -13,7 +13,7 @@ from typing import Literal
 from pyinfra import host, inventory, logger
 
 from deploy.plan import DeployError
-from deploy.state import HostState, current, read
+from deploy.state import HostState, current, state_of
 from fleet.model import Host
 
 TIMEOUT = (5, 60)  # seconds to connect, and between two packets
@@ -71,7 +71,7 @@ def _kind(known: HostState) -> Literal["debian", "release"] | None:
 def _auto(app_name: str, url: str) -> Literal["debian", "release"]:
     """For a new host: what the others have, and on a new fleet whether the site answers."""
     for other in inventory.get_active_hosts():
-        if kind := _kind(read(other)):
+        if kind := _kind(state_of(other)):
             return kind
     import requests  # only the first installation needs it: 0.1 s of every other run
 

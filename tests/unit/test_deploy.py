@@ -71,6 +71,9 @@ def test_state_is_read_from_its_lines() -> None:
             "consul_binary debian-bullseye",
             "consul_in_use debian-bullseye",
             "consul_running 77aa",
+            "consul_raft yes",
+            "consul_leader 10.0.0.1:8300",
+            "consul_peers 10.0.0.1:8300 10.0.0.2:8300 ",
             "release abc-123",
             "unit consul.service active no enabled",
             "unit demo-2001@abc-123.service inactive no ",
@@ -84,6 +87,8 @@ def test_state_is_read_from_its_lines() -> None:
     assert found.units["demo-2001@abc-124.service"].stale
     assert found.active_units("demo-2001@", ".service") == {"demo-2001@abc-124.service"}
     assert (found.consul_in_use, found.consul_running) == ("debian-bullseye", "77aa")
+    assert (found.consul_raft, found.consul_leader) == ("yes", "10.0.0.1:8300")
+    assert found.consul_peers == ("10.0.0.1:8300", "10.0.0.2:8300")
 
 
 def test_a_host_without_anything() -> None:

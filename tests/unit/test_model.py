@@ -139,6 +139,10 @@ def test_a_host_without_an_address() -> None:
     assert found.startswith("nowhere: no address found (Name or service not known)")
 
 
+def test_a_retired_host_needs_no_address() -> None:
+    assert fleet(DRAKAR, host("nowhere", "retired")).host("nowhere").address == ""
+
+
 def test_an_address_given_is_taken() -> None:
     found = fleet(DRAKAR, host("nowhere", "app_servers", address="10.0.3.99"))
     assert found.host("nowhere").address == "10.0.3.99"

@@ -107,13 +107,26 @@ def test_missing_node() -> None:
 
 def test_dead_node() -> None:
     catalog = replace(GOOD, nodes=(NODES[0], replace(NODES[1], alive=False)))
-    assert lines(catalog) == ["dead: node cheetah: its Consul agent at 10.0.3.12 does not answer"]
+    assert lines(catalog) == [
+        "dead: node cheetah: its Consul agent at 10.0.3.12 does not answer; start it, or move the "
+        "host to retired if it is gone for good"
+    ]
 
 
 def test_retired_host_that_still_serves() -> None:
     assert lines(GOOD, "cheetah") == [
         "unexpected: demo server1 on cheetah port 2001: passing, not in the inventory",
-        "unexpected: node cheetah: is retired, but still in the cluster",
+        "unexpected: node cheetah: is retired, but still in the cluster; the next deploy takes it "
+        "out",
+    ]
+
+
+def test_retired_host_that_is_gone_but_not_from_the_catalog() -> None:
+    nodes = (NODES[0], replace(NODES[1], alive=False))
+    catalog = Catalog(nodes, GOOD.registrations[:1], "drakar")
+    assert lines(catalog, "cheetah") == [
+        "unexpected: node cheetah: is retired, but still in the catalog, though its agent does not "
+        "answer; the next deploy takes it out",
     ]
 
 

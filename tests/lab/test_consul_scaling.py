@@ -1,0 +1,267 @@
+"""Consul's servers come and go with the inventory, and the catalog answers throughout.
+
+The tests run in the order in which they stand here, on one lab: each starts from the
+fleet that the one before it left.
+"""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_commands import ROOT, Fleet, output
+
+MACHINES = ("drakar", "cheetah", "ormen", "skeid")
+APPS = ["drakar", "cheetah", "skeid"]
+# What Consul could leave behind.
+FOOTPRINT = (
+    "cd / && sudo find etc/consul.d etc/systemd/system opt/consul usr/local/bin var/lib/consul "
+    r"-printf '%M %u %g %p %l\n' 2>/dev/null | sort; getent passwd; getent group; "
+    "systemctl list-units --all --plain --no-legend 'consul.*' | awk '{print $1, $3, $4}'; "
+    "ss -Hltn | awk '{print $4}' | sort"
+)
+# Asks the agent beside it, ten times a second, until its standard input ends.
+WATCH = """
+import collections, json, select, sys, time, urllib.request as u
+url = "http://127.0.0.1:8500/v1/health/service/consul-demo-server?passing"
+counts, failures, slowest = collections.Counter(), [], 0
+while not select.select([sys.stdin], [], [], 0.1)[0]:
+    begin = time.monotonic()
+    try:
+        counts[len(json.load(u.urlopen(url, timeout=30)))] += 1
+    except (OSError, ValueError) as error:
+        read = getattr(error, "read", lambda: b"")
+        failures.append(f"{error}: {read().decode()}")
+    slowest = max(slowest, time.monotonic() - begin)
+    if sum(counts.values()) + len(failures) == 1:
+        print("watching", flush=True)
+print(json.dumps({"counts": counts, "failures": failures, "slowest": slowest}))
+"""
+
+
+class Watch:
+    """Counts what the agent of a host answers meanwhile."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.process = subprocess.Popen(
+            ["ssh", "-F", str(ROOT / ".lab/ssh_config"), host, f"python3 -c '{WATCH}'"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout and self.process.stdout.readline() == "watching\n"
+
+    def expect(self, instances: int) -> None:
+        """So many in each answer, and no question without one."""
+        told, _ = self.process.communicate()
+        found = json.loads(told)
+        answers = sum(found["counts"].values())
+        print(
+            f"asked {self.host}: {answers} answers, {len(found['failures'])} failed, instances "
+            f"{found['counts']}, slowest {found['slowest']:.2f} s"
+        )
+        assert answers > 20
+        assert not found["failures"], found["failures"]
+        assert set(found["counts"]) == {str(instances)}
+
+
+def eventually(look: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.1)
+
+
+def peers(lab: Any, host: str) -> dict[str, tuple[str, bool]]:
+    """The servers as one of them sees them: its part in Raft, and whether it votes."""
+    lines = lab.ssh(host, "consul operator raft list-peers").stdout.splitlines()
+    rows = (line.split() for line in lines[1:])
+    return {row[0]: (row[3], row[4] == "true") for row in rows}
+
+
+def voters(lab: Any, host: str) -> set[str]:
+    return {name for name, (_, votes) in peers(lab, host).items() if votes}
+
+
+def expect_status(lab: Any, host: str, name: str, status: str) -> None:
+    """Wait until an agent sees another one as alive, failed or left."""
+
+    def look() -> bool:
+        lines = lab.ssh(host, "consul members").stdout.splitlines()
+        return any(line.split()[:3:2] == [name, status] for line in lines)
+
+    eventually(look, f"{name} is {status}, as {host} sees it")
+
+
+def agents(lab: Any, *names: str) -> list[str]:
+    look = "systemctl show --property MainPID,ActiveEnterTimestamp consul"
+    return [lab.ssh(name, look).stdout for name in names]
+
+
+@pytest.fixture(scope="module")
+def fresh(lab: Any) -> dict[str, str]:
+    """The machines as they come; what they look like then."""
+    lab.up(*MACHINES)
+    lab.rebuild(*MACHINES)
+    return {name: lab.ssh(name, FOOTPRINT).stdout for name in ("ormen", "skeid")}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, fresh: dict[str, str]) -> Fleet:
+    found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
+    found.hosts(["drakar"], APPS)
+    found.build()
+    found.deploy()
+    found.verify("--wait", "10")
+    return found
+
+
+@pytest.fixture(scope="module")
+def staying(fleet: Fleet, lab: Any) -> str:
+    """The server that stays in the end: not the one that leads when this is first asked."""
+    return "drakar" if peers(lab, "drakar")["cheetah"][0] == "leader" else "cheetah"
+
+
+def other(staying: str) -> str:
+    return "cheetah" if staying == "drakar" else "drakar"
+
+
+# --- More servers --------------------------------------------------------------------
+
+
+def test_from_one_server_to_three(fleet: Fleet, lab: Any) -> None:
+    before = agents(lab, "drakar", "skeid")
+    watches = [Watch("drakar"), Watch("skeid")]
+    fleet.hosts(["drakar", "cheetah", "ormen"], APPS)
+    fleet.deploy()
+    assert voters(lab, "drakar") == {"drakar", "cheetah", "ormen"}
+    for watch in watches:
+        watch.expect(6)
+    assert agents(lab, "drakar", "skeid") == before, "who stays what it was is not restarted"
+    assert fleet.changes() == {}
+    fleet.verify("--wait", "10")
+
+
+def test_an_agent_that_restarts_stays_in_the_catalog(fleet: Fleet, lab: Any) -> None:
+    watch = Watch("drakar")
+    lab.ssh("skeid", "sudo systemctl restart consul")
+    # Its own agent has joined again when systemctl returns; what it tells the servers follows.
+    fleet.verify("--wait", "10")
+    watch.expect(6)
+
+
+def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
+    fleet: Fleet, lab: Any, tmp_path: Path
+) -> None:
+    shutil.copy("/usr/bin/true", tmp_path / "consul")
+    before = agents(lab, *MACHINES)
+    file = ("--data", "consul_source=file", "--data", f"consul_file={tmp_path / 'consul'}")
+    result = fleet.deploy(*file, check=False)
+    assert result.returncode == 1
+    assert "Consul was not restarted, because it did not come back on" in output(result)
+    after = agents(lab, *MACHINES)
+    assert sum(a != b for a, b in zip(after, before, strict=True)) == 1
+    fleet.deploy()
+    again = agents(lab, *MACHINES)
+    assert sum(a != b for a, b in zip(again, before, strict=True)) == 1
+    fleet.verify("--wait", "10")
+
+
+# --- What is refused -----------------------------------------------------------------
+
+
+def refused(fleet: Fleet, lab: Any, *running: str) -> str:
+    """What the deploy says; nothing is touched on these hosts."""
+    look = "sudo sha256sum /etc/consul.d/* /etc/systemd/system/consul.service"
+    before = [lab.ssh(name, look).stdout for name in running], agents(lab, *running)
+    result = fleet.deploy(check=False)
+    assert result.returncode == 1
+    assert ([lab.ssh(name, look).stdout for name in running], agents(lab, *running)) == before
+    return output(result)
+
+
+def test_replacing_all_servers_at_once_is_refused(fleet: Fleet, lab: Any) -> None:
+    fleet.hosts(["skeid"], APPS, ["ormen"])
+    said = refused(fleet, lab, *MACHINES)
+    assert "none of today's Consul servers (cheetah, drakar and ormen) is among them" in said
+    assert "keep one of them, deploy, and take it out with the next deploy" in said
+
+
+def test_losing_the_quorum_is_refused(fleet: Fleet, lab: Any) -> None:
+    # Else Consul itself removes a dead server within seconds, when the others can agree on it.
+    autopilot = "consul operator autopilot set-config -cleanup-dead-servers="
+    lab.ssh("drakar", f"{autopilot}false")
+    lab.kill("ormen")
+    expect_status(lab, "drakar", "ormen", "failed")
+    fleet.hosts(["drakar", "ormen"], APPS)
+    said = refused(fleet, lab, "drakar", "cheetah", "skeid")
+    assert "cheetah: can't be removed from the Consul servers while ormen is down" in said
+    assert "start ormen first, or move it to retired as well" in said
+    lab.up("ormen")
+    expect_status(lab, "drakar", "ormen", "alive")
+    lab.ssh("drakar", f"{autopilot}true")
+    eventually(lambda: voters(lab, "drakar") == {"drakar", "cheetah", "ormen"}, "three votes")
+
+
+# --- Fewer servers -------------------------------------------------------------------
+
+
+def test_from_three_servers_to_one(
+    fleet: Fleet, lab: Any, staying: str, fresh: dict[str, str]
+) -> None:
+    watches = [Watch(staying), Watch("skeid")]
+    before = agents(lab, staying, "skeid")
+    fleet.hosts([staying], APPS, ["ormen"])
+    fleet.deploy()
+    assert peers(lab, staying) == {staying: ("leader", True)}
+    for watch in watches:
+        watch.expect(6)
+    assert agents(lab, staying, "skeid") == before
+    servers = lab.ssh(staying, "consul catalog nodes -service=consul").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in servers] == [staying]
+    assert lab.ssh("ormen", FOOTPRINT).stdout == fresh["ormen"]
+    assert fleet.changes() == {}
+    fleet.verify("--wait", "10")
+
+
+# --- A host that vanished ------------------------------------------------------------
+
+
+def test_a_host_that_vanished_is_retired_and_a_client_becomes_a_server_again(
+    fleet: Fleet, lab: Any, staying: str
+) -> None:
+    lab.kill("skeid")
+    expect_status(lab, staying, "skeid", "failed")
+    result = fleet.verify(check=False)
+    assert result.returncode == 1
+    assert "dead: node skeid: " in result.stdout
+    assert "move the host to retired if it is gone for good" in result.stdout
+
+    fleet.hosts([staying, other(staying)], ["drakar", "cheetah"], ["ormen", "skeid"])
+    assert "node skeid: is retired, but still in the catalog" in fleet.verify(check=False).stdout
+    said = output(fleet.deploy())
+    assert f"skeid can't be reached: removed from the catalog by {staying}" in said
+    assert voters(lab, staying) == {"drakar", "cheetah"}
+    assert fleet.changes() == {}
+    fleet.verify("--wait", "10")
+
+
+def test_a_retired_host_that_is_back_leaves_and_keeps_its_data_without_purge(
+    fleet: Fleet, lab: Any, staying: str, fresh: dict[str, str]
+) -> None:
+    lab.up("skeid")
+    expect_status(lab, staying, "skeid", "alive")
+    keep = ("--data", "purge=false")
+    fleet.deploy(*keep)
+    expect_status(lab, staying, "skeid", "left")
+    assert lab.ssh("skeid", "sudo ls /var/lib/consul/node-id", check=False).returncode == 0
+    assert fleet.changes(*keep) == {}
+    fleet.deploy()
+    assert lab.ssh("skeid", FOOTPRINT).stdout == fresh["skeid"]
+    assert fleet.changes() == {}
+    fleet.verify("--wait", "10")
