@@ -43,13 +43,14 @@ def install(me: Host, package: Package) -> Generator[Any, None, None]:
     if plugin is None:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
+    app_name = me.settings.app_name
+    # Also where the release is there: a host that was retired may have kept it.
+    yield from system_user(app_name)
     yield from converge([program()])
     name = package.generation(plugin)
     if name in known.releases:
         host.noop(f"release {name} is installed")
         return
-    app_name = me.settings.app_name
-    yield from system_user(app_name)
     wheels = binary(me.settings).rpartition("/")[0]
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",

@@ -5,6 +5,7 @@ of the hosts that stay.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def test_two_six_two(fleet: Fleet, lab: Any) -> None:
     before = {name: lab.ssh(name, TOUCHED).stdout for name in STAY}
     with Load(lab, instances(lab, *STAY)) as load:
         load.mark("two hosts")
+        time.sleep(3)
         fleet.hosts(["drakar"], [*STAY, *MORE])
         load.mark("to six")
         changes = fleet.changes()
