@@ -156,6 +156,11 @@ def _run(me: Host, label: str) -> Generator[Any, None, None]:
     elif unit != RUNNING:  # as after a change that was taken back before it was made
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
         forget()
+    elif not cluster.change().peers:
+        # No server that it knew is left, and the new ones are yet to be found.
+        yield StringCommand(
+            "consul", "join", *(server.address for server in fleet().consul_servers)
+        )
     else:
         host.noop("Consul runs with this configuration")
 
@@ -276,6 +281,10 @@ def leave(me: Host, servers: bool) -> Generator[Any, None, None]:
         return
     yield StringCommand("consul leave >/dev/null && systemctl --quiet disable --now consul")
     forget()
+    # An agent may tell the servers about itself once more while it leaves, and be listed again.
+    datacenter = me.settings.datacenter
+    if keeper and (failed := cluster.on(keeper, "expel.sh", me.name, datacenter, "")):
+        yield fail(failed)
 
 
 @operation()

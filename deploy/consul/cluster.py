@@ -36,6 +36,7 @@ class Peer:
     id: str
     node: str
     address: str
+    leader: bool
     voter: bool
 
 
@@ -84,7 +85,7 @@ def parse(output: list[str]) -> Cluster:
             continue
     return Cluster(
         tuple(
-            Peer(entry["ID"], entry["Node"], entry["Address"], entry["Voter"])
+            Peer(entry["ID"], entry["Node"], entry["Address"], entry["Leader"], entry["Voter"])
             for entry in answers["servers"].get("Servers", ())
         ),
         tuple((entry["Name"], entry["Status"] == ALIVE) for entry in answers["members"]),
@@ -160,12 +161,19 @@ def _ask_a_server() -> tuple[tuple[str, ...], str, bool]:
     """
     hosts = sorted(fleet().hosts, key=lambda host: not (host.is_consul_server and host.is_member))
     leaderless: tuple[tuple[str, ...], str, bool] = (), "", False
+    agent = ""
     for name in (host.name for host in hosts if host.name in _connected()):
         known = state_of(inventory.get_host(name))
         if known.consul_peers and known.consul_leader:
             return known.consul_peers, name, True
         if known.consul_peers and not leaderless[0]:
             leaderless = known.consul_peers, name, False
+        if known.consul_running:
+            agent = agent or name
+    if agent and not leaderless[0]:
+        # No server is among this run's hosts: a client agent knows them too.
+        peers = inventory.get_host(agent).get_fact(ClusterFact).peers
+        return tuple(p.address for p in peers), agent, any(p.leader for p in peers)
     return leaderless
 
 

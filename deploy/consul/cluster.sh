@@ -2,6 +2,6 @@
 for question in \
     'servers /v1/operator/raft/configuration?stale' \
     'members /v1/agent/members' \
-    'nodes /v1/catalog/nodes?stale'; do
+    'nodes /v1/catalog/nodes'; do
     echo "${question%% *} $(ask "${question#* }" 2>/dev/null)"
 done

@@ -89,7 +89,7 @@ def test_the_cluster_is_read_from_an_agents_answers() -> None:
             'nodes [{"Node": "a"}, {"Node": "b"}]',
         ]
     )
-    assert found.peers == (cluster.Peer("1a", "a", "10.0.0.1:8300", True),)
+    assert found.peers == (cluster.Peer("1a", "a", "10.0.0.1:8300", True, True),)
     assert (found.is_alive("a"), found.is_alive("b"), found.is_alive("c")) == (True, False, False)
     assert found.knows("b")
 
