@@ -184,8 +184,9 @@ def test_unheard_of_it_is_free_after_a_while(
     print(f"free {free:.1f} s after the last sign of life")
     os.kill(stopped.keeper(), signal.SIGKILL)
     stopped.send(signal.SIGCONT)
-    stopped.ends()
-    fleet.deploy()
+    code, said = stopped.ends()
+    assert code == 1, said
+    assert "the lock was lost: " in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
