@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock as Mutex
 from types import TracebackType
 from typing import Any, Self
@@ -151,10 +151,12 @@ class Lock:
         """Finish what was not finished within."""
         if kind is None:
             self.finish("ok")
-        elif issubclass(kind, FleetError):
-            self.finish("failed", detail=str(error))
-        else:
-            self.finish("interrupted")
+            return
+        with suppress(UnreachableError):  # what went wrong before says more
+            if issubclass(kind, FleetError):
+                self.finish("failed", detail=str(error))
+            else:
+                self.finish("interrupted")
 
     def _send(self, message: Message) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
