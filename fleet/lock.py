@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock as Mutex
 from types import TracebackType
 from typing import Any, Self
@@ -91,7 +91,7 @@ class Lock:
             if reply["state"] == "held":
                 self._checked = time.monotonic()
             elif reply["state"] == "lost":
-                raise LostLockError(f"the lock was lost: {_lost(reply['holder'])}")
+                raise LostLockError(_lost(reply))
             elif time.monotonic() > deadline:
                 raise LostLockError(f"the lock may be lost: {reply.get('reason', '')}")
             else:
@@ -105,7 +105,7 @@ class Lock:
         """
         reply = self._ask({"do": "expect", "releases": dict(releases)})
         if reply["state"] == "lost":
-            raise LostLockError(f"the lock was lost: {_lost(reply['holder'])}")
+            raise LostLockError(_lost(reply))
         if reply["state"] != "held":
             raise UnreachableError(f"the releases could not be written down: {reply['reason']}")
 
@@ -151,16 +151,18 @@ class Lock:
         """Finish what was not finished within."""
         if kind is None:
             self.finish("ok")
-        elif issubclass(kind, FleetError):
-            self.finish("failed", detail=str(error))
-        else:
-            self.finish("interrupted")
+            return
+        with suppress(UnreachableError):  # what went wrong before says more
+            if issubclass(kind, FleetError):
+                self.finish("failed", detail=str(error))
+            else:
+                self.finish("interrupted")
 
     def _send(self, message: Message) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _ask(self, message: Message, timeout: float = FAR_ANSWER) -> Message:
-        """The keeper's answer; with the state ``unreachable`` where it gives none."""
+        """The keeper's answer; where it gives none, its state is ``unreachable`` or ``lost``."""
         with self._mutex:
             self._count += 1
             try:
@@ -172,7 +174,7 @@ class Lock:
             except TimeoutError:
                 return {"state": "unreachable", "reason": "no Consul server answers"}
             except (OSError, EOFError):
-                return {"state": "unreachable", "reason": "the process that keeps it is gone"}
+                return {"state": "lost", "reason": "the process that keeps it is gone"}
 
     def _receive(self, deadline: float) -> Message:
         while b"\n" not in self._buffer:
@@ -243,8 +245,10 @@ def told(held: Message) -> str:
     )
 
 
-def _lost(held: Message | None) -> str:
-    return told(held) if held else "invoke unlock, or nothing heard from here for too long"
+def _lost(reply: Message) -> str:
+    """Why a run has the lock no more, for the operator."""
+    reason = reply.get("reason") or "invoke unlock, or nothing was heard from here for too long"
+    return f"the lock was lost: {told(reply['holder']) if reply.get('holder') else reason}"
 
 
 def _ago(since: str) -> str:

@@ -92,8 +92,6 @@ class Keeper:
         self._asked = time.monotonic()
         if reply["state"] == "held":
             self._confirmed = self._asked
-            if "session" in reply:
-                self._taken = {"session": reply["session"], "claim": reply["claim"]}
         self._state = reply
         return reply
 
@@ -127,11 +125,17 @@ class Keeper:
         if self._session is None:
             self._session = Session(self._servers[0])
             if self._taken:  # by one that does not answer any more
-                reply = self._session.ask({"do": "take", **self._taken})
+                reply = self._remember(self._session.ask({"do": "take", **self._taken}))
                 if reply["state"] != "held":
                     self.close()
                     return reply
-        return self._session.ask(message)
+        return self._remember(self._session.ask(message))
+
+    def _remember(self, reply: Message) -> Message:
+        """What another server needs to go on with the lock."""
+        if "session" in reply:
+            self._taken = {"session": reply["session"], "claim": reply["claim"]}
+        return reply
 
     def connect(self) -> None:
         """Be ready for the first message."""

@@ -15,7 +15,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import suppress
@@ -61,6 +60,11 @@ def seconds_since(moment: str) -> float:
     return time.time() - datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
 
 
+def encoded(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return b64encode(text.encode()).decode()
+
+
 class Consul:
     """What is asked of the key/value store and of the sessions of one agent."""
 
@@ -101,6 +105,17 @@ class Consul:
     def acquire(self, session: str, claim: Message) -> bool:
         return bool(self.call("PUT", f"/v1/kv/{LOCK}?acquire={session}", claim))
 
+    def hand_over(self, old: str, new: str, claim: Message) -> bool:
+        """Let the lock pass from one session to another, with no moment in which it is free."""
+        return self.transact(
+            {"Verb": "unlock", "Key": LOCK, "Session": old, "Value": encoded(claim)},
+            {"Verb": "lock", "Key": LOCK, "Session": new, "Value": encoded(claim)},
+        )
+
+    def transact(self, *steps: Message) -> bool:
+        """All of these, or none."""
+        return self.call("PUT", "/v1/txn", [{"KV": step} for step in steps]) is not None
+
     def holder(self) -> Message | None:
         """Who has the lock: the claim, and the ``session``."""
         entries = self.call("GET", f"/v1/kv/{LOCK}")
@@ -126,7 +141,6 @@ class Lock:
         self.consul = consul
         self.session = ""
         self.claim: Message = {}
-        self.me = uuid.uuid4().hex
 
     def answer(self, message: Message) -> Message:
         """What to reply to a message; ``state`` is in each reply."""
@@ -143,17 +157,23 @@ class Lock:
             return {"state": "lost", "holder": self.consul.holder()}
 
     def do_take(self, claim: Message, session: str = "") -> Message:
-        """Acquire the lock; with a session, go on holding what was acquired with it."""
-        if session and not self.consul.renew(session):
-            raise LostError
-        claim = {"since": now(), **claim, "keeper": self.me}
-        mine = session or self.consul.create_session()
-        if self.consul.acquire(mine, claim):
+        """Acquire the lock; or take it over from a session on another server.
+
+        A session ends when its node leaves the catalog, as a dead server does.
+        """
+        claim = {"since": now(), **claim}
+        mine = self.consul.create_session()
+        if session:
+            acquired = self.consul.hand_over(session, mine, claim)
+        else:
+            acquired = self.consul.acquire(mine, claim)
+        if session or not acquired:
+            self.consul.destroy(session if acquired else mine)
+        if acquired:
             self.session, self.claim = mine, claim
             return {"state": "held", "session": mine, "claim": claim}
         if session:
             raise LostError
-        self.consul.destroy(mine)
         return {"state": "locked", "holder": self.consul.holder()}
 
     def do_beat(self) -> Message:
@@ -169,11 +189,12 @@ class Lock:
 
     def do_expect(self, releases: dict[str, str]) -> Message:
         """Write down which release each service should be on, if the lock is ours."""
-        steps = [{"Verb": "check-session", "Key": LOCK, "Session": self.session}]
-        for service, release in releases.items():
-            value = b64encode(release.encode()).decode()
-            steps.append({"Verb": "set", "Key": RELEASES + service, "Value": value})
-        if self.consul.call("PUT", "/v1/txn", [{"KV": step} for step in steps]) is None:
+        ours = {"Verb": "check-session", "Key": LOCK, "Session": self.session}
+        written = [
+            {"Verb": "set", "Key": RELEASES + service, "Value": encoded(release)}
+            for service, release in releases.items()
+        ]
+        if not self.consul.transact(ours, *written):
             raise LostError
         return self.do_beat()
 
@@ -195,13 +216,11 @@ class Lock:
             time.sleep(0.2)
 
     def _about(self) -> Message:
-        known = {key: value for key, value in self.claim.items() if key != "keeper"}
-        return {**known, "seconds": round(seconds_since(self.claim["since"]), 1)}
+        return {**self.claim, "seconds": round(seconds_since(self.claim["since"]), 1)}
 
     def abandon(self) -> None:
         """Nobody is there any more. Another one of us may have taken over on another server."""
-        holder = (self.consul.holder() or {}) if self.session else {}
-        if holder.get("keeper") == self.me:
+        if self.session and self._holds():
             self.do_finish({"outcome": "interrupted"})
 
 
