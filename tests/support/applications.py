@@ -139,16 +139,16 @@ class SmallDisk:
         lab.ssh(
             name,
             f"set -e; sudo mount -t tmpfs -o size={megabytes}M,mode=755 tmpfs /mnt; "
-            "sudo cp -a /srv/. /mnt/; sudo mount --move /mnt /srv",
+            "sudo cp -a /srv/. /mnt/; sudo mount --bind /mnt /srv; sudo umount /mnt",
         )
 
     def remove(self) -> None:
         """Back to the machine's own disk, with what is there now."""
         self.lab.ssh(
             self.name,
-            "set -e; sudo mkdir -p /run/srv; sudo mount --move /srv /run/srv; "
-            "sudo find /srv -mindepth 1 -delete; sudo cp -a /run/srv/. /srv/; "
-            "sudo umount --lazy /run/srv",
+            # Of the root alone, without what is mounted on it.
+            "set -e; sudo mount --bind / /mnt; sudo find /mnt/srv -mindepth 1 -delete; "
+            "sudo cp -a /srv/. /mnt/srv/; sudo umount --lazy /srv; sudo umount /mnt",
         )
 
     def full(self) -> FullDisk:

@@ -290,10 +290,8 @@ class Load:
 
     def windows(self) -> list[Window]:
         """The stretches between marks; the last one ends now."""
-        ends: list[float | None] = [*self.marks.values()]
-        return [
-            self.window(name, end) for name, end in zip(self.marks, [*ends[1:], None], strict=True)
-        ]
+        ends = [*list(self.marks.values())[1:], time.time()]
+        return [self.window(name, end) for name, end in zip(self.marks, ends, strict=False)]
 
     def summary(self) -> str:
         """A line for each stretch."""
