@@ -30,6 +30,7 @@ def fleet() -> Fleet:
 
     :raises DeployError: with every mistake in it
     """
+    refuse_own_order(sys.argv)
     hosts = [
         InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in inventory
     ]
@@ -40,6 +41,20 @@ def fleet() -> Fleet:
     for warning in found.warnings:
         logger.warning(f"    Warning: {warning}")
     return found
+
+
+def refuse_own_order(arguments: list[str]) -> None:
+    """A roll-out has its order: canaries, then batches, then who retires.
+
+    :raises DeployError: where pyinfra was asked for another one
+    """
+    for option in ("--serial", "--no-wait"):
+        if option in arguments:
+            raise DeployError(
+                f"{option}: hosts would be switched in another order than that of the roll-out; "
+                "leave it out (canary and batch in group_data/ say how many at a time); "
+                "nothing was changed"
+            )
 
 
 def inventory_file(arguments: list[str]) -> Path:

@@ -48,7 +48,7 @@ class Package:
             *sorted(self.files.items()),
             ("plugin", plugin),
             ("virtualenv", self.virtualenv),
-            ("environment", environment.digest(self.variables)),
+            ("environment", environment.digest(self.variables) if self.variables else ""),
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 

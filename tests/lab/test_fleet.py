@@ -353,6 +353,53 @@ def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
     fleet.verify("--wait", "10", "--probe")
 
 
+def test_secrets_arrive_and_are_shown_nowhere(
+    fleet: Fleet, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "app"
+    shutil.copytree(ROOT / "app", source)
+    server = source / "server.py"
+    shows = '"pid": os.getpid(), "found": [os.environ.get(n) for n in ("PORT_OF", "KEY", "PIN")],'
+    server.write_text(server.read_text().replace('"pid": os.getpid(),', shows))
+    monkeypatch.setenv("KEY", 'a "b" $c `d` \\e\nf')
+    (tmp_path / "secrets").write_text("PIN = 48 15\n")
+    settings = {
+        "app_source": str(source),
+        "app_env": {"PORT_OF": "call 1"},
+        "app_secrets": ["KEY", "PIN"],
+        "app_secrets_file": str(tmp_path / "secrets"),
+    }
+    fleet.hosts(["drakar"], [("drakar", settings), "cheetah"])
+    lab.ssh(
+        "drakar",
+        "nohup sh -c 'while sleep 0.05; do cat /proc/[0-9]*/cmdline; done' >seen.txt 2>&1 & "
+        "echo $! >watch.pid",
+    )
+    said = output(fleet.deploy("-vvv", "--diff", "--debug"))
+    lab.ssh("drakar", "kill $(cat watch.pid)")
+    found = json.loads(fetch(lab, "drakar", "http://127.0.0.1:2001/?format=json"))["found"]
+    assert found == ["call 1", 'a "b" $c `d` \\e\nf', "48 15"]
+    processes = lab.ssh("drakar", "tr '\\0' ' ' <seen.txt; rm seen.txt").stdout
+    assert "release switch" in processes
+    # The archive that holds them is sent in base64, which begins like this.
+    for secret in ("48 15", '"b"', "H4sIAA"):
+        assert secret not in said
+        assert secret not in processes
+    kept = f"/srv/{SERVICE}/current/environment"
+    assert lab.ssh("drakar", f"stat -c '%a %U' {kept}").stdout == "600 root\n"
+    assert lab.ssh("drakar", f"cat {kept}", check=False).returncode != 0
+    assert fleet.changes() == {}
+    # A value that changed is rolled out, to the hosts that have it; one that is missing is told.
+    monkeypatch.setenv("KEY", "other")
+    assert {name for hosts in fleet.changes().values() for name in hosts} == {"drakar"}
+    monkeypatch.delenv("KEY")
+    refused = fleet.deploy(check=False)
+    assert refused.returncode != 0
+    assert "app_secrets: no value for KEY" in output(refused)
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    fleet.deploy()
+
+
 # --- Interruptions -------------------------------------------------------------------
 
 

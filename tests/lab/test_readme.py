@@ -43,3 +43,7 @@ def test_every_command_of_the_readme(lab: Any) -> None:
     assert "The catalog agrees with the inventory" in last_screen
     assert "invoke lab.down" in last_screen
     assert said["invoke client --once"].count("consul-demo-server found on node") == 4
+    assert said["invoke releases"].count("spring ") == 2
+    assert said["invoke rollback"].count(" serves on port 2001, 2002") == 2
+    audit = said["invoke audit"].splitlines()
+    assert "rollback" in audit[-1] and "ok" in audit[-1]

@@ -13,7 +13,7 @@ from deploy.app import environment
 from deploy.app.package import Package, prepare
 from deploy.app.release import _name, _read, _tracked
 from deploy.files import RemoteFile
-from deploy.plan import DeployError, inventory_file
+from deploy.plan import DeployError, inventory_file, refuse_own_order
 from deploy.state import FileState, UnitState, parse
 from fleet.model import Host, InventoryHost, build
 from plugin_build import builder, identity
@@ -268,6 +268,13 @@ def test_the_inventory_is_the_first_file_on_the_command_line(
     for name in ("fleet.py", "deploy.py"):
         (tmp_path / name).touch()
     assert inventory_file(["pyinfra", *words]) == Path("fleet.py")
+
+
+@pytest.mark.parametrize("option", ["--serial", "--no-wait"])
+def test_another_order_than_the_roll_outs_is_refused(option: str) -> None:
+    refuse_own_order(["pyinfra", "-y", "inventory.py", "deploy/"])
+    with pytest.raises(DeployError, match=f"^{option}: "):
+        refuse_own_order(["pyinfra", "-y", option, "inventory.py", "deploy/"])
 
 
 def test_a_failed_build_shows_its_first_error() -> None:
