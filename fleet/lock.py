@@ -5,18 +5,15 @@ on the operator's machine; lock_session.py, which the keeper runs on a Consul se
 """
 
 import getpass
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from threading import Lock as Mutex
 from types import TracebackType
 from typing import Any, Self
 
+from fleet import keeper
 from fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
 from fleet.lock_session import LOCK, Consul, Message, UnavailableError, now, seconds_since
 from fleet.model import Fleet, Host
@@ -40,20 +37,8 @@ class Lock:
         self._began = 0.0
         self._held = False
         self._checked = 0.0
-        self._count = 0
-        self._mutex = Mutex()
-        self._buffer = b""
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            # In a session of its own: Ctrl-C and a closed terminal are for us to deal with.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fleet.lock_keeper"],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._send({"servers": [_server(host) for host in servers]})
+        self._keeper = keeper.get()
+        self._keeper.send({"servers": [_server(host) for host in servers]})
 
     def take(self, what: str, releases: Mapping[str, str], wait: float = 0) -> None:
         """Take the lock.
@@ -65,9 +50,10 @@ class Lock:
         :raises UnreachableError: where no Consul server can be asked
         """
         claim = {**_operator(), "what": what, "releases": dict(releases)}
+        message = {"do": "take", "claim": claim}
         self._began = self._began or time.monotonic()
         deadline = time.monotonic() + wait
-        while (reply := self._ask({"do": "take", "claim": claim}))["state"] != "held":
+        while (reply := self._keeper.ask(message, FAR_ANSWER))["state"] != "held":
             if reply["state"] == "locked":
                 holder = reply["holder"]
                 if holder is None:  # gone since
@@ -87,7 +73,7 @@ class Lock:
         """
         deadline = time.monotonic() + patience
         while time.monotonic() - self._checked > CHECKED:
-            reply = self._ask({"do": "check"}, ANSWER)
+            reply = self._keeper.ask({"do": "check"}, ANSWER)
             if reply["state"] == "held":
                 self._checked = time.monotonic()
             elif reply["state"] == "lost":
@@ -103,7 +89,7 @@ class Lock:
         :raises LostLockError: where the lock is gone
         :raises UnreachableError: where Consul does not answer
         """
-        reply = self._ask({"do": "expect", "releases": dict(releases)})
+        reply = self._keeper.ask({"do": "expect", "releases": dict(releases)}, FAR_ANSWER)
         if reply["state"] == "lost":
             raise LostLockError(_lost(reply))
         if reply["state"] != "held":
@@ -126,21 +112,13 @@ class Lock:
     def _finish(self, entry: Message | None) -> None:
         try:
             if self._held:
-                reply = self._ask({"do": "finish", "entry": entry}, LAST_ANSWER)
+                reply = self._keeper.ask({"do": "finish", "entry": entry}, LAST_ANSWER)
                 if entry is not None and reply["state"] != "finished":
                     reason = reply.get("reason") or reply["state"]
                     raise UnreachableError(f"not written into the audit: {reason}")
         finally:
             self._held = False
-            self._end_keeper()
-
-    def _end_keeper(self) -> None:
-        self._socket.close()
-        try:
-            self._process.wait(ANSWER)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._keeper.end()
 
     def __enter__(self) -> Self:
         return self
@@ -157,35 +135,6 @@ class Lock:
                 self.finish("failed", detail=str(error))
             else:
                 self.finish("interrupted")
-
-    def _send(self, message: Message) -> None:
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def _ask(self, message: Message, timeout: float = FAR_ANSWER) -> Message:
-        """The keeper's answer; where it gives none, its state is ``unreachable`` or ``lost``."""
-        with self._mutex:
-            self._count += 1
-            try:
-                self._send({**message, "number": self._count})
-                deadline = time.monotonic() + timeout
-                while (reply := self._receive(deadline)).get("number") != self._count:
-                    pass  # an answer that came too late
-                return reply
-            except TimeoutError:
-                return {"state": "unreachable", "reason": "no Consul server answers"}
-            except (OSError, EOFError):
-                return {"state": "lost", "reason": "the process that keeps it is gone"}
-
-    def _receive(self, deadline: float) -> Message:
-        while b"\n" not in self._buffer:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            received = self._socket.recv(65536)
-            if not received:
-                raise EOFError
-            self._buffer += received
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        reply: Message = json.loads(line)
-        return reply
 
 
 def take(fleet: Fleet, what: str, releases: Mapping[str, str], wait: float = 0) -> Lock:

@@ -149,7 +149,9 @@ class Keeper:
 
 def main() -> None:
     inbox = messages(sys.stdin, BEAT / 4)
-    setup = next(inbox) or {}
+    setup = next((message for message in inbox if message), None)
+    if setup is None:  # a run that came to nothing
+        return
     keeper = Keeper([Server(**server) for server in setup["servers"]])
     keeper.connect()
     for message in inbox:

@@ -8,12 +8,15 @@ gevent's ``did_patch_all`` entry point, which runs when ``pyinfra_cli`` is impor
 import sys
 from pathlib import Path
 
+from fleet import keeper
+
 
 def accept_folders(_event: object) -> None:
     """Replace each folder on pyinfra's command line by the ``__main__.py`` inside it.
 
     Any other program that patches itself with gevent is left alone, and so is a
-    folder without a ``__main__.py``.
+    folder without a ``__main__.py``. Where something is going to be changed, the process
+    that will keep the lock is loaded meanwhile.
     """
     if Path(sys.argv[0]).name != "pyinfra":
         return
@@ -21,3 +24,5 @@ def accept_folders(_event: object) -> None:
         main = Path(argument) / "__main__.py"
         if main.is_file():
             sys.argv[position] = str(main)
+            if "--dry" not in sys.argv:
+                keeper.prepare()
