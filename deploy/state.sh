@@ -34,16 +34,20 @@ if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
 # A Consul server: whom it follows, and which servers it counts.
 if [ -d /var/lib/consul/raft ]; then
     echo "consul_raft yes"
-    { timeout 2 bash -c '
-        exec 3<>/dev/tcp/127.0.0.1/8500
-        for question in leader peers; do
-            printf "GET /v1/status/$question HTTP/1.1\r\nHost: localhost\r\n"
-            if [ $question = peers ]; then printf "Connection: close\r\n"; fi
-            printf "\r\n"
-        done >&3
-        tr -d "\r" <&3' 2>/dev/null; echo; } |
-        sed -n 's/^"\([0-9][^"]*\)".*/consul_leader \1/p; s/^\[\(".*"\)\].*/consul_peers \1/p' |
-        tr -s '",' ' '
+    bash -c '
+        exec 3<>/dev/tcp/127.0.0.1/8500 || exit
+        printf "GET /v1/status/%s HTTP/1.1\r\nHost: localhost\r\n\r\n" leader >&3
+        printf "GET /v1/status/%s HTTP/1.0\r\n\r\n" peers >&3
+        # One answer right after the other; seconds, for an agent that hangs.
+        while read -r -t 2 line <&3 || [ -n "$line" ]; do
+            case $line in
+                \"[0-9]*)
+                    line=${line#?}
+                    echo "consul_leader ${line%%\"*}"
+                    ;;
+                \[\"*) echo "consul_peers ${line//[],\"[]/ }" ;;
+            esac
+        done' 2>/dev/null
 fi
 
 for release in "/srv/$app/releases"/*; do
