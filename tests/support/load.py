@@ -105,8 +105,11 @@ class Window:
     def at(self, addresses: Iterable[str]) -> Window:
         """The same, with the requests to these addresses alone."""
         chosen = set(addresses)
-        kept = [request for request in self.requests if request.address in chosen]
-        return replace(self, requests=kept)
+        return replace(self, requests=[one for one in self.requests if one.address in chosen])
+
+    def by(self, kind: str) -> Window:
+        """The same, with the requests of one kind of client alone: discovered or fixed."""
+        return replace(self, requests=[one for one in self.requests if one.kind == kind])
 
     def __str__(self) -> str:
         problems = Counter(request.problem for request in self.failed)
