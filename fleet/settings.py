@@ -74,7 +74,8 @@ class Settings(BaseModel):
 
     # pyinfra makes a number of `--data release=20` before it comes here.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
-    keep_releases: int = Field(default=5, ge=1, le=1000)
+    # The one that serves, and at least the one to be put back to.
+    keep_releases: int = Field(default=5, ge=2, le=1000)
     health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] = "/healthz"
     health_timeout: int = Field(default=30, ge=1, le=3600)
     min_healthy_time: int = Field(default=3, ge=0, le=3600)

@@ -42,13 +42,17 @@ def test_a_named_one_also_where_it_serves_already() -> None:
     assert chosen(on("a", "r3", "r2", "r1"), on("b", "r1"), name="r1") == ["r1-a", "r1-b"]
 
 
+def test_a_host_that_is_down_holds_nobody_up() -> None:
+    assert chosen(on("a", "r2", "r1"), on("b", problem="b: gone")) == ["r1-a"]
+
+
 @pytest.mark.parametrize(
     ("found", "name", "says"),
     [
         ([on("a", "r2", "r1"), on("b", "r2")], "r1", "b: no release r1; there is: r1, r2."),
         ([on("a", "r2"), on("b", "r2")], "", "a, b: no release before the one that serves"),
         ([on("a", "r3", "r2"), on("b", "r3", "r1")], "", "would part: r2 on a, r1 on b; name a"),
-        ([on("a", "r2", "r1"), on("b", problem="b: gone")], "", "b: gone\nnothing was changed"),
+        ([on("a", problem="a: gone"), on("b", problem="b: too")], "", "a: gone\nb: too\nnothing"),
     ],
 )
 def test_what_can_not_be_is_said_before_anything_is_touched(
