@@ -10,7 +10,7 @@ from fabric import Connection
 
 from fleet import lock, ssh
 from fleet.batches import batches
-from fleet.errors import FleetError, RollbackError, UnreachableError
+from fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
 from fleet.model import Fleet, Host
 from fleet.rollout import Rollout, Step
 
@@ -90,7 +90,8 @@ def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
     if not chosen:
         raise FleetError("\n".join([*(each.problem for each in found), "nothing was changed"]))
     missing = [each.host.name for each, release in chosen if release is None]
-    if missing:
+    # A host that joined since has none before; that is told when the others are back.
+    if missing and (name or len(missing) == len(chosen)):
         what = f"no release {name}" if name else "no release before the one that serves"
         there = sorted({release.release for each in found for release in each.releases})
         raise FleetError(
@@ -124,8 +125,14 @@ def rollback(fleet: Fleet, name: str = "") -> None:
         left out because it can't be asked
     """
     found = read(fleet)
-    _switch_all(fleet, targets(found, name))
-    left_out = [each.problem for each in found if each.problem]
+    chosen = targets(found, name)
+    _switch_all(fleet, chosen)
+    back = {target.found.host.name for target in chosen}
+    left_out = [
+        each.problem or f"{each.host.name}: has no release before the one that serves"
+        for each in found
+        if each.host.name not in back
+    ]
     if left_out:
         raise RollbackError("\n".join([*left_out, "left out; the other hosts went back"]))
 
@@ -136,11 +143,17 @@ def _switch_all(fleet: Fleet, chosen: Sequence[Target]) -> None:
         rollout = Rollout()
         by_name = {target.found.host.name: target for target in chosen}
         for batch in batches(fleet):
-            held.check()
+            try:
+                held.check()
+            except LostLockError as error:
+                raise RollbackError(f"{error}; invoke releases shows what serves") from error
             _switch_batch(rollout, [by_name[h.name] for h in batch.hosts if h.name in by_name])
-        held.expect(wanted)
         names = [target.found.host.name for target in chosen if not _is_on(target)]
-        held.finish("ok", changed=names)
+        try:
+            held.expect(wanted)
+            held.finish("ok", changed=names)
+        except FleetError as error:
+            raise RollbackError(f"the hosts went back, but: {error}") from error
 
 
 def _is_on(target: Target) -> bool:
