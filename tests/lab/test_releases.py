@@ -303,6 +303,34 @@ def test_a_reboot_in_the_middle_of_a_switch(
     expect_on("next", fleet, lab)
 
 
+def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
+    fleet: Fleet, lab: Any, good: list[str]
+) -> None:
+    """On the host itself, as after the connection to it was lost."""
+    program = "sudo /opt/uwsgi-consul-fleet/release"
+    other = {"instances": {"server1": 2001, "server3": 2003}}
+    fleet.deploy(*good, *SOON)
+    fleet.hosts(["drakar"], ["drakar", ("cheetah", other)])
+    fleet.deploy(*good, *SOON)
+    listed = json.loads(lab.ssh("cheetah", f"{program} list {SERVICE}").stdout)
+    look = f"ss -Hltn | awk '{{print $4}}' | sort; systemctl list-units '{SERVICE}*' --plain | sort"
+    before = lab.ssh("cheetah", look).stdout
+    lab.ssh("cheetah", "sudo systemctl stop consul")
+    result = lab.ssh(
+        "cheetah", f"{program} switch {SERVICE} {listed[1]['generation']}", check=False
+    )
+    lab.ssh("cheetah", "sudo systemctl start consul")
+    assert result.returncode == 1
+    assert "Consul does not report good after" in result.stderr
+    assert result.stderr.endswith(f"{listed[0]['release']} still serves\n")
+    ports = [line for line in lab.ssh("cheetah", look).stdout.splitlines() if ":8" not in line]
+    assert ports == [line for line in before.splitlines() if ":8" not in line]
+    fleet.verify("--wait", "20", "--probe")
+    assert fleet.changes(*good, *SOON) == {}
+    fleet.hosts(["drakar"], list(HOSTS))
+    fleet.deploy(*good)
+
+
 # --- One host ------------------------------------------------------------------------
 
 
