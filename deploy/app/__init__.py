@@ -68,7 +68,8 @@ def switch(me: Host, package: Package) -> Generator[Any, None, None]:
     known = current()
     plugin = plugin_file(known)
     if plugin is None:
-        yield fail(f"{me.name}: without its plugin no release can be started")
+        # It had one when the release was installed.
+        yield FunctionCommand(_lost, (me,), {})
         return
     name = package.generation(plugin)
     if _serves(me, name, known):
@@ -97,6 +98,12 @@ def _blocked() -> str:
 # pyinfra passes these two to a function that has arguments of these names.
 def _switch(state: Any, host: Any, its: Step) -> bool:
     return rollout.run(its)
+
+
+def _lost(state: Any, host: Any, me: Host) -> bool:
+    host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
+    rollout.stop(f"at {me.name}", me)
+    return False
 
 
 def _serves(me: Host, generation: str, known: HostState) -> bool:
