@@ -130,7 +130,7 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
         yield fail(f"{me.name}: not retired: {reason}")
     elif run.is_executing and not reason and package and _whole_fleet():
         try:
-            rolled_out(me.settings.app_name, package.release.name)
+            rolled_out(me.settings.app_name)
         except FleetError as error:
             yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")
