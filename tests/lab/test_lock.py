@@ -196,7 +196,7 @@ def test_interrupted_it_says_so(
     fleet: Fleet, lab: Any, deploy: Start, slow: str, number: signal.Signals
 ) -> None:
     # Something new each time: what the one before was in the middle of, the host finished.
-    options = ("--data", slow, "--data", f"app_processes={number}")
+    options = ("--data", slow, "--data", f"check_ttl={20 + number}")
     one = locked(lab, deploy(*options, "--limit", "cheetah"))
     one.send(number)
     code, said = one.ends()
@@ -235,11 +235,14 @@ def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Any) ->
     before = lab.ssh("cheetah", look).stdout
     result = fleet.deploy("--data", "app_processes=3", check=False)
     assert result.returncode == 1, output(result)
-    assert "cheetah: the application was left as it is, because the lock" in output(result)
+    # Depending on what cheetah's agent has noticed by then.
+    why = "the application was left as it is, because the lock|Failed to join any nodes"
+    assert "typo.json" in output(result)
+    assert re.search(rf"\[cheetah\] .*({why})", output(result)), output(result)
     assert lab.ssh("cheetah", look).stdout == before
     lab.ssh("drakar", "sudo rm /etc/consul.d/typo.json")
     fleet.deploy()
-    assert last(fleet)["changed"] == ["drakar"]
+    assert "drakar" in last(fleet)["changed"]
     assert fleet.changes() == {}
 
 

@@ -23,6 +23,7 @@ def stop(app: str) -> None:
     systemd.stop(services)
     units.remove_target(app)
     units.remove_unused(app)
+    systemd.systemctl("daemon-reload")
     (store.folder(app) / "current").unlink(missing_ok=True)
     say(f"{app}: out of service ({len(services)} instances stopped)")
 

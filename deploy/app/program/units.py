@@ -14,22 +14,30 @@ from .systemd import RUNTIME, UNITS
 def install(release: Release) -> None:
     """What it needs to run; nothing starts, and nothing that runs is changed."""
     folder = release.folder / "units"
+    wanted = {"trial.service": RUNTIME / release.trial, "app.target": UNITS / _target(release)}
     for port in _ports(release):
-        _copy(folder / f"{port}.service", UNITS / release.service(port))
-        _copy(folder / f"{port}.socket", UNITS / f"{release.app}-{port}.socket")
-    _copy(folder / "trial.service", RUNTIME / release.trial)
-    _copy(folder / "app.target", UNITS / f"{release.app}.target")
-    systemd.systemctl("daemon-reload")
+        wanted[f"{port}.service"] = UNITS / release.service(port)
+        wanted[f"{port}.socket"] = UNITS / _socket(release, port)
+    # A reload takes systemd a good part of a second on a busy host.
+    if any([_copy(folder / name, path) for name, path in wanted.items()]):
+        systemd.systemctl("daemon-reload")
+
+
+def _target(release: Release) -> str:
+    return f"{release.app}.target"
 
 
 def _ports(release: Release) -> list[int]:
     return [instance.port for instance in release.instances]
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> bool:
+    """Whether that changed anything."""
     text = source.read_text()
-    if not target.is_file() or target.read_text() != text:
-        store.write(target, text)
+    if target.is_file() and target.read_text() == text:
+        return False
+    store.write(target, text)
+    return True
 
 
 def _drop_in(app: str, port: int) -> Path:
@@ -65,10 +73,10 @@ def enable(release: Release) -> None:
             part.parent.mkdir(exist_ok=True)
             part.symlink_to(store.pointer(release.app))
             part.replace(link)
-    target = f"{release.app}.target"
-    systemd.systemctl("enable", target, *(_socket(release, port) for port in _ports(release)))
+    sockets = [_socket(release, port) for port in _ports(release)]
+    systemd.systemctl("enable", "--no-reload", _target(release), *sockets)
     systemd.systemctl("daemon-reload")
-    systemd.start([target])
+    systemd.start([_target(release)])
 
 
 def other_ports(release: Release) -> list[int]:
@@ -97,7 +105,7 @@ def close_sockets(app: str, ports: list[int]) -> None:
 
 def remove_unused(app: str) -> None:
     """The units of releases that neither run nor should; they come back from a release's
-    folder when it is to run."""
+    folder when it is to run, and systemd reads that then."""
     current = store.current(app)
     kept = {*systemd.active(f"{app}-*@*.service"), *(current.services if current else ())}
     services = re.compile(re.escape(app) + r"-(\d+|trial)@.+\.service")
@@ -105,7 +113,6 @@ def remove_unused(app: str) -> None:
         for path in folder.glob(f"{app}-*@*.service"):
             if services.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
-    systemd.systemctl("daemon-reload")
 
 
 def remove_target(app: str) -> None:
