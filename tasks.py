@@ -186,9 +186,7 @@ def rollback(_context: Context, names: list[str], inventory: str = INVENTORY) ->
 
     if len(names) > 1:
         raise FleetError(f"one release, not {len(names)}: {' '.join(names)}")
-    fleet = read(inventory)
-    chosen = fleet_releases.targets(fleet_releases.read(fleet), "".join(names))
-    fleet_releases.rollback(fleet, chosen)
+    fleet_releases.rollback(read(inventory), "".join(names))
 
 
 @task(

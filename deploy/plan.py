@@ -44,16 +44,17 @@ def fleet() -> Fleet:
 
 
 def refuse_own_order(arguments: list[str]) -> None:
-    """A roll-out has its order: canaries, then batches, then who retires.
+    """A roll-out has its order: canaries, then batches, then who retires; and one attempt.
 
-    :raises DeployError: where pyinfra was asked for another one
+    :raises DeployError: where pyinfra was asked for something else
     """
-    for option in ("--serial", "--no-wait"):
-        if option in arguments:
+    for word in arguments:
+        option = word.partition("=")[0]
+        if option in ("--serial", "--no-wait", "--retry"):
             raise DeployError(
-                f"{option}: hosts would be switched in another order than that of the roll-out; "
-                "leave it out (canary and batch in group_data/ say how many at a time); "
-                "nothing was changed"
+                f"{option}: hosts would be switched in another order than that of the roll-out, or "
+                "again after it stopped; leave it out (canary and batch in group_data/ say how "
+                "many at a time); nothing was changed"
             )
 
 

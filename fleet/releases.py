@@ -10,7 +10,7 @@ from fabric import Connection
 
 from fleet import lock, ssh
 from fleet.batches import batches
-from fleet.errors import FleetError, RollbackError, UnreachableError
+from fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
 from fleet.model import Fleet, Host
 from fleet.rollout import Rollout, Step
 
@@ -80,17 +80,18 @@ class Target:
 
 
 def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
-    """Which release each host goes back to.
+    """Which release each host goes back to. One that can't be asked is left out: in an hour
+    of need the others must not wait for it.
 
     :param name: a release, or the hash behind it too; '' for the one before
     :raises FleetError: where a host does not have it, or the hosts would part
     """
-    problems = [each.problem for each in found if each.problem]
-    if problems:
-        raise FleetError("\n".join([*problems, "nothing was changed"]))
-    chosen = [(each, _choose(each, name)) for each in found]
+    chosen = [(each, _choose(each, name)) for each in found if not each.problem]
+    if not chosen:
+        raise FleetError("\n".join([*(each.problem for each in found), "nothing was changed"]))
     missing = [each.host.name for each, release in chosen if release is None]
-    if missing:
+    # A host that joined since has none before; that is told when the others are back.
+    if missing and (name or len(missing) == len(chosen)):
         what = f"no release {name}" if name else "no release before the one that serves"
         there = sorted({release.release for each in found for release in each.releases})
         raise FleetError(
@@ -114,22 +115,45 @@ def _choose(found: HostReleases, name: str) -> Release | None:
     return None
 
 
-def rollback(fleet: Fleet, chosen: Sequence[Target]) -> None:
+def rollback(fleet: Fleet, name: str = "") -> None:
     """Switch the hosts, batch after batch, under the fleet's lock.
 
+    :param name: a release, or the hash behind it too; '' for the one before
+    :raises FleetError: see :func:`targets`; nothing was changed
     :raises LockedError: where another run holds it; nothing was changed
-    :raises RollbackError: where a host failed; all of them are as before
+    :raises RollbackError: where a host failed, and all of them are as before; or where one was
+        left out because it can't be asked
     """
+    found = read(fleet)
+    chosen = targets(found, name)
+    _switch_all(fleet, chosen)
+    back = {target.found.host.name for target in chosen}
+    left_out = [
+        each.problem or f"{each.host.name}: has no release before the one that serves"
+        for each in found
+        if each.host.name not in back
+    ]
+    if left_out:
+        raise RollbackError("\n".join([*left_out, "left out; the other hosts went back"]))
+
+
+def _switch_all(fleet: Fleet, chosen: Sequence[Target]) -> None:
     wanted = {t.found.host.settings.app_name: t.release.release for t in chosen}
     with lock.take(fleet, "rollback", wanted) as held:
         rollout = Rollout()
         by_name = {target.found.host.name: target for target in chosen}
         for batch in batches(fleet):
-            held.check()
-            _switch_batch(rollout, [by_name[host.name] for host in batch.hosts])
-        held.expect(wanted)
+            try:
+                held.check()
+            except LostLockError as error:
+                raise RollbackError(f"{error}; invoke releases shows what serves") from error
+            _switch_batch(rollout, [by_name[h.name] for h in batch.hosts if h.name in by_name])
         names = [target.found.host.name for target in chosen if not _is_on(target)]
-        held.finish("ok", changed=names)
+        try:
+            held.expect(wanted)
+            held.finish("ok", changed=names)
+        except FleetError as error:
+            raise RollbackError(f"the hosts went back, but: {error}") from error
 
 
 def _is_on(target: Target) -> bool:

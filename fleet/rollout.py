@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from threading import Thread
+from threading import Lock, Thread
 
 from fleet.model import Host
 
@@ -26,13 +26,16 @@ class Step:
     def app(self) -> str:
         return self.host.settings.app_name
 
-    def switch(self, generation: str) -> bool:
+    def switch(self, generation: str, *options: str) -> bool:
         keep = f"--keep={self.host.settings.keep_releases}"
-        return self.execute(["switch", self.app, generation, keep])
+        return self.execute(["switch", self.app, generation, keep, *options])
 
     def go_back(self) -> None:
         self.log(f"back to {self.before}" if self.before else "out of service again")
-        fine = self.switch(self.before) if self.before else self.execute(["stop", self.app])
+        if self.before:
+            fine = self.switch(self.before, "--undo")
+        else:
+            fine = self.execute(["stop", self.app])
         if not fine:
             self.log(f"could not be put back: look at {self.host.name}")
 
@@ -43,6 +46,7 @@ class Rollout:
 
     done: list[Step] = field(default_factory=list)
     stopped: str = ""
+    _mutex: Lock = field(default_factory=Lock, repr=False)
 
     def run(self, step: Step) -> bool:
         """Switch one host. Where that fails, stop the roll-out, and put back those done before."""
@@ -52,11 +56,13 @@ class Rollout:
         if not step.switch(step.after):
             self._stop(f"at {step.host.name}", step)
             return False
-        self.done.append(step)
-        if self.stopped and _rolls_back(step):  # by another of its batch, meanwhile
-            self._put_back([step])
-            return False
-        return True
+        with self._mutex:
+            late = bool(self.stopped) and _rolls_back(step)  # by another of its batch, meanwhile
+            if not late:
+                self.done.append(step)
+        if late:
+            _put_back([step])
+        return not late
 
     def _others_pass(self, step: Step) -> bool:
         """Whether those done before are still well, as Consul sees them."""
@@ -68,17 +74,20 @@ class Rollout:
         return step.execute(["passing", step.app, step.release, allowed, *names])
 
     def _stop(self, where: str, step: Step) -> None:
-        self.stopped = self.stopped or where
-        if _rolls_back(step):
-            self._put_back(self.done)
+        back: list[Step] = []
+        with self._mutex:
+            self.stopped = self.stopped or where
+            if _rolls_back(step):
+                back, self.done = self.done, []
+        _put_back(back)
 
-    def _put_back(self, steps: Iterable[Step]) -> None:
-        threads = [Thread(target=step.go_back) for step in steps]
-        self.done = [step for step in self.done if step not in steps]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+
+def _put_back(steps: Iterable[Step]) -> None:
+    threads = [Thread(target=step.go_back) for step in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _rolls_back(step: Step) -> bool:

@@ -24,7 +24,12 @@ Plain = Annotated[str, StringConstraints(pattern=r"^[^\s,;=%$]+$", max_length=20
 ReleaseName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)
 ]
-EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+# Not those by which systemd and we talk to uWSGI.
+EnvironmentName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"),
+    AfterValidator(lambda name: _not_ours(name)),
+]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 # What a host can't have of its own: there is one roll-out over all hosts.
 FLEET_WIDE = ("canary", "batch", "on_failure", "max_unavailable")
@@ -42,6 +47,12 @@ class InstanceSettings(BaseModel):
 def _port_alone(value: object) -> object:
     """``{"server1": 2001}`` is short for ``{"server1": {"port": 2001}}``."""
     return value if isinstance(value, dict) else {"port": value}
+
+
+def _not_ours(name: str) -> str:
+    if name in ("RELEASE_TRIAL", "NOTIFY_SOCKET") or name.startswith("LISTEN_"):
+        raise ValueError("this variable has a meaning of its own; take another name")
+    return name
 
 
 def _text(value: object) -> object:
@@ -74,7 +85,8 @@ class Settings(BaseModel):
 
     # pyinfra makes a number of `--data release=20` before it comes here.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
-    keep_releases: int = Field(default=5, ge=1, le=1000)
+    # The one that serves, and at least the one to be put back to.
+    keep_releases: int = Field(default=5, ge=2, le=1000)
     health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] = "/healthz"
     health_timeout: int = Field(default=30, ge=1, le=3600)
     min_healthy_time: int = Field(default=3, ge=0, le=3600)
@@ -115,9 +127,6 @@ PYINFRA_KEYS = frozenset(
         "_parallel",
         "_preserve_su_env",
         "_preserve_sudo_env",
-        "_retries",
-        "_retry_delay",
-        "_retry_until",
         "_run_once",
         "_serial",
         "_shell_executable",

@@ -45,11 +45,12 @@ app_secrets_file = None
 # What a release is called; None for the git revision of app_source. Also: --data release=NAME
 release = None
 
-# Releases that stay on each host, to go back to.
+# Releases that stay on each host, the one that serves among them; two or more.
 keep_releases = 5
 
-# A new release must answer this with a status below 400, within so many seconds of its start,
-# and go on doing so for min_healthy_time, before it receives a request.
+# A new release must answer this with a status below 400, within so many seconds after it was
+# loaded (which may take as long), and go on doing so for min_healthy_time, before it receives a
+# request.
 health_path = "/healthz"
 health_timeout = 30
 min_healthy_time = 3

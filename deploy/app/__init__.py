@@ -107,6 +107,7 @@ def _serves(me: Host, generation: str, known: HostState) -> bool:
         known.current_release == generation
         and all(known.units.get(name) == LISTENING for name in sockets)
         and known.active_units(f"{app_name}-", ".service") == services
+        and all(known.units[name].active == "active" for name in services)
     )
 
 
@@ -120,12 +121,17 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
     reason = _blocked() if run.is_executing else ""
     if reason and me.is_retired:
         yield fail(f"{me.name}: not retired: {reason}")
-    elif run.is_executing and not reason and package:
+    elif run.is_executing and not reason and package and _whole_fleet():
         try:
             rolled_out(me.settings.app_name, package.release.name)
         except FleetError as error:
             yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")
+
+
+def _whole_fleet() -> bool:
+    """Whether this run has every host; with --limit the fleet is not on its release."""
+    return {each.name for each in fleet().app_servers} <= {each.name for each in run.active_hosts}
 
 
 @operation()

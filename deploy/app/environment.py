@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -27,8 +28,12 @@ def variables(settings: Settings) -> dict[str, str]:
             )
         found[name] = value
     for name, value in found.items():
-        if "\0" in value:
-            raise DeployError(f"{name}: a variable can't hold a NUL byte; nothing was changed")
+        # systemd ignores such an assignment, and writes it into its journal.
+        if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n" for char in value):
+            raise DeployError(
+                f"{name}: a variable can't hold control characters, or bytes that are no text; "
+                "nothing was changed"
+            )
     return found
 
 

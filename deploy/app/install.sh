@@ -17,7 +17,7 @@ fail() {
     exit 1
 }
 # One at a time: a run that was killed may have left its script working on this host.
-exec 9>/run/lock/uwsgi-consul-fleet
+exec 9>/run/uwsgi-consul-fleet.lock
 flock 9
 if [ -d "$base/releases/$name" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
 
@@ -50,3 +50,4 @@ if [ "$environment" != - ]; then
 fi
 sync -f "$part"
 mv -T "$part" "$base/releases/$name"
+sync -f "$base/releases"

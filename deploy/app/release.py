@@ -38,6 +38,9 @@ def read(settings: Settings) -> Release:
     return replace(found, name=settings.release) if settings.release else found
 
 
+# Beside the source in a release.
+TAKEN = {"units", "venv"}
+
 # Hosts are prepared side by side: the first one reads, the others find it read.
 _one_at_a_time = Lock()
 
@@ -52,6 +55,11 @@ def _read(source: str, requirements: str | None, template: str) -> Release:
             raise DeployError(f"{key}: no file {name}; nothing was changed")
     # Under the folder's own name, so that its modules keep the names they have here.
     parent = folder.resolve().parent
+    if folder.resolve().name in TAKEN:
+        raise DeployError(
+            f"app_source: a folder {folder.name} can't be released: a release has one of that "
+            "name already; nothing was changed"
+        )
     sources = tuple(
         (str(path.relative_to(parent)), path.read_bytes()) for path in _tracked(folder.resolve())
     )
@@ -62,6 +70,12 @@ def _read(source: str, requirements: str | None, template: str) -> Release:
 def _tracked(folder: Path) -> list[Path]:
     """What git tracks below the folder; without git everything but caches."""
     listing = _git(folder, "ls-files", "-z")
+    if listing is None and any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+        # What is ignored there must not be sent because git is missing or mistrusts the owner.
+        raise DeployError(
+            f"app_source: {folder} is in a git repository that git can't read; try: "
+            f"git -C {folder} ls-files; nothing was changed"
+        )
     if listing is None:
         found = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
     else:

@@ -32,9 +32,17 @@ def _execute(target: Any, words: Sequence[str], arguments: dict[str, Any]) -> bo
     command = StringCommand(shlex.join([PROGRAM, *words]))
     try:
         fine, output = target.run_shell_command(command, print_output=True, **arguments)
-    except (OSError, SSHException) as error:
-        target.log_styled(f"connection lost: {error}", fg="red")
+    except (OSError, EOFError, SSHException) as error:
+        _lost(target, str(error))
         return False
-    if not fine and not output.output_lines:
-        target.log_styled("no answer: the connection was lost", fg="red")
+    if not fine and not output.stderr_lines:  # the program says why it fails
+        _lost(target, "no answer")
     return bool(fine)
+
+
+def _lost(target: Any, why: str) -> None:
+    target.log_styled(
+        f"connection lost ({why}): the host goes on by itself, and may end on the new release; "
+        "invoke releases shows it",
+        fg="red",
+    )

@@ -279,7 +279,9 @@ def leave(me: Host, servers: bool) -> Generator[Any, None, None]:
     if servers and keeper and run.is_executing and (why_not := cluster.why_not(me, keeper)):
         yield fail(why_not)
         return
-    yield StringCommand("consul leave >/dev/null && systemctl --quiet disable --now consul")
+    # One that never came up is in no cluster that it could leave.
+    ask = "consul leave >/dev/null && " if unit and unit.active == "active" else ""
+    yield StringCommand(f"{ask}systemctl --quiet disable --now consul")
     forget()
     # An agent may tell the servers about itself once more while it leaves, and be listed again.
     datacenter = me.settings.datacenter

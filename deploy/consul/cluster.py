@@ -125,6 +125,7 @@ def _change() -> Change:
     peers = frozenset(map(_name, addresses))
     if not peers:
         return Change()
+    _refuse_moved(peers)
     wanted = frozenset(host.name for host in fleet().consul_servers)
     former = [host for host in fleet().hosts if host.name in peers - wanted]
     found = Change(
@@ -141,6 +142,20 @@ def _change() -> Change:
     if found.joining or found.leaving:
         _refuse(found, asked, led)
     return found
+
+
+def _refuse_moved(peers: frozenset[str]) -> None:
+    """A server under another address looks like a new one, which would begin without its data."""
+    strangers = peers - {host.name for host in fleet().hosts}
+    for server in fleet().consul_servers:
+        if not strangers or server.name in peers or server.name not in _connected():
+            continue
+        if state_of(inventory.get_host(server.name)).consul_peers:
+            raise DeployError(
+                f"{server.name}: its Consul server is known as {', '.join(sorted(strangers))}, and "
+                f"its address is {server.address} now: that can't be changed in place. Make "
+                "another host a Consul server first, and take this one out; nothing was changed"
+            )
 
 
 def _connected() -> frozenset[str]:

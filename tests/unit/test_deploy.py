@@ -199,6 +199,14 @@ def test_a_missing_secret_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         package_of(app_secrets=["DB"])
 
 
+@pytest.mark.parametrize("value", ["a\x1bb", "a\x07", "\udcff"])
+def test_what_systemd_would_write_into_its_journal_is_refused(
+    value: str,
+) -> None:
+    with pytest.raises(DeployError, match=r"^PIN: a variable can't hold"):
+        package_of(app_env={"PIN": value})
+
+
 def test_a_bad_secrets_file_is_named_without_what_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "secrets"
     file.write_text("A=1\nhush\n")
@@ -257,6 +265,13 @@ def test_only_what_git_tracks_is_sent(tmp_path: Path) -> None:
     assert {path.name for path in _tracked(tmp_path)} == {"a.py", ".gitignore"}
 
 
+def test_a_repository_that_git_can_not_read_is_not_sent_whole(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "secret.env").write_text("x")
+    with pytest.raises(DeployError, match="in a git repository that git can't read"):
+        _tracked(tmp_path)
+
+
 # --- Arguments, and what a failed build shows ---
 
 
@@ -270,7 +285,7 @@ def test_the_inventory_is_the_first_file_on_the_command_line(
     assert inventory_file(["pyinfra", *words]) == Path("fleet.py")
 
 
-@pytest.mark.parametrize("option", ["--serial", "--no-wait"])
+@pytest.mark.parametrize("option", ["--serial", "--no-wait", "--retry"])
 def test_another_order_than_the_roll_outs_is_refused(option: str) -> None:
     refuse_own_order(["pyinfra", "-y", "inventory.py", "deploy/"])
     with pytest.raises(DeployError, match=f"^{option}: "):

@@ -38,8 +38,16 @@ def test_the_one_before_is_the_latest_that_served() -> None:
     assert chosen(on("a", "r3", "!r9", "r2", "r1"), on("b", "r3", "r2")) == ["r2-a", "r2-b"]
 
 
+def test_a_host_that_joined_since_holds_nobody_up() -> None:
+    assert chosen(on("a", "r2", "r1"), on("b", "r2")) == ["r1-a"]
+
+
 def test_a_named_one_also_where_it_serves_already() -> None:
     assert chosen(on("a", "r3", "r2", "r1"), on("b", "r1"), name="r1") == ["r1-a", "r1-b"]
+
+
+def test_a_host_that_is_down_holds_nobody_up() -> None:
+    assert chosen(on("a", "r2", "r1"), on("b", problem="b: gone")) == ["r1-a"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ def test_a_named_one_also_where_it_serves_already() -> None:
         ([on("a", "r2", "r1"), on("b", "r2")], "r1", "b: no release r1; there is: r1, r2."),
         ([on("a", "r2"), on("b", "r2")], "", "a, b: no release before the one that serves"),
         ([on("a", "r3", "r2"), on("b", "r3", "r1")], "", "would part: r2 on a, r1 on b; name a"),
-        ([on("a", "r2", "r1"), on("b", problem="b: gone")], "", "b: gone\nnothing was changed"),
+        ([on("a", problem="a: gone"), on("b", problem="b: too")], "", "a: gone\nb: too\nnothing"),
     ],
 )
 def test_what_can_not_be_is_said_before_anything_is_touched(
@@ -119,6 +127,35 @@ def test_an_unknown_release_is_an_error_that_lists_what_is_there(srv: Path) -> N
     installed(srv, "r1-a")
     with pytest.raises(Exception, match="no release r2 on this host; there is: r1-a"):
         store.load("shop", "r2")
+
+
+def test_the_place_in_the_list_is_that_of_the_last_time(
+    srv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("r1-a", "r2-a", "r3-a"):
+        store.record(installed(srv, name))
+    for name in ("r2-a", "r4-a"):
+        store.record(store.load("shop", name) if name == "r2-a" else installed(srv, name))
+    store.point_to(store.load("shop", "r4-a"))
+    store.show("shop")
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["release"] for row in rows] == ["r4", "r2", "r3", "r1"]
+
+
+def test_what_was_a_mistake_never_served(srv: Path) -> None:
+    for name in ("r1-a", "r2-a"):
+        store.record(installed(srv, name))
+    store.forget(store.load("shop", "r2-a"))
+    assert store.generations("shop") == ["r1-a"]
+    assert [entry["generation"] for entry in store.history("shop")] == ["r1-a"]
+
+
+def test_one_that_served_well_before_stays(srv: Path) -> None:
+    for name in ("r1-a", "r2-a"):
+        store.record(installed(srv, name))
+    store.record(store.load("shop", "r1-a"))
+    store.forget(store.load("shop", "r1-a"))
+    assert store.generations("shop") == ["r1-a", "r2-a"]
 
 
 def test_the_list_has_the_one_that_serves_first(

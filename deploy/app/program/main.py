@@ -11,7 +11,7 @@ from . import retire, store, switch
 from .says import ReleaseError, say
 
 # install.sh takes the same one.
-LOCK = Path("/run/lock/uwsgi-consul-fleet")
+LOCK = Path("/run/uwsgi-consul-fleet.lock")
 
 
 def main() -> int:
@@ -23,10 +23,10 @@ def main() -> int:
         if arguments.command == "list":
             store.show(arguments.app)
             return 0
-        with LOCK.open("w") as lock:
+        with LOCK.open("w") as lock:  # /run is root's: nobody else can hold it
             fcntl.flock(lock, fcntl.LOCK_EX)
             _run(arguments)
-    except ReleaseError as error:
+    except (ReleaseError, OSError) as error:
         say(str(error), error=True)
         return 1
     return 0
@@ -34,7 +34,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "switch":
-        switch.switch(arguments.app, arguments.generation, keep=arguments.keep)
+        switch.switch(arguments.app, arguments.generation, keep=arguments.keep, undo=arguments.undo)
     elif arguments.command == "passing":
         switch.expect_passing(
             arguments.app, arguments.release, arguments.missing, arguments.instances
@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     one = command("switch", "let a release serve; the one before goes on if it does not come up")
     one.add_argument("generation", metavar="RELEASE", help="as `list` names it")
     one.add_argument("--keep", type=int, default=5, help="how many releases stay (default: 5)")
+    one.add_argument(
+        "--undo", action="store_true", help="what serves now was a mistake: forget that it did"
+    )
     one = command("passing", "fail where too many instances do not pass on a release")
     one.add_argument("release", metavar="RELEASE")
     one.add_argument("instances", metavar="NODE/ID", nargs="+")

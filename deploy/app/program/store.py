@@ -67,8 +67,17 @@ def load(app: str, generation: str) -> Release:
     except FileNotFoundError:
         there = ", ".join(generations(app)) or "none"
         raise ReleaseError(f"no release {generation} on this host; there is: {there}") from None
-    fields["instances"] = tuple(Instance(**instance) for instance in fields["instances"])
-    return Release(app=app, generation=generation, **fields)
+    # By name: another version of this program may have written more than is known here.
+    return Release(
+        app=app,
+        generation=generation,
+        release=fields["release"],
+        node=fields["node"],
+        instances=tuple(Instance(each["id"], each["port"]) for each in fields["instances"]),
+        health_path=fields["health_path"],
+        health_timeout=fields["health_timeout"],
+        min_healthy_time=fields["min_healthy_time"],
+    )
 
 
 def generations(app: str) -> list[str]:
@@ -104,7 +113,10 @@ def current(app: str) -> Release | None:
 
 def point_to(release: Release) -> None:
     """The moment of the switch."""
-    write(pointer(release.app), drop_in(release.generation))
+    text = drop_in(release.generation)
+    path = pointer(release.app)
+    if not path.exists() or path.read_text() != text:
+        write(path, text)
     link = folder(release.app) / "current"
     part = link.with_name(".current")
     part.unlink(missing_ok=True)
@@ -116,12 +128,16 @@ def write(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.chmod(0o644)
-    part.replace(path)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(parent)
@@ -148,8 +164,21 @@ def record(release: Release) -> None:
         "release": release.release,
         "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    entries = [*history(release.app), entry][-200:]
-    write(folder(release.app) / "history", "".join(json.dumps(each) + "\n" for each in entries))
+    _write_history(release.app, [*history(release.app), entry][-200:])
+
+
+def forget(release: Release) -> None:
+    """Take back that it served just now, and remove it if it never did before."""
+    entries = history(release.app)
+    if entries and entries[-1]["generation"] == release.generation:
+        entries.pop()
+        _write_history(release.app, entries)
+    if not has_served(release):
+        discard(release)
+
+
+def _write_history(app: str, entries: list[dict[str, Any]]) -> None:
+    write(folder(app) / "history", "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def has_served(release: Release) -> bool:
@@ -159,18 +188,21 @@ def has_served(release: Release) -> bool:
 def show(app: str) -> None:
     """Print every release here with what is known of it, the latest first."""
     now = current(app)
-    served = {entry["generation"]: entry for entry in history(app)}
+    served: dict[str, dict[str, Any]] = {}
+    for entry in history(app):
+        served.pop(entry["generation"], None)  # its place is that of the last time
+        served[entry["generation"]] = entry
     order = list(served)
     found = []
     for generation in generations(app):
         release = load(app, generation)
-        entry = served.get(generation)
+        entry = served.get(generation, {})
         found.append(
             {
                 "generation": generation,
                 "release": release.release,
                 "current": now is not None and now.generation == generation,
-                "since": entry["since"] if entry else None,
+                "since": entry.get("since"),
                 "order": order.index(generation) if entry else -1,
             }
         )

@@ -2,75 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
 
 from . import health, retire, store, systemd, units
 from .says import ReleaseError, say
 from .store import Release
 
+PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
-def switch(app: str, generation: str, keep: int) -> None:
+
+def switch(app: str, generation: str, keep: int, undo: bool = False) -> None:
     """Let a release serve.
 
     :param keep: how many releases stay on this host
+    :param undo: what serves now was a mistake: this host forgets that it served
     :raises ReleaseError: where it does not come up; what served before still does
     """
     new, old = store.load(app, generation), store.current(app)
-    _clear_trials(app)
-    units.install(new)
-    _bring_up(new, old)
-    _take_over(new)
-    _confirm(new, old)
-    store.record(new)
-    store.prune(app, keep)
-    units.remove_unused(app)
-    say(f"{new.release} serves on port {_ports(new)}")
-
-
-def _bring_up(new: Release, old: Release | None) -> None:
-    """Start it beside the old one; as if there had been no attempt where that fails."""
-    closed = units.closed_ports(new)
+    if old and not store.has_served(old):  # the power failed when it had just taken over
+        store.record(old)
+    ran = retire.running(app)
+    opened = units.closed_ports(new)
     try:
-        if retire.running(new.app) and not store.has_served(new):
+        _clear_trials(app)
+        units.install(new)
+        if ran and not store.has_served(new):
             _try(new)
-        units.open_sockets(new, closed)
+        units.open_sockets(new, opened)
         _start(new)
-    except ReleaseError as error:
-        if old is None or old.generation != new.generation:
-            systemd.stop(systemd.active(f"{new.app}-*@{new.generation}.service"))
-            units.close_sockets(new.app, closed)
-            _forget(new)
-        raise ReleaseError(f"{error}\n{_still(new, old)}") from None
-
-
-def _confirm(new: Release, old: Release | None) -> None:
-    """Wait for Consul to see it; back to the old one where it does not."""
+        _take_over(new)
+        _wait_for_consul(new)
+    except (ReleaseError, OSError) as error:
+        raise ReleaseError(f"{error}\n{_undo(new, old, opened, ran)}") from None
+    say(f"{new.release} serves on port {_ports(new)}")
     try:
-        health.wait_for_consul(new)
-    except ReleaseError as error:
-        said = f"{systemd.journal(new.services)}\n{error}"
-        if old is None:
-            retire.stop(new.app)
-        elif old.generation != new.generation:
-            units.install(old)
-            _start(old)
-            _take_over(old)
-            _forget(new)
-        raise ReleaseError(f"{said}\n{_still(new, old)}") from None
-
-
-def _forget(new: Release) -> None:
-    units.remove_unused(new.app)
-    if not store.has_served(new):
-        store.discard(new)
-
-
-def _still(new: Release, old: Release | None) -> str:
-    if old is None:
-        return "nothing serves, as before"
-    if old.generation == new.generation:
-        return f"{old.release} should serve and does not: this host needs a look"
-    return f"{old.release} still serves"
+        if undo and old:
+            store.forget(old)
+        else:
+            store.record(new)
+        store.prune(app, keep)
+        units.remove_unused(app)
+    except (ReleaseError, OSError) as error:  # it serves all the same
+        say(f"could not be tidied up: {error}", error=True)
 
 
 def _ports(release: Release) -> str:
@@ -96,7 +69,7 @@ def _try(new: Release) -> None:
         systemd.stop([new.trial])
 
 
-def _told(new: Release, services: Iterable[str], error: ReleaseError) -> ReleaseError:
+def _told(new: Release, services: list[str], error: ReleaseError) -> ReleaseError:
     """The error with what the release itself said."""
     lines = systemd.journal(services)
     return ReleaseError(f"{lines}\n{new.release} is not fit to serve: {error}")
@@ -122,11 +95,79 @@ def _take_over(new: Release) -> None:
     systemd.stop(others)
 
 
-def expect_passing(app: str, release: str, allowed: int, instances: list[str]) -> None:
-    """:raises ReleaseError: where more than so many of the instances do not pass on it"""
+def _wait_for_consul(new: Release) -> None:
     try:
-        left, _ = health.missing(app, release, "", instances, "0")
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"the Consul agent does not answer: {error}") from None
-    if len(left) > allowed:
-        raise ReleaseError(f"no longer passing with {release}: {', '.join(left)}")
+        health.wait_for_consul(new)
+    except ReleaseError as error:
+        raise ReleaseError(f"{systemd.journal(new.services)}\n{error}") from None
+
+
+# --- Back to how it was --------------------------------------------------------------
+
+
+def _undo(new: Release, old: Release | None, opened: list[int], ran: list[str]) -> str:
+    """As if there had been no attempt; says how the host is then."""
+    try:
+        if old is not None and old.generation == new.generation:
+            pass  # it is the one that should serve: leave it to be looked at
+        elif old is not None and ran:
+            _go_back(old)
+            _discard(new)
+        elif ran:  # by what, nobody knows: leave it alone
+            systemd.stop(systemd.active(f"{new.app}-*@{new.generation}.service"))
+        else:
+            _stop(new, old, opened)
+            _discard(new)
+    except (ReleaseError, OSError) as error:
+        return f"{error}\n{_state(old)}: this host needs a look"
+    return _state(old)
+
+
+def _state(old: Release | None) -> str:
+    if old is not None and all(systemd.is_active(service) for service in old.services):
+        return f"{old.release} still serves"
+    return "nothing serves" + (f", and {old.release} should" if old else ", as before")
+
+
+def _go_back(old: Release) -> None:
+    """The old one may run still, or be stopped already; its sockets may be closed."""
+    units.install(old)
+    units.open_sockets(old, units.closed_ports(old))
+    _start(old)
+    _take_over(old)
+
+
+def _stop(new: Release, old: Release | None, opened: list[int]) -> None:
+    """Nothing ran before."""
+    if old is None:
+        retire.stop(new.app)
+        return
+    store.point_to(old)
+    known = [instance.port for instance in old.instances]
+    systemd.stop(f"{new.app}-{port}.socket" for port in opened if port in known)
+    systemd.stop(systemd.active(f"{new.app}-*@{new.generation}.service"))
+    units.close_sockets(new.app, [port for port in opened if port not in known])
+
+
+def _discard(new: Release) -> None:
+    units.remove_unused(new.app)
+    if not store.has_served(new):
+        store.discard(new)
+
+
+def expect_passing(app: str, release: str, allowed: int, instances: list[str]) -> None:
+    """:raises ReleaseError: where more than so many of the instances do not pass on it, and do
+    not come back within some seconds"""
+    deadline = time.monotonic() + PATIENCE
+    index = "0"
+    while True:
+        try:
+            left, index = health.missing(app, release, "", instances, index)
+            said = f"no longer passing with {release}: {', '.join(left)}"
+        except (OSError, ValueError) as error:
+            left, index, said = instances, "0", f"the Consul agent does not answer: {error}"
+            time.sleep(health.INTERVAL)
+        if len(left) <= allowed:
+            return
+        if time.monotonic() > deadline:
+            raise ReleaseError(said)

@@ -64,8 +64,10 @@ def active(pattern: str) -> list[str]:
     """The units of this name that run, or are on their way up or down."""
     states = "--state=active,activating,deactivating,reloading"
     words = ["systemctl", "list-units", "--all", "--plain", "--no-legend", states, pattern]
-    listing = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    return [line.split()[0] for line in listing.splitlines()]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise ReleaseError(f"{' '.join(words)}: {found.stderr.strip()}")
+    return [line.split()[0] for line in found.stdout.splitlines()]
 
 
 def port_of(app: str, unit: str) -> int | None:
