@@ -32,7 +32,7 @@ if me.is_member:
     )
 
     if package:
-        lock.announce({me.settings.app_name: package.release.name})
+        lock.announce(me.settings.app_name, package.release.name)
         lock.require(name="Lock: go on only with it", me=me)
         app.install(name="Application: install the release", me=me, package=package)
         for batch in host.loop(batches(fleet())):  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ that would show in the results; :func:`require` is one, for what must not go on 
 
 import atexit
 import signal
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from functools import cache
 from threading import Lock as Mutex
 from typing import Any
@@ -22,6 +22,7 @@ from deploy.files import fail
 from deploy.plan import fleet
 from fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
 from fleet.lock import Lock
+from fleet.lock_session import AND
 from fleet.model import Host
 
 ELECTION = 30  # seconds in which a cluster that was just started finds its leader
@@ -37,7 +38,7 @@ class Guard:
     def __init__(self) -> None:
         self.lock: Lock | None = None
         self.releases: dict[str, str] = {}
-        self.written: dict[str, str] = {}
+        self.written: set[str] = set()
         self.held = False
         self.interrupted = False
         self._began = False
@@ -156,21 +157,24 @@ def guard() -> None:
     _guard().set_up()
 
 
-def announce(releases: Mapping[str, str]) -> None:
-    """Name the releases, by service, that this run brings: whoever is locked out reads them."""
-    _guard().releases.update(releases)
+def announce(service: str, release: str) -> None:
+    """Name a release that this run brings: whoever is locked out reads it. Hosts with an
+    ``app_source`` of their own may bring several of one service."""
+    known = _guard().releases
+    known[service] = AND.join(sorted({*known.get(service, release).split(AND), release}))
 
 
-def rolled_out(service: str, release: str) -> None:
-    """Write down that this release is what the service should be on; once, not for each host.
+def rolled_out(service: str) -> None:
+    """Write down that the announced release is what the service should be on; once, not for
+    each host.
 
     :raises LostLockError: where the lock is gone
     :raises UnreachableError: where Consul does not answer
     """
     found = _guard()
-    if found.lock and found.written.get(service) != release:
-        found.written[service] = release
-        found.lock.expect({service: release})
+    if found.lock and service not in found.written:
+        found.written.add(service)
+        found.lock.expect({service: found.releases[service]})
 
 
 @operation()

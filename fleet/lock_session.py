@@ -26,6 +26,7 @@ from urllib.parse import quote
 LOCK = "uwsgi-consul-fleet/lock"
 AUDIT = "uwsgi-consul-fleet/audit/"
 RELEASES = "uwsgi-consul-fleet/releases/"
+AND = ", "  # between the releases of a service, where hosts differ
 KEPT = 200  # audit entries
 AGENT = "http://127.0.0.1:8500"
 TIMEOUT = 2  # seconds for an answer of the agent

@@ -51,13 +51,15 @@ class Rollout:
     def run(self, step: Step) -> bool:
         """Switch one host. Where that fails, stop the roll-out, and put back those done before."""
         if not self._others_pass(step):
-            self._stop(f"before {step.host.name} was switched", step)
+            self.stop(f"before {step.host.name} was switched", step.host)
             return False
         if not step.switch(step.after):
-            self._stop(f"at {step.host.name}", step)
+            self.stop(f"at {step.host.name}", step.host)
             return False
         with self._mutex:
-            late = bool(self.stopped) and _rolls_back(step)  # by another of its batch, meanwhile
+            late = bool(self.stopped) and _rolls_back(
+                step.host
+            )  # by another of its batch, meanwhile
             if not late:
                 self.done.append(step)
         if late:
@@ -73,11 +75,12 @@ class Rollout:
         allowed = f"--missing={step.host.settings.max_unavailable}"
         return step.execute(["passing", step.app, step.release, allowed, *names])
 
-    def _stop(self, where: str, step: Step) -> None:
+    def stop(self, where: str, host: Host) -> None:
+        """Go no further, because of this host, and put back those done before."""
         back: list[Step] = []
         with self._mutex:
             self.stopped = self.stopped or where
-            if _rolls_back(step):
+            if _rolls_back(host):
                 back, self.done = self.done, []
         _put_back(back)
 
@@ -90,5 +93,5 @@ def _put_back(steps: Iterable[Step]) -> None:
         thread.join()
 
 
-def _rolls_back(step: Step) -> bool:
-    return step.host.settings.on_failure == "rollback"
+def _rolls_back(host: Host) -> bool:
+    return host.settings.on_failure == "rollback"

@@ -25,6 +25,20 @@ def config_file() -> str:
     return str(lab.SSH_CONFIG if lab.SSH_CONFIG.exists() else USER_CONFIG)
 
 
+class Transport(paramiko.Transport):
+    """Says that a connection is lost in a way that callers of paramiko expect.
+
+    Where the other side has gone, paramiko raises a bare EOFError, which is no OSError and which
+    pyinfra 3.10 does not catch: the whole run would end there.
+    """
+
+    def open_channel(self, *args: Any, **kwargs: Any) -> paramiko.Channel:
+        try:
+            return super().open_channel(*args, **kwargs)
+        except EOFError as error:
+            raise paramiko.SSHException("connection lost") from error
+
+
 def nodelay_transport(sock: Any, **kwargs: Any) -> paramiko.Transport:
     """A transport that sends small packets at once, and notices when its host goes away.
 
@@ -36,7 +50,7 @@ def nodelay_transport(sock: Any, **kwargs: Any) -> paramiko.Transport:
         if hasattr(socket, name):  # some are Linux's alone
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return paramiko.Transport(sock, **kwargs)
+    return Transport(sock, **kwargs)
 
 
 def ssh_config(host_data: Mapping[str, Any]) -> paramiko.SSHConfig:

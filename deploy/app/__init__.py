@@ -68,7 +68,8 @@ def switch(me: Host, package: Package) -> Generator[Any, None, None]:
     known = current()
     plugin = plugin_file(known)
     if plugin is None:
-        yield fail(f"{me.name}: without its plugin no release can be started")
+        # It had one when the release was installed.
+        yield FunctionCommand(_lost, (me,), {})
         return
     name = package.generation(plugin)
     if _serves(me, name, known):
@@ -99,6 +100,12 @@ def _switch(state: Any, host: Any, its: Step) -> bool:
     return rollout.run(its)
 
 
+def _lost(state: Any, host: Any, me: Host) -> bool:
+    host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
+    rollout.stop(f"at {me.name}", me)
+    return False
+
+
 def _serves(me: Host, generation: str, known: HostState) -> bool:
     app_name = me.settings.app_name
     sockets = {f"{app_name}-{instance.port}.socket" for instance in me.instances}
@@ -123,7 +130,7 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
         yield fail(f"{me.name}: not retired: {reason}")
     elif run.is_executing and not reason and package and _whole_fleet():
         try:
-            rolled_out(me.settings.app_name, package.release.name)
+            rolled_out(me.settings.app_name)
         except FleetError as error:
             yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")

@@ -607,7 +607,7 @@ def test_invoke_takes_the_same_words(island: Lab) -> None:
 
 def test_ctrl_c_is_one_line_and_the_next_up_goes_on(ship: Lab, copy_checkout: Checkouts) -> None:
     lab = Lab(copy_checkout())  # without an nsenter that would get the signal too
-    for moment in (0.3, 0.6, 1.2):
+    for moment in (0.6, 1.0, 1.6):  # Python itself takes a while to begin
         process = lab.start(sys.executable, "-m", "lab", "up", "drakar")
         time.sleep(moment)
         os.killpg(process.pid, signal.SIGINT)

@@ -89,6 +89,8 @@ def test_any_release_is_right_before_the_first_roll_out(expected: dict[str, str]
 
 
 def test_an_instance_that_does_not_say_its_release_is_taken_as_it_is() -> None:
+    several = {"demo": "abc, old"}
+    assert lines(replace(changed(release="old"), expected_releases=several)) == []
     assert lines(replace(changed(release=""), expected_releases={"demo": "abc"})) == []
 
 
