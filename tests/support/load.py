@@ -56,7 +56,8 @@ class Window:
     """What began in a stretch of time, and what was in the catalog meanwhile.
 
     `passing` has the passing instances with their releases at its start and after each change;
-    `lag` is how late the clients' own program was woken at most: it is part of `slowest`.
+    `late` is when the clients' own program was woken late, and by how much: also a client waited
+    then for a processor, and the time counts as the request's.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Window:
     lookups: list[tuple[float, str]]
     passing: list[tuple[float, dict[str, str]]]
     unwatched: list[tuple[float, str]]
-    lag: float
+    late: list[tuple[float, float]]
 
     @property
     def count(self) -> int:
@@ -84,6 +85,24 @@ class Window:
     @property
     def slowest(self) -> float:
         return max(self.times, default=0.0)
+
+    @property
+    def lag(self) -> float:
+        return max((seconds for _moment, seconds in self.late), default=0.0)
+
+    @property
+    def slowest_served(self) -> float:
+        """The slowest request, not counting what its client waited for a processor meanwhile."""
+        answered = (request for request in self.requests if not request.problem)
+        return max((one.seconds - self._waited(one) for one in answered), default=0.0)
+
+    def _waited(self, request: Request) -> float:
+        end = request.begin + request.seconds
+        return sum(
+            max(0.0, min(end, moment) - max(request.begin, moment - seconds))
+            for moment, seconds in self.late
+            if moment > request.begin and moment - seconds < end
+        )
 
     @property
     def median(self) -> float:
@@ -117,9 +136,10 @@ class Window:
         parts = [
             f"{self.count} requests in {self.end - self.begin:.0f} s, {len(self.failed)} failed"
             f"{failed}",
-            f"slowest {milliseconds(self.slowest)}, 99.9 % in "
+            f"slowest {milliseconds(self.slowest)} ({milliseconds(self.slowest_served)} without "
+            f"own lag of at most {milliseconds(self.lag)}), 99.9 % in "
             f"{milliseconds(self.percentile(99.9))}, 99 % in {milliseconds(self.percentile(99))}, "
-            f"median {milliseconds(self.median)} (own lag {milliseconds(self.lag)})",
+            f"median {milliseconds(self.median)}",
             f"at least {self.least_passing} passing",
             "by " + ", ".join(f"{name} {count}" for name, count in self.releases.items()),
         ]
@@ -171,13 +191,16 @@ class Events:
     passing: list[tuple[float, dict[str, str]]] = field(default_factory=list)
     unwatched: list[tuple[float, str]] = field(default_factory=list)
     fixed: list[tuple[float, list[str]]] = field(default_factory=list)
-    beats: list[tuple[float, float]] = field(default_factory=list)
+    late: list[tuple[float, float]] = field(default_factory=list)
+    settled: float = 0.0  # everything that began before this moment is there
     ended: bool = False
 
     def add(self, line: str) -> None:
         kind, *rest = json.loads(line)
         if kind == "request":
             self.requests.append(Request(*rest))
+        elif kind == "beat":
+            self.settled = rest[0]
         elif kind == "end":
             self.ended = True
         else:
@@ -186,21 +209,15 @@ class Events:
                 "passing": self.passing,
                 "unwatched": self.unwatched,
                 "fixed": self.fixed,
-                "beat": self.beats,
+                "late": self.late,
             }
             lists[kind].append(tuple(rest))
-
-    @property
-    def settled(self) -> float:
-        """Everything that began before this moment is there."""
-        return self.beats[-1][0] if self.beats else 0.0
 
     def window(self, name: str, begin: float, end: float) -> Window:
         def within(found: list[Any]) -> list[Any]:
             return [one for one in found if begin <= one[0] < end]
 
         before = [one for one in self.passing if one[0] < begin][-1:]
-        lags = [lag for moment, lag in self.beats if begin <= moment < end + 0.25]
         return Window(
             name,
             begin,
@@ -209,7 +226,8 @@ class Events:
             within(self.lookups),
             [(max(moment, begin), found) for moment, found in before + within(self.passing)],
             within(self.unwatched),
-            max(lags, default=0.0),
+            # Also what was noticed when the last request of the stretch had ended.
+            [one for one in self.late if begin <= one[0] < end + 1],
         )
 
 
