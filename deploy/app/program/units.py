@@ -18,8 +18,9 @@ def install(release: Release) -> None:
     for port in _ports(release):
         wanted[f"{port}.service"] = UNITS / release.service(port)
         wanted[f"{port}.socket"] = UNITS / _socket(release, port)
+    copied = [_copy(folder / name, path) for name, path in wanted.items()]
     # A reload takes systemd a good part of a second on a busy host.
-    if any([_copy(folder / name, path) for name, path in wanted.items()]):
+    if any(copied):
         systemd.systemctl("daemon-reload")
 
 
