@@ -10,6 +10,8 @@ venv=$base/venvs/$environment part=$base/releases/.part-$name
 umask 022
 # What serves meanwhile comes first.
 renice -n 10 -p $$ >/dev/null
+# Where the kernel groups processes by session, niceness counts within a session only.
+{ echo 19 >/proc/self/autogroup; } 2>/dev/null || true
 
 fail() {
     echo "$(hostname): $*" >&2
