@@ -57,12 +57,3 @@ def _entry(value: bytes) -> Entry:
         failed=tuple(known.get("failed", ())),
         detail=known.get("detail", ""),
     )
-
-
-def expected_releases(fleet: Fleet) -> dict[str, str]:
-    """The release that each service should be on: that of its last complete roll-out.
-
-    :raises UnreachableError: where no Consul server can be asked
-    """
-    with catalog.api(fleet) as (server, port), catalog.client(server, port) as asked:
-        return catalog.expected_releases(asked)
