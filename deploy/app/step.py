@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from paramiko import SSHException
-from pyinfra import host, inventory
+from pyinfra import inventory
 from pyinfra.api import StringCommand
-from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 
+from deploy.remote import connector_arguments
 from fleet.model import Host
 from fleet.releases import PROGRAM
 from fleet.rollout import Step
@@ -17,10 +17,9 @@ from fleet.rollout import Step
 def step(me: Host, release: str, before: str, after: str) -> Step:
     """For the host in context. It may be put back from another host's operation, so it keeps
     what pyinfra says of how commands run on it (sudo and the like)."""
-    given: dict[str, Any] = dict(host.current_op_global_arguments or {})
-    arguments = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
-    # Not `host`, which is whichever one is in context when it is asked.
+    # Not pyinfra's `host`, which is whichever one is in context when it is asked.
     mine = inventory.get_host(me.name)
+    arguments = connector_arguments(mine)
 
     def execute(words: Sequence[str]) -> bool:
         return _execute(mine, words, arguments)

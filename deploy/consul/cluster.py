@@ -10,12 +10,12 @@ from typing import Any
 
 from pyinfra import inventory
 from pyinfra.api import FactBase, StringCommand
-from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 from pyinfra.api.command import QuoteString
 from pyinfra.context import state as run
 
 from deploy.consul import quorum
 from deploy.plan import DeployError, fleet
+from deploy.remote import connector_arguments
 from deploy.state import state_of
 from fleet.model import Host
 
@@ -248,14 +248,11 @@ def why_not(me: Host, keeper: Any) -> str | None:
 
 def on(target: Any, name: str, *words: str) -> str | None:
     """Run one of the scripts on another host than the one in context; why it failed, if it did."""
-    arguments, _ = pop_global_arguments(run, target, {})
-    known = dict(arguments)
-    connector = {key: known[key] for key in CONNECTOR_ARGUMENT_KEYS if key in known}
     done, output = target.run_shell_command(
         command(name, *words),
         print_output=run.print_output,
         print_input=run.print_input,
-        **connector,
+        **connector_arguments(target),
     )
     return None if done else f"{target.name}: {output.stderr or 'the connection was lost'}"
 
