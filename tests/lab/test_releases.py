@@ -8,6 +8,7 @@ is known to be good, which costs nothing where it is there already.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -182,6 +183,20 @@ def test_a_bad_release_hurts_nobody(
 ) -> None:
     bad = BAD_RELEASES[kind]
     expect_refused(fleet, lab, load, revision(bad.code), says=bad.says)
+
+
+def test_what_fails_on_the_second_host_is_taken_back_from_the_first(
+    fleet: Fleet, lab: Any, revision: Revision, load: Load
+) -> None:
+    only = "\nif os.uname().nodename == 'cheetah':\n    raise RuntimeError('no wind')\n"
+    load.mark("second host")
+    result = fleet.deploy(*released(revision(only), "bad"), *SOON, check=False)
+    load.mark("after")
+    assert result.returncode != 0
+    assert "RuntimeError: no wind" in output(result)
+    assert re.search(r"\[drakar\] +back to good-", output(result)), output(result)
+    load.window("second host", "after").expect(passing=4, releases={"good", "bad"})
+    expect_on("good", fleet, lab)
 
 
 def test_requirements_that_cannot_be_installed_hurt_nobody(
