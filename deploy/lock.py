@@ -18,6 +18,7 @@ from pyinfra.api import operation
 from pyinfra.api.state import BaseStateCallback, StateStage
 from pyinfra.context import state as run
 
+from deploy.consul import cluster
 from deploy.files import fail
 from deploy.plan import fleet
 from fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
@@ -26,6 +27,7 @@ from fleet.lock_session import AND
 from fleet.model import Host
 
 ELECTION = 30  # seconds in which a cluster that was just started finds its leader
+NEW_LEADER = 10  # seconds in which one that runs does, as after the restart of a server
 PATIENCE = 30  # seconds in which Consul must confirm the lock before the next operation
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -69,10 +71,12 @@ class Guard:
         """
         with self._mutex:
             if self._stop:
-                raise self._stop
+                # gevent throws it into the main greenlet, which a second one would hit while
+                # it ends.
+                raise gevent.GreenletExit
             try:
                 if not self._began:
-                    self._take()
+                    self._take(wait=NEW_LEADER if cluster.change().peers else 0)
                 elif self.held and self.lock:
                     self.lock.check(PATIENCE)
             except LockedError as error:
@@ -94,7 +98,7 @@ class Guard:
                     self._missing = str(error)
             return "" if self.held else self._missing
 
-    def _take(self, wait: float = 0) -> None:
+    def _take(self, wait: float) -> None:
         self.lock = self.lock or _lock()
         try:
             self.lock.take("deploy", self.releases, wait)

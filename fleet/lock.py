@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from fleet import keeper
 from fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
@@ -34,6 +35,7 @@ class Lock:
 
         :param servers: the Consul servers, in the order in which they are tried
         """
+        self._id = uuid4().hex
         self._began = 0.0
         self._held = False
         self._checked = 0.0
@@ -49,7 +51,7 @@ class Lock:
         :raises LockedError: saying who holds it
         :raises UnreachableError: where no Consul server can be asked
         """
-        claim = {**_operator(), "what": what, "releases": dict(releases)}
+        claim = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
         message = {"do": "take", "claim": claim}
         self._began = self._began or time.monotonic()
         deadline = time.monotonic() + wait

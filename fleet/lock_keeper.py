@@ -110,16 +110,21 @@ class Keeper:
 
     def _ask(self, message: Message) -> Message:
         """Ask the session there is; where it does not answer, one on another server, and at
-        last one on the same."""
+        last one on the same. The lock is also taken elsewhere where an agent has no answer."""
         reasons: list[str] = []
+        state = "unreachable"
         for _ in range(len(self._servers) + (self._session is not None)):
             try:
-                return self._connected(message)
+                reply = self._connected(message)
+                if reply["state"] != "unavailable" or message["do"] != "take":
+                    return reply
+                state = reply["state"]
+                reasons.append(f"{self._servers[0].name}: {reply['reason']}")
             except UnreachableError as error:
                 reasons.append(str(error))
-                self.close()
-                self._servers.append(self._servers.pop(0))
-        return {"state": "unreachable", "reason": "\n".join(dict.fromkeys(reasons))}
+            self.close()
+            self._servers.append(self._servers.pop(0))
+        return {"state": state, "reason": "\n".join(dict.fromkeys(reasons))}
 
     def _connected(self, message: Message) -> Message:
         if self._session is None:

@@ -158,16 +158,17 @@ class Lock:
             return {"state": "lost", "holder": self.consul.holder()}
 
     def do_take(self, claim: Message, session: str = "") -> Message:
-        """Acquire the lock; or take it over from a session on another server.
+        """Acquire the lock; or take it over from a session that is ours.
 
-        A session ends when its node leaves the catalog, as a dead server does.
+        That one may be on another server: a session ends when its node leaves the catalog, as a
+        dead server does. Or it got the lock with a question whose answer never came, as
+        while a leader is elected; the ``id`` in the claim tells.
         """
         claim = {"since": now(), **claim}
         mine = self.consul.create_session()
-        if session:
-            acquired = self.consul.hand_over(session, mine, claim)
-        else:
-            acquired = self.consul.acquire(mine, claim)
+        acquired = self._get(mine, session, claim)
+        if not acquired and (ours := self._session_of(claim)):
+            session, acquired = ours, self._get(mine, ours, claim)
         if session or not acquired:
             self.consul.destroy(session if acquired else mine)
         if acquired:
@@ -176,6 +177,16 @@ class Lock:
         if session:
             raise LostError
         return {"state": "locked", "holder": self.consul.holder()}
+
+    def _get(self, mine: str, session: str, claim: Message) -> bool:
+        if session:
+            return self.consul.hand_over(session, mine, claim)
+        return self.consul.acquire(mine, claim)
+
+    def _session_of(self, claim: Message) -> str:
+        """The session that holds the lock with this very claim, or ''."""
+        holder = self.consul.holder() or {}
+        return str(holder["session"]) if claim.get("id") and holder.get("id") == claim["id"] else ""
 
     def do_beat(self) -> Message:
         """Say that the lock is still wanted."""

@@ -15,7 +15,7 @@ import pytest
 from consul_processes import Agent, until
 
 from fleet import catalog, lock_session
-from fleet.lock_session import AUDIT, KEPT, LOCK, RELEASES, Consul
+from fleet.lock_session import AUDIT, KEPT, LOCK, RELEASES, Consul, Lock, UnavailableError
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
 TEXT = Path(lock_session.__file__).read_text()
@@ -72,6 +72,21 @@ def session() -> Iterator[Callable[[Agent], Session]]:
 Start = Callable[[Agent], Session]
 
 
+class LosesAnswers(Consul):
+    """Does what it is asked, but the first answer of one kind comes too late."""
+
+    def __init__(self, url: str, kind: str) -> None:
+        super().__init__(url)
+        does = getattr(self, kind)
+
+        def once(*arguments: Any) -> bool:
+            setattr(self, kind, does)
+            assert does(*arguments)
+            raise UnavailableError("timed out")
+
+        setattr(self, kind, once)
+
+
 def audit(agent: Agent) -> list[dict[str, Any]]:
     consul = Consul(agent.url)
     keys = consul.call("GET", f"/v1/kv/{AUDIT}?keys") or []
@@ -107,6 +122,20 @@ class TestTaking:
         agent.call("PUT", f"/v1/kv/{LOCK}", data="[1, 2]")
         assert Consul(agent.url).holder() == {"session": ""}
         assert session(agent).ask("take", claim=ANNA)["state"] == "held"
+
+    @pytest.mark.parametrize("lost", ["acquire", "hand_over"])
+    def test_an_answer_that_was_lost_locks_nobody_out(self, agent: Agent, lost: str) -> None:
+        claim = {**ANNA, "id": "1"}
+        one = Lock(LosesAnswers(agent.url, lost))
+        before = {} if lost == "acquire" else {"session": one.do_take(claim)["session"]}
+        assert one.answer({"do": "take", "claim": claim, **before})["state"] == "unavailable"
+        taken = one.answer({"do": "take", "claim": claim, **before})
+        assert taken["state"] == "held"
+        assert (Consul(agent.url).holder() or {})["session"] == taken["session"]
+        other = Lock(Consul(agent.url)).answer({"do": "take", "claim": {**ANNA, "id": "2"}})
+        assert other["state"] == "locked"
+        one.answer({"do": "finish"})
+        assert is_free(agent)
 
     def test_without_consul_it_says_so(self, new_agent: Callable[..., Agent]) -> None:
         one = Session(new_agent().url)  # never started
