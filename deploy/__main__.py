@@ -45,10 +45,11 @@ if me.is_member:
 
 app.settle(name="Application: the roll-out is over", me=me, package=package)
 
-if fleet().retired:
-    # Last of all: what takes over from them serves by now. pyinfra runs what no host's list
-    # puts in order as soon as it can, so these are on every host's list.
+# Last of all: what takes over from them serves by now. pyinfra runs what no host's list
+# puts in order as soon as it can, so these are on every host's list.
+if fleet().idle:
     app.retire(name="Application: stop it and remove it", me=me)
+if fleet().retired:
     consul.leave(name="Consul: leave the servers", me=me, servers=True, _serial=True)
     consul.leave(name="Consul: leave the cluster", me=me, servers=False)
     consul.remove(name="Consul: remove it", me=me)

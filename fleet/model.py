@@ -83,6 +83,11 @@ class Fleet:
         return tuple(host for host in self.hosts if host.is_retired)
 
     @property
+    def idle(self) -> tuple[Host, ...]:
+        """Those without instances; an application that is found there is left from before."""
+        return tuple(host for host in self.hosts if not host.instances)
+
+    @property
     def builders(self) -> tuple[Host, ...]:
         return tuple(host for host in self.hosts if "builders" in host.roles)
 

@@ -126,7 +126,7 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
     also comes after it in time: pyinfra begins with whatever no host waits for.
     """
     reason = _blocked() if run.is_executing else ""
-    if reason and me.is_retired:
+    if reason and not me.instances:
         yield fail(f"{me.name}: not retired: {reason}")
     elif run.is_executing and not reason and package and _whole_fleet():
         try:
@@ -143,10 +143,11 @@ def _whole_fleet() -> bool:
 
 @operation()
 def retire(me: Host) -> Generator[Any, None, None]:
-    """Out of the catalog, then out of service, and then gone from this host."""
+    """Out of the catalog, then out of service, and then gone from a host that is to have no
+    instances: it is retired, or is still there for Consul."""
     settings = me.settings
     known = current()
-    if not me.is_retired or PROGRAM not in known.files:
+    if me.instances or PROGRAM not in known.files:
         host.noop("the application is not here")
         return
     keep = "" if settings.purge else "--keep-data"

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from fleet_commands import ROOT, Fleet, output
 
+from fleet import inventory, lock
+
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
 # What Consul could leave behind.
@@ -173,6 +175,14 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
 
 
 # --- What is refused -----------------------------------------------------------------
+
+
+def test_a_deploy_that_comes_second_is_told_once(fleet: Fleet) -> None:
+    """However many hosts are asked at the same time; of two alone none would be in the way."""
+    with lock.take(inventory.read(fleet.path), "test", {}):
+        result = fleet.deploy(check=False)
+    assert result.returncode == 75, output(result)
+    assert output(result).count("locked: ") == 1
 
 
 def refused(fleet: Fleet, lab: Any, *running: str) -> str:

@@ -92,6 +92,28 @@ def test_one_host_takes_over_from_another(fleet: Fleet, lab: Any) -> None:
     assert {row["node"] for row in rows(fleet)} == {"drakar", "ormen"}
 
 
+def test_a_consul_server_that_serves_no_more_stays_a_server(fleet: Fleet, lab: Any) -> None:
+    agent = lab.ssh(
+        "drakar", "systemctl show --property MainPID,ActiveEnterTimestamp consul"
+    ).stdout
+    fleet.hosts(["drakar"], ["ormen"])
+    with Load(lab, instances(lab, "ormen")) as load:
+        load.mark("drakar serves no more")
+        changes = fleet.changes()
+        assert changes == {"Application: stop it and remove it": ["drakar"]}
+        window = load.window("drakar serves no more")
+        print(f"\n{window}")
+        window.expect(passing=2)
+    assert {row["node"] for row in rows(fleet)} == {"ormen"}
+    left = "sudo ls /opt /srv /etc/uwsgi-consul-fleet; systemctl list-units --all 'consul-demo*'"
+    assert "demo" not in lab.ssh("drakar", left, check=False).stdout
+    assert (
+        lab.ssh("drakar", "systemctl show --property MainPID,ActiveEnterTimestamp consul").stdout
+        == agent
+    )
+    assert fleet.changes() == {}
+
+
 def test_without_a_purge_releases_and_data_stay(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
     fleet.hosts(["drakar"], ["drakar"], [("ormen", {"purge": False})])
     fleet.deploy()
