@@ -27,6 +27,7 @@ ANSWER = 6.0  # seconds for an answer from the server, which grants Consul a thi
 # Without a confirmation for so long (seconds) the lock may be gone soon: lock_session gives
 # a run up after 15.
 CERTAIN = 11.0
+URGENT = ("take", "finish")  # a sign of life may wait until an agent has restarted
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,13 @@ class Keeper:
 
     def _ask(self, message: Message) -> Message:
         """Ask the session there is; where it does not answer, one on another server, and at
-        last one on the same. The lock is also taken elsewhere where an agent has no answer."""
+        last one on the same. What can't wait goes on where the agent answers, too."""
         reasons: list[str] = []
         state = "unreachable"
         for _ in range(len(self._servers) + (self._session is not None)):
             try:
                 reply = self._connected(message)
-                if reply["state"] != "unavailable" or message["do"] != "take":
+                if reply["state"] != "unavailable" or message["do"] not in URGENT:
                     return reply
                 state = reply["state"]
                 reasons.append(f"{self._servers[0].name}: {reply['reason']}")

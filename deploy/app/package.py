@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.app import environment
-from deploy.app.release import Release, read
+from deploy.app.release import File, Release, read
 from deploy.files import RemoteFile, render
 from deploy.plan import DeployError
 from deploy.uwsgi import START
@@ -26,12 +26,12 @@ TRIAL = "RELEASE_TRIAL"
 class Package:
     """A release for one host.
 
-    ``files`` maps paths to contents; ``variables`` is the application's environment, which
+    ``files`` are by path; ``variables`` is the application's environment, which
     nobody may see; ``virtualenv`` names the virtual environment, ``-`` for none.
     """
 
     release: Release
-    files: dict[str, bytes] = field(repr=False)
+    files: dict[str, File] = field(repr=False)
     variables: str = field(repr=False)
     virtualenv: str
 
@@ -56,17 +56,17 @@ class Package:
         """A .tar.gz; the same files give the same bytes."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for path, content in sorted(self.files.items()):
-                _add(archive, path, content, 0o644)
-            _add(archive, ENVIRONMENT, self.variables.encode(), 0o600)
+            for path, file in sorted(self.files.items()):
+                _add(archive, path, file)
+            _add(archive, ENVIRONMENT, File(self.variables.encode(), 0o600))
         return gzip.compress(buffer.getvalue(), mtime=0)
 
 
-def _add(archive: tarfile.TarFile, path: str, content: bytes, mode: int) -> None:
+def _add(archive: tarfile.TarFile, path: str, file: File) -> None:
     member = tarfile.TarInfo(path)
-    member.size = len(content)
-    member.mode = mode
-    archive.addfile(member, io.BytesIO(content))
+    member.size = len(file.content)
+    member.mode = file.mode
+    archive.addfile(member, io.BytesIO(file.content))
 
 
 def prepare(me: Host) -> Package | None:
@@ -79,9 +79,9 @@ def prepare(me: Host) -> Package | None:
     release = read(me.settings)
     files = dict(release.sources)
     if release.requirements is not None:
-        files[REQUIREMENTS] = release.requirements
+        files[REQUIREMENTS] = File(release.requirements)
     texts = {**_inis(me, release), **_units(me), "release.json": _manifest(me, release)}
-    files.update({path: text.encode() for path, text in texts.items()})
+    files.update({path: File(text.encode()) for path, text in texts.items()})
     variables = environment.render(environment.variables(me.settings))
     return Package(release, files, variables, _virtualenv(me, release))
 

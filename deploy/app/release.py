@@ -6,17 +6,25 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from deploy.plan import DeployError
 from fleet.settings import Settings
 
 
+class File(NamedTuple):
+    """A file of a release."""
+
+    content: bytes
+    mode: int = 0o644
+
+
 @dataclass(frozen=True)
 class Release:
-    """The application at one revision; ``sources`` are (path in the release, content)."""
+    """The application at one revision; ``sources`` are by their path in the release."""
 
     name: str
-    sources: tuple[tuple[str, bytes], ...]
+    sources: tuple[tuple[str, File], ...]
     requirements: bytes | None
     template: Path
 
@@ -61,10 +69,15 @@ def _read(source: str, requirements: str | None, template: str) -> Release:
             "name already; nothing was changed"
         )
     sources = tuple(
-        (str(path.relative_to(parent)), path.read_bytes()) for path in _tracked(folder.resolve())
+        (str(path.relative_to(parent)), _file(path)) for path in _tracked(folder.resolve())
     )
     content = Path(requirements).expanduser().read_bytes() if requirements else None
     return Release(_name(folder, sources), sources, content, Path(template).expanduser())
+
+
+def _file(path: Path) -> File:
+    """As git keeps it: what it holds, and whether it can be executed."""
+    return File(path.read_bytes(), 0o755 if path.stat().st_mode & 0o100 else 0o644)
 
 
 def _tracked(folder: Path) -> list[Path]:
@@ -83,7 +96,7 @@ def _tracked(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _name(folder: Path, sources: tuple[tuple[str, bytes], ...]) -> str:
+def _name(folder: Path, sources: tuple[tuple[str, File], ...]) -> str:
     """The last git revision that changed the source; a change since then as a hash behind it."""
     content = hashlib.sha256(repr(sources).encode()).hexdigest()[:8]
     revision = (_git(folder, "log", "-1", "--format=%h", "--abbrev=10", "--", ".") or "").strip()

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.app import environment
 from deploy.app.package import Package, prepare
-from deploy.app.release import _name, _read, _tracked
+from deploy.app.release import File, _name, _read, _tracked
 from deploy.files import RemoteFile
 from deploy.plan import DeployError, inventory_file, refuse_own_order
 from deploy.state import FileState, UnitState, parse
@@ -104,7 +104,7 @@ def test_a_host_without_anything() -> None:
 def test_each_instance_has_an_ini_that_registers_it(package: Package) -> None:
     for port, name in ((2001, "server1"), (2002, "two")):
         parser = configparser.ConfigParser(strict=False, interpolation=None)
-        parser.read_string(package.files[f"{port}.ini"].decode())
+        parser.read_string(package.files[f"{port}.ini"].content.decode())
         ini = parser["uwsgi"]
         assert ini["socket"] == f":{port}"
         assert ini["plugins"] == "python3,%dconsul_plugin.so"
@@ -124,12 +124,12 @@ def test_units_belong_together(package: Package) -> None:
         "units/app.target",
         "units/trial.service",
     }
-    service = package.files["units/2001.service"].decode()
-    assert "ListenStream=0.0.0.0:2001\n" in package.files["units/2001.socket"].decode()
+    service = package.files["units/2001.service"].content.decode()
+    assert "ListenStream=0.0.0.0:2001\n" in package.files["units/2001.socket"].content.decode()
     assert "Sockets=consul-demo-server-2001.socket\n" in service
     assert "KillSignal=SIGHUP\n" in service
     # A trial must never have what clients connect to.
-    assert "Sockets=" not in package.files["units/trial.service"].decode()
+    assert "Sockets=" not in package.files["units/trial.service"].content.decode()
 
 
 def test_an_ini_that_can_not_be_tried_is_refused(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_given_name_is_the_releases(package: Package) -> None:
     named = package_of(release="spring")
     assert named.release.name == "spring"
     assert named.generation(PLUGIN).startswith("spring-")
-    assert b"release:spring" in named.files["2001.ini"]
+    assert b"release:spring" in named.files["2001.ini"].content
 
 
 # --- The application's environment ---
@@ -223,9 +223,24 @@ def test_a_secret_shows_neither_in_a_package_nor_in_its_name(
     found = package_of(app_secrets=["DB"])
     assert "hush" in found.variables
     assert "hush" not in repr(found)
-    assert b"hush" not in b"".join(found.files.values())
+    assert b"hush" not in b"".join(file.content for file in found.files.values())
     monkeypatch.setenv("DB", "quiet")
     assert package_of(app_secrets=["DB"]).generation(PLUGIN) != found.generation(PLUGIN)
+
+
+def test_what_can_be_executed_stays_executable(tmp_path: Path) -> None:
+    source = tmp_path / "shop"
+    source.mkdir()
+    for name, mode in (("run", 0o775), ("data", 0o664)):
+        (source / name).write_text(name)
+        (source / name).chmod(mode)
+    package = package_of(app_source=str(source))
+    with tarfile.open(fileobj=io.BytesIO(package.archive())) as archive:
+        modes = {name: archive.getmember(name).mode for name in ("shop/run", "shop/data")}
+    assert modes == {"shop/run": 0o755, "shop/data": 0o644}
+    (source / "data").chmod(0o755)
+    _read.cache_clear()
+    assert package_of(app_source=str(source)).generation(PLUGIN) != package.generation(PLUGIN)
 
 
 def test_values_are_escaped_as_systemd_reads_them() -> None:
@@ -251,7 +266,7 @@ def test_a_release_is_named_after_the_last_change_of_its_source(tmp_path: Path) 
     git(tmp_path, "commit", "--quiet", "-m", "two")
     assert _name(source, ()) == clean
     (source / "a.py").write_text("2\n")
-    sources = (("shop/a.py", b"2\n"),)
+    sources = (("shop/a.py", File(b"2\n")),)
     changed = hashlib.sha256(repr(sources).encode()).hexdigest()[:8]
     assert _name(source, sources) == f"{clean}-dirty-{changed}"
 
