@@ -10,7 +10,7 @@ identify_uwsgi "$2"
 getent passwd consul "$app" | sed 's/^\([^:]*\):.*/user \1/'
 
 dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
-    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv 2>/dev/null |
+    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv python3 2>/dev/null |
     sed -n 's/^installed /package /p'
 
 # Mode, owner and group first, then the sums, in the same order.
@@ -39,7 +39,7 @@ if [ -d /var/lib/consul/raft ]; then
         printf "GET /v1/status/%s HTTP/1.1\r\nHost: localhost\r\n\r\n" leader >&3
         printf "GET /v1/status/%s HTTP/1.0\r\n\r\n" peers >&3
         # One answer right after the other; seconds, for an agent that hangs.
-        while read -r -t 2 line <&3 || [ -n "$line" ]; do
+        while read -r -t 10 line <&3 || [ -n "$line" ]; do
             case $line in
                 \"[0-9]*)
                     line=${line#?}
@@ -50,6 +50,13 @@ if [ -d /var/lib/consul/raft ]; then
         done' 2>/dev/null
 fi
 
+# Whichever applications are here, with a release or but for the last steps of their removal.
+for left in /etc/uwsgi-consul-fleet/*.conf /srv/*/releases/*/release.json; do
+    if [ -e "$left" ]; then
+        left=${left#/srv/} left=${left#/etc/uwsgi-consul-fleet/} left=${left%.conf}
+        echo "application ${left%%/*}"
+    fi
+done
 for release in "/srv/$app/releases"/*; do
     if [ -d "$release" ]; then echo "release ${release##*/}"; fi
 done

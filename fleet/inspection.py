@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fleet import catalog, plugins, ssh, verification
+from fleet.errors import UnreachableError
 from fleet.model import Fleet
 from fleet.probe import probe
 from fleet.verification import Difference, Report
@@ -24,11 +25,16 @@ def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
         # The hosts are asked meanwhile; what they say does not change by waiting.
         wrong_plugins = pool.apply_async(lambda: tuple(plugins.check(fleet)))
         while True:
-            report = verification.compare(fleet, catalog.read(server, port, fleet.services))
-            if with_probe and report.agrees:
-                report = _with(report, probe(fleet))
-            if report.agrees or time.monotonic() >= deadline:
-                return _with(report, wrong_plugins.get())
+            try:
+                report = verification.compare(fleet, catalog.read(server, port, fleet.services))
+            except UnreachableError:  # as while a leader is elected
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                if with_probe and report.agrees:
+                    report = _with(report, probe(fleet))
+                if report.agrees or time.monotonic() >= deadline:
+                    return _with(report, wrong_plugins.get())
             time.sleep(INTERVAL)
 
 

@@ -24,7 +24,7 @@ CHECKED = 1.0  # seconds for which an answer of the keeper holds
 ANSWER = 5.0  # seconds for what the keeper knows by itself
 # Seconds for what it must ask a server: connections to all of them may have to be tried.
 FAR_ANSWER = 90.0
-LAST_ANSWER = 20.0
+LAST_ANSWER = 30.0
 
 
 class Lock:

@@ -27,7 +27,10 @@ ANSWER = 6.0  # seconds for an answer from the server, which grants Consul a thi
 # Without a confirmation for so long (seconds) the lock may be gone soon: lock_session gives
 # a run up after 15.
 CERTAIN = 11.0
-URGENT = ("take", "finish")  # a sign of life may wait until an agent has restarted
+# A sign of life may wait until an agent has restarted; these go on elsewhere, and the server
+# is more patient with the last two of them.
+URGENT = ("take", "expect", "finish")
+LAST_ANSWER = 15.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Session:
 
     def ask(self, message: Message) -> Message:
         """:raises UnreachableError: where no answer comes"""
+        self._channel.settimeout(ANSWER if message["do"] in ("beat", "take") else LAST_ANSWER)
         try:
             self._channel.sendall(json.dumps(message).encode() + b"\n")
             line = self._replies.readline()

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from http.client import HTTPException
@@ -206,22 +206,26 @@ class Lock:
             {"Verb": "set", "Key": RELEASES + service, "Value": encoded(release)}
             for service, release in releases.items()
         ]
-        if not self.consul.transact(ours, *written):
+        if not self._patiently(lambda: self.consul.transact(ours, *written)):
             raise LostError
         return self.do_beat()
 
     def do_finish(self, entry: Message | None = None) -> Message:
         """Write down how it went, unless there is nothing to tell; let the lock go."""
+        if entry is not None:
+            told = {**self._about(), **entry}
+            self._patiently(lambda: self.consul.record(told))
+        if self.session:
+            self._patiently(lambda: self.consul.destroy(self.session))
+            self.session = ""
+        return {"state": "finished"}
+
+    def _patiently(self, do: Callable[[], Any]) -> Any:
+        """The last words of a run are said again, for a while, where Consul has no answer."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                if entry is not None:
-                    self.consul.record({**self._about(), **entry})
-                    entry = None
-                if self.session:
-                    self.consul.destroy(self.session)
-                    self.session = ""
-                return {"state": "finished"}
+                return do()
             except UnavailableError:
                 if time.monotonic() > deadline:
                     raise

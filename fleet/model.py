@@ -239,7 +239,7 @@ def _fleet_wide_problems(hosts: list[Host]) -> list[str]:
     """Settings of the one roll-out over all hosts."""
     problems = []
     for key in FLEET_WIDE:
-        values = {host.name: getattr(host.settings, key) for host in hosts}
+        values = {host.name: getattr(host.settings, key) for host in hosts if host.instances}
         if len(set(map(repr, values.values()))) > 1:
             told = ", ".join(f"{value!r} for {name}" for name, value in values.items())
             problems.append(f"{key}: must be the same for all hosts; is {told}")

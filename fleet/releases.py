@@ -16,14 +16,21 @@ from fleet.rollout import Rollout, Step
 
 # On each host; see deploy/app/program.
 PROGRAM = "/opt/uwsgi-consul-fleet/release"
+PATIENCE = 30  # seconds in which Consul must confirm the lock before the next batch
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release on a host; ``since`` when it serves or last served, None if it never did."""
+    """A release on a host; ``since`` when it serves or last served, None if it never did.
+
+    ``settings`` is a hash of what it runs with, the same on each host with the same settings;
+    ``instances`` are the service ids that it registers.
+    """
 
     generation: str
     release: str
+    settings: str
+    instances: tuple[str, ...]
     current: bool
     since: str | None
 
@@ -65,7 +72,8 @@ def _read(host: Host) -> HostReleases:
     if not result.stdout:
         return HostReleases(host, (), f"{host.name}: nothing was deployed to it")
     rows = json.loads(result.stdout)
-    return HostReleases(host, tuple(Release(**row) for row in rows))
+    found = (Release(**{**row, "instances": tuple(row["instances"])}) for row in rows)
+    return HostReleases(host, tuple(found))
 
 
 # --- Going back ----------------------------------------------------------------------
@@ -81,44 +89,63 @@ class Target:
 
 def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
     """Which release each host goes back to. One that can't be asked is left out: in an hour
-    of need the others must not wait for it.
+    of need the others must not wait for it. So is an application without a release of the name.
 
-    :param name: a release, or the hash behind it too; '' for the one before
+    :param name: a release, or with the hash of its settings behind it; '' for the one before
     :raises FleetError: where a host does not have it, or the hosts would part
     """
-    chosen = [(each, _choose(each, name)) for each in found if not each.problem]
-    if not chosen:
+    asked = [each for each in found if not each.problem]
+    if not asked:
         raise FleetError("\n".join([*(each.problem for each in found), "nothing was changed"]))
-    missing = [each.host.name for each, release in chosen if release is None]
+    chosen = [(each, _choose(each, name)) for each in asked]
+    affected = {each.host.settings.app_name for each, release in chosen if release}
+    missing = [
+        each.host.name
+        for each, release in chosen
+        if release is None and (not affected or each.host.settings.app_name in affected)
+    ]
     # A host that joined since has none before; that is told when the others are back.
-    if missing and (name or len(missing) == len(chosen)):
-        what = f"no release {name}" if name else "no release before the one that serves"
-        there = sorted({release.release for each in found for release in each.releases})
-        raise FleetError(
-            f"{', '.join(missing)}: {what}; there is: {', '.join(there) or 'none'}. "
-            "Nothing was changed; deploy it instead: pyinfra --data release=NAME …"
-        )
+    if missing and (name or not affected):
+        raise FleetError(_missing(asked, missing, name))
     result = [Target(each, release) for each, release in chosen if release is not None]
-    names = {target.release.release for target in result}
-    if len(names) > 1:
-        listing = ", ".join(f"{t.release.release} on {t.found.host.name}" for t in result)
-        raise FleetError(f"the hosts would part: {listing}; name a release. Nothing was changed")
+    for app in affected:
+        _refuse_to_part([t for t in result if t.found.host.settings.app_name == app])
     return result
+
+
+def _missing(asked: Sequence[HostReleases], missing: Sequence[str], name: str) -> str:
+    what = f"no release {name}" if name else "no release before the one that serves"
+    there = sorted({release.release for each in asked for release in each.releases})
+    return (
+        f"{', '.join(missing)}: {what}; there is: {', '.join(there) or 'none'}. Nothing was "
+        "changed; deploy it instead: pyinfra --data release=NAME …"
+    )
+
+
+def _refuse_to_part(targets: Sequence[Target]) -> None:
+    """:raises FleetError: where the hosts of an application would go to different releases"""
+    if len({target.release.release for target in targets}) > 1:
+        listing = ", ".join(f"{t.release.release} on {t.found.host.name}" for t in targets)
+        raise FleetError(f"the hosts would part: {listing}; name a release. Nothing was changed")
 
 
 def _choose(found: HostReleases, name: str) -> Release | None:
     """The latest that served under this name; without one, the latest that served before."""
     served = [release for release in found.releases if release.since]
+    if not name:
+        return next((release for release in served if not release.current), None)
     for release in served:
-        if name in (release.release, release.generation) or (not name and not release.current):
+        if name in (release.release, f"{release.release}-{release.settings}"):
             return release
-    return None
+    # A host with settings of its own: there is no doubt where it has one of the name alone.
+    alike = [release for release in served if release.release == name.rpartition("-")[0]]
+    return alike[0] if len(alike) == 1 else None
 
 
 def rollback(fleet: Fleet, name: str = "") -> None:
     """Switch the hosts, batch after batch, under the fleet's lock.
 
-    :param name: a release, or the hash behind it too; '' for the one before
+    :param name: a release, or with the hash of its settings behind it; '' for the one before
     :raises FleetError: see :func:`targets`; nothing was changed
     :raises LockedError: where another run holds it; nothing was changed
     :raises RollbackError: where a host failed, and all of them are as before; or where one was
@@ -131,7 +158,8 @@ def rollback(fleet: Fleet, name: str = "") -> None:
     left_out = [
         each.problem or f"{each.host.name}: has no release before the one that serves"
         for each in found
-        if each.host.name not in back
+        # Without a problem and with a name: another application, which was not meant.
+        if each.host.name not in back and (each.problem or not name)
     ]
     if left_out:
         raise RollbackError("\n".join([*left_out, "left out; the other hosts went back"]))
@@ -144,7 +172,7 @@ def _switch_all(fleet: Fleet, chosen: Sequence[Target]) -> None:
         by_name = {target.found.host.name: target for target in chosen}
         for batch in batches(fleet):
             try:
-                held.check()
+                held.check(PATIENCE)
             except LostLockError as error:
                 raise RollbackError(f"{error}; invoke releases shows what serves") from error
             _switch_batch(rollout, [by_name[h.name] for h in batch.hosts if h.name in by_name])
@@ -188,6 +216,7 @@ def _switch(rollout: Rollout, target: Target) -> bool:
         before=now.generation if now else "",
         after=target.release.generation,
         release=target.release.release,
+        instances=target.release.instances,
         execute=execute,
         log=lambda line: _log(host, line),
     )

@@ -74,7 +74,7 @@ def show_releases(found: Iterable[HostReleases]) -> None:
 def _release_cells(release: Release) -> tuple[str | Text, ...]:
     state = Text("✓ serves", style="green") if release.current else Text("kept")
     since = _moment(release.since) if release.since else "never served"
-    return release.release, release.generation.rpartition("-")[2], state, since
+    return release.release, release.settings, state, since
 
 
 def _moment(iso: str) -> str:

@@ -11,14 +11,16 @@ from fleet.model import Host
 class Step:
     """A host that goes from one generation to another; from '' where none served.
 
-    ``execute`` runs the program on the host with these words, shows what it says and returns
-    whether it went well; ``log`` shows a line about the host.
+    ``instances`` are the service ids that the new one registers. ``execute`` runs the program
+    on the host with these words, shows what it says and returns whether it went well; ``log``
+    shows a line about the host.
     """
 
     host: Host
     before: str
     after: str
     release: str
+    instances: tuple[str, ...]
     execute: Callable[[Sequence[str]], bool] = field(repr=False)
     log: Callable[[str], None] = field(repr=False)
 
@@ -57,9 +59,8 @@ class Rollout:
             self.stop(f"at {step.host.name}", step.host)
             return False
         with self._mutex:
-            late = bool(self.stopped) and _rolls_back(
-                step.host
-            )  # by another of its batch, meanwhile
+            # By another of its batch, meanwhile.
+            late = bool(self.stopped) and _rolls_back(step.host)
             if not late:
                 self.done.append(step)
         if late:
@@ -68,8 +69,9 @@ class Rollout:
 
     def _others_pass(self, step: Step) -> bool:
         """Whether those done before are still well, as Consul sees them."""
-        done = [other for other in self.done if other.release == step.release]
-        names = [f"{i.node}/{i.id}" for other in done for i in other.host.instances]
+        ours = (step.app, step.release)
+        done = [other for other in self.done if (other.app, other.release) == ours]
+        names = [f"{other.host.name}/{one}" for other in done for one in other.instances]
         if not names:
             return True
         allowed = f"--missing={step.host.settings.max_unavailable}"

@@ -126,7 +126,7 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
     also comes after it in time: pyinfra begins with whatever no host waits for.
     """
     reason = _blocked() if run.is_executing else ""
-    if reason and not me.instances:
+    if run.is_executing and _is_left(me) and (reason or (reason := _unreachable(me))):
         yield fail(f"{me.name}: not retired: {reason}")
     elif run.is_executing and not reason and package and _whole_fleet():
         try:
@@ -134,6 +134,22 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
         except FleetError as error:
             yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")
+
+
+def _unreachable(me: Host) -> str:
+    """Which hosts that are to serve this run can't tell anything about, or ''."""
+    lost = {each.name for each in run.failed_hosts} & {each.name for each in fleet().app_servers}
+    if not lost:
+        return ""
+    return (
+        f"{', '.join(sorted(lost))} can't be reached, and may be what is to take over; mend that, "
+        f"or leave it out of this run: --limit {me.name}"
+    )
+
+
+def _is_left(me: Host) -> bool:
+    """Whether an application is here that is to go."""
+    return not me.instances and PROGRAM in current().files
 
 
 def _whole_fleet() -> bool:
@@ -145,13 +161,13 @@ def _whole_fleet() -> bool:
 def retire(me: Host) -> Generator[Any, None, None]:
     """Out of the catalog, then out of service, and then gone from a host that is to have no
     instances: it is retired, or is still there for Consul."""
-    settings = me.settings
-    known = current()
-    if me.instances or PROGRAM not in known.files:
+    if not _is_left(me):
         host.noop("the application is not here")
         return
-    keep = "" if settings.purge else "--keep-data"
-    yield StringCommand(PROGRAM, "stop", settings.app_name)
-    yield StringCommand(PROGRAM, "remove", keep, settings.app_name)
+    keep = "" if me.settings.purge else "--keep-data"
+    # What is here: a host may have had its name from a group that it is in no more.
+    for app_name in sorted(current().applications) or [me.settings.app_name]:
+        yield StringCommand(PROGRAM, "stop", app_name)
+        yield StringCommand(PROGRAM, "remove", keep, app_name)
     yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
     forget()

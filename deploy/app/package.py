@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deploy.app import environment
@@ -41,9 +41,10 @@ class Package:
         A change of the plugin, an ini setting, a unit or the environment makes another
         generation, and is switched to like a change of the application.
         """
-        return f"{self.release.name}-{self._digest(plugin.path)}"
+        return f"{self.release.name}-{self.digest(plugin.path)}"
 
-    def _digest(self, plugin: str) -> str:
+    def digest(self, plugin: str = "") -> str:
+        """A hash of everything that is in it, and of the plugin that it links to."""
         parts = [
             *sorted(self.files.items()),
             ("plugin", plugin),
@@ -77,13 +78,27 @@ def prepare(me: Host) -> Package | None:
     if not me.instances:
         return None
     release = read(me.settings)
+    variables = environment.render(environment.variables(me.settings))
+    virtualenv = _virtualenv(me, release)
+    # What it runs with, but for what is different on each host.
+    alike = Package(release, _files(_nowhere(me), release, ""), variables, virtualenv)
+    files = _files(me, release, alike.digest())
+    return Package(release, files, variables, virtualenv)
+
+
+def _nowhere(me: Host) -> Host:
+    instances = tuple(replace(each, node="", address="") for each in me.instances)
+    return replace(me, name="", address="", instances=instances)
+
+
+def _files(me: Host, release: Release, settings: str) -> dict[str, File]:
     files = dict(release.sources)
     if release.requirements is not None:
         files[REQUIREMENTS] = File(release.requirements)
-    texts = {**_inis(me, release), **_units(me), "release.json": _manifest(me, release)}
+    manifest = _manifest(me, release, settings)
+    texts = {**_inis(me, release), **_units(me), "release.json": manifest}
     files.update({path: File(text.encode()) for path, text in texts.items()})
-    variables = environment.render(environment.variables(me.settings))
-    return Package(release, files, variables, _virtualenv(me, release))
+    return files
 
 
 def _has_virtualenv(me: Host, release: Release) -> bool:
@@ -139,15 +154,15 @@ def _units(me: Host) -> dict[str, str]:
     return found
 
 
-def _manifest(me: Host, release: Release) -> str:
+def _manifest(me: Host, release: Release, settings: str) -> str:
     """What the program on the host reads (see deploy/app/program/store.py)."""
-    settings = me.settings
     fields = {
         "release": release.name,
+        "settings": settings,
         "node": me.name,
         "instances": [{"id": each.id, "port": each.port} for each in me.instances],
-        "health_path": settings.health_path,
-        "health_timeout": settings.health_timeout,
-        "min_healthy_time": settings.min_healthy_time,
+        "health_path": me.settings.health_path,
+        "health_timeout": me.settings.health_timeout,
+        "min_healthy_time": me.settings.min_healthy_time,
     }
     return json.dumps(fields, indent=2) + "\n"

@@ -24,7 +24,8 @@ def step(me: Host, release: str, before: str, after: str) -> Step:
     def execute(words: Sequence[str]) -> bool:
         return _execute(mine, words, arguments)
 
-    return Step(me, before, after, release, execute, mine.log)
+    instances = tuple(instance.id for instance in me.instances)
+    return Step(me, before, after, release, instances, execute, mine.log)
 
 
 def _execute(target: Any, words: Sequence[str], arguments: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
 from pyinfra.context import state as run
 
+from deploy import packages
 from deploy.consul import cluster
 from deploy.consul import source as source
 from deploy.consul.source import Source
@@ -49,6 +50,9 @@ __all__ = [
 @operation()
 def install(me: Host, source: Source) -> Generator[Any, None, None]:
     """Put the binary in a folder of its own; the one in use stays where it is."""
+    # What keeps the lock runs on a server; see fleet/lock_session.py.
+    if me.is_consul_server and "python3" not in current().packages:
+        yield packages.install("python3")
     if source.label in current().consul_binaries:
         host.noop(f"Consul {source.label} is installed")
         return

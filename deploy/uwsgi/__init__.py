@@ -9,11 +9,12 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
+from deploy import packages
 from deploy.files import RemoteFile, converge, fail
 from deploy.state import HostState, current, forget
 from fleet.model import Host
 from plugin_build.builder import pypi_script
-from plugin_build.identity import IDENTIFY, PACKAGES, PLUGIN, available
+from plugin_build.identity import IDENTIFY, PLUGIN, available
 
 FOLDER = "/opt/uwsgi-consul-fleet"
 START = f"{FOLDER}/start-uwsgi"
@@ -33,8 +34,7 @@ def install(me: Host) -> Generator[Any, None, None]:
     if not known.packages.intersection(LIBCURL):
         missing.append(LIBCURL[0])
     if missing:
-        script = f'{PACKAGES}install_packages "$@"'
-        yield StringCommand("sh", "-euc", QuoteString(script), "packages", *missing)
+        yield packages.install(*missing)
     if source == "pypi" and known.uwsgi is None:
         script = pypi_script(me.settings)
         text = QuoteString(script)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_commands import Fleet
+from fleet_commands import Fleet, output
 from load import Load, instances
 
 STAY = ("drakar", "cheetah")
@@ -80,6 +80,16 @@ def rows(fleet: Fleet) -> list[dict[str, Any]]:
     return found
 
 
+def test_nobody_retires_before_their_replacement_is_there(fleet: Fleet, lab: Any) -> None:
+    unreachable = ("ormen", {"ssh_port": 9})
+    fleet.hosts(["drakar"], ["drakar", unreachable], ["cheetah"])
+    before = lab.ssh("cheetah", TOUCHED).stdout
+    result = fleet.deploy(check=False)
+    assert result.returncode == 1
+    assert "cheetah: not retired: ormen can't be reached" in output(result)
+    assert lab.ssh("cheetah", TOUCHED).stdout == before
+
+
 def test_one_host_takes_over_from_another(fleet: Fleet, lab: Any) -> None:
     """Both in one edit: the new one serves before the old one goes."""
     fleet.hosts(["drakar"], ["drakar", "ormen"], ["cheetah"])
@@ -104,7 +114,7 @@ def test_a_consul_server_that_serves_no_more_stays_a_server(fleet: Fleet, lab: A
         window = load.window("drakar serves no more")
         print(f"\n{window}")
         window.expect(passing=2)
-    assert {row["node"] for row in rows(fleet)} == {"ormen"}
+    assert {row["node"] for row in rows(fleet) if row["port"]} == {"ormen"}
     left = "sudo ls /opt /srv /etc/uwsgi-consul-fleet; systemctl list-units --all 'consul-demo*'"
     assert "demo" not in lab.ssh("drakar", left, check=False).stdout
     assert (
@@ -124,3 +134,20 @@ def test_without_a_purge_releases_and_data_stay(fleet: Fleet, lab: Any, tmp_path
     fleet.hosts(["drakar"], ["drakar", "ormen"])
     fleet.deploy()
     assert {row["node"] for row in rows(fleet)} == {"drakar", "ormen"}
+
+
+def test_two_applications_are_released_together(fleet: Fleet, lab: Any) -> None:
+    """Each is known by its own name, also to who takes it away when nothing says its name."""
+    other = {"app_name": "other-server", "instances": {"server1": 3001}}
+    fleet.hosts(["drakar"], ["drakar", ("ormen", other)])
+    fleet.deploy("--data", "release=spring", "--data", "app_processes=3")
+    found = {(row["node"], row["service"], row["release"]) for row in rows(fleet)}
+    assert found == {
+        ("drakar", "consul-demo-server", "spring"),
+        ("ormen", "other-server", "spring"),
+    }
+    fleet.hosts(["drakar"], ["drakar"], ["ormen"])
+    fleet.deploy()
+    left = "sudo ls /srv /etc/uwsgi-consul-fleet /opt; systemctl list-units --all '*-server-*'"
+    assert "server" not in lab.ssh("ormen", left, check=False).stdout
+    assert {row["node"] for row in rows(fleet)} == {"drakar"}

@@ -3,8 +3,10 @@
 import configparser
 import hashlib
 import io
+import json
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,21 @@ def test_a_secret_shows_neither_in_a_package_nor_in_its_name(
     assert b"hush" not in b"".join(file.content for file in found.files.values())
     monkeypatch.setenv("DB", "quiet")
     assert package_of(app_secrets=["DB"]).generation(PLUGIN) != found.generation(PLUGIN)
+
+
+def test_the_settings_of_a_release_have_one_name_on_all_hosts() -> None:
+    def names(host: Host) -> tuple[str, str]:
+        package = prepare(host)
+        assert package is not None
+        settings = json.loads(package.files["release.json"].content)["settings"]
+        return settings, package.generation(PLUGIN)
+
+    here = host_with()
+    instances = tuple(replace(each, node="b", address="10.0.3.12") for each in here.instances)
+    there = replace(here, name="b", address="10.0.3.12", instances=instances)
+    assert names(here)[0] == names(there)[0]
+    assert names(here)[1] != names(there)[1]
+    assert names(host_with(app_processes=7))[0] != names(here)[0]
 
 
 def test_what_can_be_executed_stays_executable(tmp_path: Path) -> None:

@@ -173,3 +173,14 @@ def test_pyinfras_own_keys_are_those_of_this_pyinfra() -> None:
     theirs = {name for name, _ in all_global_arguments()} | set(connector_data_meta)
     # A roll-out that stopped must not be tried again behind its back.
     assert theirs - {"_retries", "_retry_delay", "_retry_until"} == PYINFRA_KEYS
+
+
+def test_settings_of_the_roll_out_are_those_of_the_hosts_that_serve() -> None:
+    found = fleet(host("drakar", "consul_servers"), host("cheetah", "app_servers", batch="50%"))
+    assert found.app_servers[0].settings.batch == "50%"
+    with pytest.raises(InventoryError, match="batch: must be the same for all hosts; is 1 for a"):
+        fleet(
+            host("drakar", "consul_servers"),
+            host("a", "app_servers", batch=1),
+            host("b", "app_servers", batch=2),
+        )

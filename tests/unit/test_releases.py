@@ -11,23 +11,23 @@ from fleet.model import Host, InventoryHost, build
 from fleet.releases import HostReleases, Release, targets
 
 
-def host(name: str) -> Host:
+def host(name: str, app: str) -> Host:
     groups = frozenset({"consul_servers", "app_servers"})
-    entry = InventoryHost(name, groups, {"instances": {"a": 1}})
+    entry = InventoryHost(name, groups, {"app_name": app, "instances": {"a": 1}})
     return build([entry], (), (), lambda _: "10.0.0.1").host(name)
 
 
-def on(name: str, *releases: str, problem: str = "") -> HostReleases:
-    """The first one serves; ``!x`` never did."""
-    listed = [
-        Release(f"{each.lstrip('!')}-{name}", each.lstrip("!"), position == 0, _since(each))
-        for position, each in enumerate(releases)
-    ]
-    return HostReleases(host(name), tuple(listed), problem)
+def on(name: str, *releases: str, problem: str = "", app: str = "shop") -> HostReleases:
+    """The first one serves; ``!x`` never did; ``x:1`` has the settings 1."""
+    listed = [_release(name, each, position == 0) for position, each in enumerate(releases)]
+    return HostReleases(host(name, app), tuple(listed), problem)
 
 
-def _since(name: str) -> str | None:
-    return None if name.startswith("!") else "2026-01-01T00:00:00+00:00"
+def _release(host: str, each: str, current: bool) -> Release:
+    release, _, settings = each.lstrip("!").partition(":")
+    since = None if each.startswith("!") else "2026-01-01T00:00:00+00:00"
+    generation = f"{release}-{host}{settings}"
+    return Release(generation, release, settings or "0", ("a",), current, since)
 
 
 def chosen(*found: HostReleases, name: str = "") -> list[str]:
@@ -50,9 +50,28 @@ def test_a_host_that_is_down_holds_nobody_up() -> None:
     assert chosen(on("a", "r2", "r1"), on("b", problem="b: gone")) == ["r1-a"]
 
 
+def test_the_settings_tell_releases_of_one_name_apart() -> None:
+    hosts = on("a", "r1:3", "r1:2", "r1:1"), on("b", "r1:3", "r1:2", "r1:1")
+    assert chosen(*hosts, name="r1-1") == ["r1-a1", "r1-b1"]
+    assert chosen(*hosts, name="r1") == ["r1-a3", "r1-b3"]
+    assert chosen(*hosts) == ["r1-a2", "r1-b2"]
+
+
+def test_a_host_with_settings_of_its_own_has_no_choice() -> None:
+    assert chosen(on("a", "r2", "r1:1"), on("b", "r2", "r1:9"), name="r1-1") == ["r1-a1", "r1-b9"]
+
+
+def test_each_application_goes_back_to_what_it_was() -> None:
+    both = on("a", "r2", "r1"), on("b", "s2", "s1", app="blog")
+    assert chosen(*both) == ["r1-a", "s1-b"]
+    assert chosen(*both, name="s1") == ["s1-b"]
+
+
 @pytest.mark.parametrize(
     ("found", "name", "says"),
     [
+        ([on("a", "r2", "r1:1"), on("b", "r2", "r1:8", "r1:9")], "r1-1", "b: no release r1-1;"),
+        ([on("a", "r2"), on("b", "s2", app="blog")], "r1", "a, b: no release r1; there is: r2, s2"),
         ([on("a", "r2", "r1"), on("b", "r2")], "r1", "b: no release r1; there is: r1, r2."),
         ([on("a", "r2"), on("b", "r2")], "", "a, b: no release before the one that serves"),
         ([on("a", "r3", "r2"), on("b", "r3", "r1")], "", "would part: r2 on a, r1 on b; name a"),
@@ -82,6 +101,7 @@ def installed(srv: Path, generation: str, venv: str = "v1") -> store.Release:
     folder.mkdir(parents=True)
     fields = {
         "release": generation.rpartition("-")[0],
+        "settings": "5e771465",
         "node": "drakar",
         "instances": [{"id": "server1", "port": 2001}],
         "health_path": "/",

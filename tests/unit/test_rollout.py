@@ -1,6 +1,7 @@
 """In which order hosts are switched, and what becomes of them when one fails."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,9 +53,8 @@ class Hosts:
             self.told.append(f"{name}: {told}")
             return f"{name} {told}" not in self.failing
 
-        return Step(
-            self.fleet.host(name), before, "new", "r", execute, lambda line: self.lines.append(line)
-        )
+        host = self.fleet.host(name)
+        return Step(host, before, "new", "r", ("a", "b"), execute, self.lines.append)
 
 
 def test_each_host_is_switched_when_those_before_it_are_well() -> None:
@@ -62,6 +62,28 @@ def test_each_host_is_switched_when_those_before_it_are_well() -> None:
     assert rollout.run(hosts.step("h0"))
     assert rollout.run(hosts.step("h1"))
     assert hosts.told == ["h0: switch new", "h1: passing r", "h1: switch new"]
+
+
+def test_those_before_it_are_of_the_same_application() -> None:
+    hosts, rollout = Hosts(), Rollout()
+    asked: list[Sequence[str]] = []
+
+    def step(name: str, app: str, instances: tuple[str, ...]) -> Step:
+        given = hosts.step(name)
+        settings = given.host.settings.model_copy(update={"app_name": app})
+        host = replace(given.host, settings=settings)
+
+        def execute(words: Sequence[str]) -> bool:
+            asked.append(words)
+            return True
+
+        return replace(given, host=host, instances=instances, execute=execute)
+
+    # The ids are those of the release that came, whatever the inventory has by now.
+    for each in (("h0", "shop", ("x",)), ("h1", "blog", ("a",)), ("h2", "shop", ("a",))):
+        assert rollout.run(step(*each))
+    passing = [words for words in asked if words[0] == "passing"]
+    assert passing == [["passing", "shop", "r", "--missing=0", "h0/x"]]
 
 
 def test_a_failure_puts_the_others_back() -> None:
@@ -110,7 +132,7 @@ def test_one_that_comes_up_after_another_of_its_batch_failed_goes_back() -> None
             rollout.run(hosts.step("h2"))
         return late.execute(words)
 
-    step = Step(late.host, late.before, late.after, late.release, meanwhile, late.log)
+    step = replace(late, execute=meanwhile)
     assert not rollout.run(step)
     assert hosts.told == ["h2: switch new", "h1: switch new", "h1: switch old"]
     assert not rollout.done

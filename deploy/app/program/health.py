@@ -118,8 +118,9 @@ def missing(app: str, release: str, generation: str, wanted: Iterable[str], inde
     answer, index = _get(f"/v1/health/service/{app}?passing=1&wait=2s&index={index}")
     passing = set()
     for entry in answer:
+        # An ini of the operator's own may leave either of them out.
         meta = entry["Service"].get("Meta") or {}
-        if meta.get("release") != release:
+        if meta.get("release", release) != release:
             continue
         if generation and meta.get("generation", generation) != generation:
             continue

@@ -33,6 +33,7 @@ class Release:
     app: str
     generation: str
     release: str
+    settings: str
     node: str
     instances: tuple[Instance, ...]
     health_path: str
@@ -72,6 +73,7 @@ def load(app: str, generation: str) -> Release:
         app=app,
         generation=generation,
         release=fields["release"],
+        settings=fields["settings"],
         node=fields["node"],
         instances=tuple(Instance(each["id"], each["port"]) for each in fields["instances"]),
         health_path=fields["health_path"],
@@ -201,6 +203,8 @@ def show(app: str) -> None:
             {
                 "generation": generation,
                 "release": release.release,
+                "settings": release.settings,
+                "instances": [instance.id for instance in release.instances],
                 "current": now is not None and now.generation == generation,
                 "since": entry.get("since"),
                 "order": order.index(generation) if entry else -1,
