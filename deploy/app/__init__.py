@@ -127,7 +127,7 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
     """
     reason = _blocked() if run.is_executing else ""
     if run.is_executing and _is_left(me) and (reason or (reason := _unreachable(me))):
-        yield fail(f"{me.name}: not retired: {reason}")
+        yield fail(f"{me.name}: the application stays on it: {reason}")
     elif run.is_executing and not reason and package and _whole_fleet():
         try:
             rolled_out(me.settings.app_name)
