@@ -47,7 +47,7 @@ app.settle(name="Application: the roll-out is over", me=me, package=package)
 
 # Last of all: what takes over from them serves by now. pyinfra runs what no host's list
 # puts in order as soon as it can, so these are on every host's list.
-if fleet().idle:
+if fleet().idle or len(fleet().services) > 1:
     app.retire(name="Application: stop it and remove it", me=me)
 if fleet().retired:
     consul.leave(name="Consul: leave the servers", me=me, servers=True, _serial=True)

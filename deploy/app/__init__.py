@@ -126,8 +126,8 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
     also comes after it in time: pyinfra begins with whatever no host waits for.
     """
     reason = _blocked() if run.is_executing else ""
-    if run.is_executing and _is_left(me) and (reason or (reason := _unreachable(me))):
-        yield fail(f"{me.name}: the application stays on it: {reason}")
+    if run.is_executing and _to_go(me) and (reason or (reason := _unreachable(me))):
+        yield fail(f"{me.name}: {', '.join(_to_go(me))} stays on it: {reason}")
     elif run.is_executing and not reason and package and _whole_fleet():
         try:
             rolled_out(me.settings.app_name)
@@ -147,9 +147,16 @@ def _unreachable(me: Host) -> str:
     )
 
 
-def _is_left(me: Host) -> bool:
-    """Whether an application is here that is to go."""
-    return not me.instances and PROGRAM in current().files
+def _to_go(me: Host) -> list[str]:
+    """The applications on this host that it should not have. It may have its name from a group
+    that it is in no more: what counts is what is there. Of a host that stays in the cluster
+    only what is the fleet's goes."""
+    # Without it only what was to be kept is left.
+    here = current().applications if PROGRAM in current().files else set()
+    if me.is_retired:
+        return sorted(here)
+    mine = {me.settings.app_name} if me.instances else set()
+    return sorted(here & {*fleet().services} - mine)
 
 
 def _whole_fleet() -> bool:
@@ -159,15 +166,16 @@ def _whole_fleet() -> bool:
 
 @operation()
 def retire(me: Host) -> Generator[Any, None, None]:
-    """Out of the catalog, then out of service, and then gone from a host that is to have no
-    instances: it is retired, or is still there for Consul."""
-    if not _is_left(me):
-        host.noop("the application is not here")
-        return
+    """Out of the catalog, then out of service, and then gone from a host that is not to have
+    it: one that is retired, or stays for Consul alone, or has got another application."""
+    names = _to_go(me)
     keep = "" if me.settings.purge else "--keep-data"
-    # What is here: a host may have had its name from a group that it is in no more.
-    for app_name in sorted(current().applications) or [me.settings.app_name]:
-        yield StringCommand(PROGRAM, "stop", app_name)
-        yield StringCommand(PROGRAM, "remove", keep, app_name)
-    yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
+    for name in names:
+        yield StringCommand(PROGRAM, "stop", name)
+        yield StringCommand(PROGRAM, "remove", keep, name)
+    if not me.instances and PROGRAM in current().files and current().applications <= {*names}:
+        yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
+    elif not names:
+        host.noop("no application is here that should not be")
+        return
     forget()

@@ -86,7 +86,7 @@ def test_nobody_retires_before_their_replacement_is_there(fleet: Fleet, lab: Any
     before = lab.ssh("cheetah", TOUCHED).stdout
     result = fleet.deploy(check=False)
     assert result.returncode == 1
-    assert "cheetah: the application stays on it: ormen can't be reached" in output(result)
+    assert "cheetah: consul-demo-server stays on it: ormen can't be reached" in output(result)
     assert lab.ssh("cheetah", TOUCHED).stdout == before
 
 
