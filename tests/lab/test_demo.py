@@ -50,7 +50,7 @@ def test_it_ends_well_after_being_killed_at_any_moment(lab: Any) -> None:
 
 
 def test_ctrl_c_says_what_to_do_next(lab: Any) -> None:
-    code, said = interrupt("1.", 2, signal.SIGINT)
+    code, said = interrupt("2.", 1, signal.SIGINT)
     assert code == 130, said
     assert "run script/demo again" in said
     assert "Traceback" not in said

@@ -224,6 +224,38 @@ def test_a_full_disk_hurts_nobody(
 # --- Interruptions -------------------------------------------------------------------
 
 
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start_deploy(fleet: Fleet) -> Iterator[Start]:
+    """Deploys to be interrupted; none goes on when a test has failed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        started.append(fleet.start_deploy(*options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def begun(process: subprocess.Popen[str]) -> str:
+    """What a deploy has said when pyinfra runs. Until then Python loads it, which Ctrl-C ends
+    with a traceback, and nothing of ours could help that."""
+    assert process.stderr
+    said = ""
+    while "Loading config" not in said:
+        # Not from the stream: what that reads ahead would be missing at the end.
+        more = os.read(process.stderr.fileno(), 4096).decode(errors="replace")
+        assert more, said
+        said += more
+    return said
+
+
 def interrupt(lab: Any, process: subprocess.Popen[str], how: str, host: str) -> None:
     """End a deploy in the way that is named."""
     if how == "Ctrl-C":
@@ -259,6 +291,7 @@ def test_an_interrupted_roll_out_loses_no_request(
     lab: Any,
     revision: Revision,
     seconds_of_a_deploy: float,
+    start_deploy: Start,
     load: Load,
     number: int,
 ) -> None:
@@ -268,14 +301,16 @@ def test_an_interrupted_roll_out_loses_no_request(
     print(f"\n{how} after {moment:.2f} of {seconds_of_a_deploy:.2f} s ({host})")
     options = [*released(revision(), "next"), *QUICK]
     load.mark("interrupted")
-    process = fleet.start_deploy(*options)
+    end = time.monotonic() + moment
+    process = start_deploy(*options)
+    said = begun(process) if how == "Ctrl-C" else ""
     try:
-        process.wait(moment)
+        process.wait(max(0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         interrupt(lab, process, how, host)
     result = finish(process, check=False)
     # What was under way on a host ends by itself, the one way or the other.
-    until(settled(lab), f"one release on each host; it said: {output(result)}", 60)
+    until(settled(lab), f"one release on each host; it said: {said}{output(result)}", 60)
     load.mark("again")
     fleet.deploy(*options)
     load.mark("end")
@@ -286,11 +321,17 @@ def test_an_interrupted_roll_out_loses_no_request(
 @pytest.mark.parametrize("how", ["power cut", "systemctl reboot"])
 @pytest.mark.parametrize("line", ["tried on a socket of its own", "watched for"])
 def test_a_reboot_in_the_middle_of_a_switch(
-    fleet: Fleet, lab: Any, revision: Revision, load: Load, how: str, line: str
+    fleet: Fleet,
+    lab: Any,
+    revision: Revision,
+    start_deploy: Start,
+    load: Load,
+    how: str,
+    line: str,
 ) -> None:
     options = released(revision(), "next")
     load.mark("rebooted")
-    process = fleet.start_deploy(*options)
+    process = start_deploy(*options)
     assert process.stderr is not None
     for said in process.stderr:
         if "[cheetah]" in said and line in said:
