@@ -69,13 +69,20 @@ def site(tmp_path: Path, consul_binary: Path) -> Iterator[Site]:
         server.shutdown()
 
 
-@pytest.fixture
-def deploy(lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Deploy Consul alone to a host of its own, with these settings; returns the result."""
+@pytest.fixture(scope="module")
+def machine(lab: Any) -> str:
+    """Where nothing was deployed yet."""
     lab.up(HOST)
+    lab.rebuild(HOST)
+    return HOST
+
+
+@pytest.fixture
+def deploy(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Deploy Consul alone to a host of its own, with these settings; returns the result."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     inventory = tmp_path / "consul_alone.py"
-    inventory.write_text(f"consul_servers = [{HOST!r}]\n")
+    inventory.write_text(f"consul_servers = [{machine!r}]\n")
 
     def run(**settings: object) -> subprocess.CompletedProcess[str]:
         data = [word for key, value in settings.items() for word in ("--data", f"{key}={value}")]

@@ -229,18 +229,20 @@ def test_unlocked_it_stops_before_the_next_host(
 
 
 def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Any) -> None:
-    lab.ssh("drakar", "echo '{\"typo\": 1}' | sudo tee /etc/consul.d/typo.json")
-    lab.ssh("drakar", "sudo systemctl stop consul")
     look = f"readlink /srv/{SERVICE}/current; systemctl show -p MainPID '{SERVICE}*'"
     before = lab.ssh("cheetah", look).stdout
-    result = fleet.deploy("--data", "app_processes=3", check=False)
-    assert result.returncode == 1, output(result)
-    # Depending on what cheetah's agent has noticed by then.
-    why = "the application was left as it is, because the lock|Failed to join any nodes"
-    assert "typo.json" in output(result)
-    assert re.search(rf"\[cheetah\] .*({why})", output(result)), output(result)
-    assert lab.ssh("cheetah", look).stdout == before
-    lab.ssh("drakar", "sudo rm /etc/consul.d/typo.json")
+    lab.ssh("drakar", "echo '{\"typo\": 1}' | sudo tee /etc/consul.d/typo.json")
+    try:
+        lab.ssh("drakar", "sudo systemctl stop consul")
+        result = fleet.deploy("--data", "app_processes=3", check=False)
+        assert result.returncode == 1, output(result)
+        # Depending on what cheetah's agent has noticed by then.
+        why = "the application was left as it is, because the lock|Failed to join any nodes"
+        assert "typo.json" in output(result)
+        assert re.search(rf"\[cheetah\] .*({why})", output(result)), output(result)
+        assert lab.ssh("cheetah", look).stdout == before
+    finally:
+        lab.ssh("drakar", "sudo rm -f /etc/consul.d/typo.json")
     fleet.deploy()
     assert "drakar" in last(fleet)["changed"]
     assert fleet.changes() == {}
