@@ -16,6 +16,7 @@ import pytest
 from fleet_commands import ROOT, Fleet, output
 
 from fleet import inventory, lock
+from fleet.errors import UnreachableError
 
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
@@ -67,7 +68,7 @@ class Watch:
             f"asked {self.host}: {answers} answers, {len(found['failures'])} failed, instances "
             f"{found['counts']}, slowest {found['slowest']:.2f} s"
         )
-        assert answers > 20
+        assert answers > 5
         assert not found["failures"], found["failures"]
         assert set(found["counts"]) == {str(instances)}
 
@@ -98,6 +99,14 @@ def expect_status(lab: Any, host: str, name: str, status: str) -> None:
         return any(line.split()[:3:2] == [name, status] for line in lines)
 
     eventually(look, f"{name} is {status}, as {host} sees it")
+
+
+def is_free(fleet: Fleet) -> bool:
+    """Whether nobody has the lock; while the servers elect a leader nobody knows."""
+    try:
+        return lock.holder(inventory.read(fleet.path)) is None
+    except UnreachableError:
+        return False
 
 
 def agents(lab: Any, *names: str) -> list[str]:
@@ -168,7 +177,8 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
     assert "Consul was not restarted, because it did not come back on" in output(result)
     after = agents(lab, *MACHINES)
     assert sum(a != b for a, b in zip(after, before, strict=True)) == 1
-    assert lock.holder(inventory.read(fleet.path)) is None
+    # Sooner than the lock of a dead run is free by itself, which takes 10 s at least.
+    eventually(lambda: is_free(fleet), "the lock is free", 8)
     fleet.deploy()
     again = agents(lab, *MACHINES)
     assert sum(a != b for a, b in zip(again, before, strict=True)) == 1

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,14 @@ PACKAGES = "dpkg-query --show --showformat '${db:Status-Abbrev} ${Package} ${Ver
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Fleet:
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Iterator[Fleet]:
     shutil.rmtree(DIST, ignore_errors=True)
     lab.up(*MACHINES)
     lab.rebuild(*NAMES)
     found = Fleet(tmp_path_factory.mktemp("every") / "every.py")
     found.hosts(["debian12"], APPS)
-    return found
+    yield found
+    lab.down(*NAMES)
 
 
 def listed(fleet: Fleet) -> dict[str, list[str]]:
@@ -58,6 +60,12 @@ def copy_of_the_checkout(folder: Path) -> Path:
     copy = folder / "clone"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache", "dist"))
     return copy
+
+
+def journal_of(lab: Lab, name: str, *options: str) -> str:
+    """What the instances on a host have said, all of it."""
+    words = shlex.join(["journalctl", "-o", "cat", "-u", f"{SERVICE}-*", *options])
+    return str(lab.ssh(name, f"sudo journalctl --sync; sudo {words}").stdout)
 
 
 # --- One plugin for each -------------------------------------------------------------
@@ -114,7 +122,7 @@ def test_a_stop_deregisters_with_each_of_them(fleet: Fleet, lab: Lab) -> None:
     assert result.stdout.count("not registered") == 8, output(result)
     for name in NAMES:
         lab.ssh(name, f"sudo systemctl start {SERVICE}.target '{SERVICE}-*.socket'")
-        journal = lab.ssh(name, f"sudo journalctl -o cat -u '{SERVICE}-*'").stdout
+        journal = journal_of(lab, name)
         assert "[consul] deregistered server1" in journal
         assert not re.search("SEGV|core-dump|SIGABRT|AddressSanitizer", journal)
     fleet.deploy()
@@ -152,11 +160,6 @@ def test_a_builder_compiles_for_the_others(fleet: Fleet, lab: Lab, tmp_path: Pat
 # --- The wrong plugin ----------------------------------------------------------------
 
 
-def journal_since(lab: Lab, name: str, moment: str) -> str:
-    found: str = lab.ssh(name, f"sudo journalctl -o cat --since '{moment}' -u '{SERVICE}-*'").stdout
-    return found
-
-
 def now(lab: Lab, name: str) -> str:
     return str(lab.ssh(name, "date '+%F %T'").stdout.strip())
 
@@ -170,7 +173,7 @@ def test_a_plugin_for_another_uwsgi_is_refused(fleet: Fleet, lab: Lab) -> None:
     lab.ssh("debian12", f"sudo install -m 644 /tmp/wrong.so {there}")
     lab.ssh("debian12", f"sudo systemctl restart '{SERVICE}-2001@*'", check=False)
     time.sleep(2.5)  # twice as long as systemd waits before it tries again
-    journal = journal_since(lab, "debian12", since)
+    journal = journal_of(lab, "debian12", "--since", since)
     assert journal.count("start-uwsgi: not started: ") == 1, journal
     assert "is for the uWSGI with fingerprint" in journal
     assert "run invoke build-plugin, then deploy" in journal
@@ -186,7 +189,7 @@ def test_a_plugin_that_was_not_built_here_is_refused(fleet: Fleet, lab: Lab) -> 
     since = now(lab, "debian11")
     lab.ssh("debian11", f"echo foreign | sudo install -m 644 /dev/stdin {there}")
     lab.ssh("debian11", f"sudo systemctl restart '{SERVICE}-2001@*'", check=False)
-    assert "is not one that build-plugin made" in journal_since(lab, "debian11", since)
+    assert "is not one that build-plugin made" in journal_of(lab, "debian11", "--since", since)
     result = fleet.verify(check=False)
     assert "its plugin is for another's" in result.stdout
     fleet.deploy()
@@ -215,7 +218,7 @@ def test_an_upgraded_uwsgi_is_noticed_and_not_started(fleet: Fleet, lab: Lab) ->
     assert "wrong plugin: node debian12: its uWSGI is 2.0.31 now" in result.stdout
     assert result.stdout.count("✓ passing") == 8
     lab.ssh("debian12", f"sudo systemctl restart '{SERVICE}-2001@*'", check=False)
-    journal = journal_since(lab, "debian12", since)
+    journal = journal_of(lab, "debian12", "--since", since)
     assert "and this is uWSGI 2.0.31 with fingerprint" in journal
     assert not re.search("SEGV|SIGSEGV|core-dump|SIGBUS", journal), journal
     lab.ssh("debian12", "cd /usr/bin && sudo mv uwsgi-core.old uwsgi-core")
@@ -338,16 +341,19 @@ def test_a_host_that_goes_away(fleet: Fleet, lab: Lab) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout
-    for line in process.stdout:
-        if "debian11: installing the compiler" in line:
-            break
-    lab.kill("debian11")
-    stdout, stderr = process.communicate(timeout=120)
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            if "debian11: installing the compiler" in line:
+                break
+        lab.kill("debian11")
+        stdout, stderr = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        lab.up("debian11:11")
     assert process.returncode == 1
     assert "debian11: connection lost" in stderr
     assert re.search("^built: .*: debian13", stdout, re.MULTILINE)
-    lab.up("debian11:11")
 
 
 # --- Other sources -------------------------------------------------------------------

@@ -32,7 +32,7 @@ from load import SERVICE, Load, instances
 
 HOSTS = ("drakar", "cheetah")
 # What is not yet healthy after so long is bad: the default of 30 s would only be waited for.
-SOON = ("--data", "health_timeout=5")
+SOON = ("--data", "health_timeout=15")
 PROCESSES = ("--data", "app_processes=6")  # more than clients may meet at one instance
 # Where it is not what is tested, a release is watched for less than the default of 3 s.
 QUICK = ("--data", "min_healthy_time=1")
@@ -124,7 +124,7 @@ def release_often(
         window.expect(passing)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_ten_releases_in_a_row_lose_no_request(
     fleet: Fleet, lab: Any, revision: Revision, load: Load
 ) -> None:
@@ -132,7 +132,7 @@ def test_ten_releases_in_a_row_lose_no_request(
     expect_on("r9", fleet, lab)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("code", "options"),
     [(SLOW_START, ()), (SLOW_REQUESTS, PROCESSES)],
@@ -390,7 +390,7 @@ def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
 # --- One host ------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_ten_releases_in_a_row_on_a_fleet_of_one(
     fleet: Fleet, lab: Any, revision: Revision, tmp_path: Path
 ) -> None:
