@@ -26,8 +26,9 @@ TRIAL = "RELEASE_TRIAL"
 class Package:
     """A release for one host.
 
-    ``files`` are by path; ``variables`` is the application's environment, which
-    nobody may see; ``virtualenv`` names the virtual environment, ``-`` for none.
+    ``files`` are those that it has beside the sources, by path; ``variables`` is the
+    application's environment, which nobody may see; ``virtualenv`` names the virtual
+    environment, ``-`` for none.
     """
 
     release: Release
@@ -47,6 +48,7 @@ class Package:
         """A hash of everything that is in it, and of the plugin that it links to."""
         parts = [
             *sorted(self.files.items()),
+            ("sources", self.release.digest),
             ("plugin", plugin),
             ("virtualenv", self.virtualenv),
             ("environment", environment.digest(self.variables) if self.variables else ""),
@@ -57,7 +59,7 @@ class Package:
         """A .tar.gz; the same files give the same bytes."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for path, file in sorted(self.files.items()):
+            for path, file in sorted([*self.release.sources, *self.files.items()]):
                 _add(archive, path, file)
             _add(archive, ENVIRONMENT, File(self.variables.encode(), 0o600))
         return gzip.compress(buffer.getvalue(), mtime=0)
@@ -92,12 +94,11 @@ def _nowhere(me: Host) -> Host:
 
 
 def _files(me: Host, release: Release, settings: str) -> dict[str, File]:
-    files = dict(release.sources)
-    if release.requirements is not None:
-        files[REQUIREMENTS] = File(release.requirements)
     manifest = _manifest(me, release, settings)
     texts = {**_inis(me, release), **_units(me), "release.json": manifest}
-    files.update({path: File(text.encode()) for path, text in texts.items()})
+    files = {path: File(text.encode()) for path, text in texts.items()}
+    if release.requirements is not None:
+        files[REQUIREMENTS] = File(release.requirements)
     return files
 
 

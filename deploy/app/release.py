@@ -21,10 +21,12 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Release:
-    """The application at one revision; ``sources`` are by their path in the release."""
+    """The application at one revision; ``sources`` are by their path in the release, and
+    ``digest`` is a hash of them."""
 
     name: str
     sources: tuple[tuple[str, File], ...]
+    digest: str
     requirements: bytes | None
     template: Path
 
@@ -72,7 +74,9 @@ def _read(source: str, requirements: str | None, template: str) -> Release:
         (str(path.relative_to(parent)), _file(path)) for path in _tracked(folder.resolve())
     )
     content = Path(requirements).expanduser().read_bytes() if requirements else None
-    return Release(_name(folder, sources), sources, content, Path(template).expanduser())
+    digest = _digest(sources)
+    name = _name(folder, digest)
+    return Release(name, sources, digest, content, Path(template).expanduser())
 
 
 def _file(path: Path) -> File:
@@ -96,9 +100,17 @@ def _tracked(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _name(folder: Path, sources: tuple[tuple[str, File], ...]) -> str:
+def _digest(sources: tuple[tuple[str, File], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, file in sources:
+        digest.update(f"{path}\0{file.mode:o} {len(file.content)}\0".encode())
+        digest.update(file.content)
+    return digest.hexdigest()
+
+
+def _name(folder: Path, digest: str) -> str:
     """The last git revision that changed the source; a change since then as a hash behind it."""
-    content = hashlib.sha256(repr(sources).encode()).hexdigest()[:8]
+    content = digest[:8]
     revision = (_git(folder, "log", "-1", "--format=%h", "--abbrev=10", "--", ".") or "").strip()
     if not revision:
         return content

@@ -1,7 +1,6 @@
 """What the deploy decides and renders, without a host."""
 
 import configparser
-import hashlib
 import io
 import json
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from deploy.app import environment
 from deploy.app.package import Package, prepare
-from deploy.app.release import File, _name, _read, _tracked
+from deploy.app.release import File, _digest, _name, _read, _tracked
 from deploy.files import RemoteFile
 from deploy.plan import DeployError, inventory_file, refuse_own_order
 from deploy.state import FileState, UnitState, parse
@@ -276,16 +275,24 @@ def test_a_release_is_named_after_the_last_change_of_its_source(tmp_path: Path) 
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "one")
-    clean = _name(source, ())
+    clean = _name(source, "0123456789abcdef")
     assert len(clean) == 10
     (tmp_path / "elsewhere").write_text("x")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "two")
-    assert _name(source, ()) == clean
+    assert _name(source, "0123456789abcdef") == clean
     (source / "a.py").write_text("2\n")
-    sources = (("shop/a.py", File(b"2\n")),)
-    changed = hashlib.sha256(repr(sources).encode()).hexdigest()[:8]
-    assert _name(source, sources) == f"{clean}-dirty-{changed}"
+    assert _name(source, "0123456789abcdef") == f"{clean}-dirty-01234567"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [(("a", File(b"12")),), (("a1", File(b"")),), (("a", File(b"1", 0o755)),), ()],
+)
+def test_the_hash_of_the_sources_is_of_everything_in_them(
+    other: tuple[tuple[str, File], ...],
+) -> None:
+    assert _digest((("a", File(b"1")),)) == _digest((("a", File(b"1")),)) != _digest(other)
 
 
 def test_only_what_git_tracks_is_sent(tmp_path: Path) -> None:
