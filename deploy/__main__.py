@@ -8,6 +8,7 @@ from fleet.batches import batches
 
 me = fleet().host(host.name)
 package = app.prepare(me)
+app.refuse_taken_ports(me)
 lock.guard()
 
 if me.instances:

@@ -31,7 +31,7 @@ NEW_LEADER = 10  # seconds in which one that runs does, as after the restart of 
 PATIENCE = 30  # seconds in which Consul must confirm the lock before the next operation
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-__all__ = ["announce", "guard", "require", "rolled_out"]
+__all__ = ["announce", "guard", "missing", "require", "rolled_out"]
 
 
 class Guard:
@@ -181,10 +181,15 @@ def rolled_out(service: str) -> None:
         found.lock.expect({service: found.releases[service]})
 
 
+def missing() -> str:
+    """Why this run does not hold the lock, even now that Consul runs; '' where it does."""
+    return _guard().require()
+
+
 @operation()
 def require(me: Host) -> Generator[Any, None, None]:
     """Fail the host where the lock can't be had, now that Consul runs."""
-    if run.is_executing and (reason := _guard().require()):
+    if run.is_executing and (reason := missing()):
         yield fail(f"{me.name}: the application was left as it is, because {reason}")
     else:
         host.noop("this run holds the lock")

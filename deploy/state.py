@@ -54,7 +54,7 @@ class HostState:
     packages: set[str] = field(default_factory=set)
     users: set[str] = field(default_factory=set)
     consul_binaries: set[str] = field(default_factory=set)
-    applications: set[str] = field(default_factory=set)
+    applications: dict[str, set[int]] = field(default_factory=dict)
     releases: set[str] = field(default_factory=set)
     current_release: str = ""
     consul_data: str = ""
@@ -119,9 +119,11 @@ def parse(output: list[str]) -> HostState:
             setattr(found, kind, rest.strip())
         elif kind == "consul_peers":
             found.consul_peers = tuple(rest.split())
-        elif kind in ("application", "package", "user", "consul_binary", "release"):
+        elif kind == "application":
+            name, *ports = rest.split()
+            found.applications.setdefault(name, set()).update(map(int, ports))
+        elif kind in ("package", "user", "consul_binary", "release"):
             collection: set[str] = {
-                "application": found.applications,
                 "package": found.packages,
                 "user": found.users,
                 "consul_binary": found.consul_binaries,

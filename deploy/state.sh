@@ -50,12 +50,16 @@ if [ -d /var/lib/consul/raft ]; then
         done' 2>/dev/null
 fi
 
-# Whichever applications are here, with a release or but for the last steps of their removal.
-for left in /etc/uwsgi-consul-fleet/*.conf /srv/*/releases/*/release.json; do
-    if [ -e "$left" ]; then
-        left=${left#/srv/} left=${left#/etc/uwsgi-consul-fleet/} left=${left%.conf}
-        echo "application ${left%%/*}"
-    fi
+# Whichever applications are here, and their ports. What a host keeps of one that is gone has no
+# user any more.
+for place in /etc/uwsgi-consul-fleet/*.conf /srv/*/releases; do
+    [ -e "$place" ] || continue
+    name=${place#/srv/} name=${name#/etc/uwsgi-consul-fleet/}
+    name=${name%/releases} name=${name%.conf}
+    [ -d "$place" ] && ! getent passwd "$name" >/dev/null && continue
+    sockets=$(cd /etc/systemd/system && ls -d "$name"-*.socket 2>/dev/null)
+    ports=$(echo "$sockets" | sed -n "s/^$name-\([0-9]*\)\.socket$/\1/p" | tr '\n' ' ')
+    echo "application $name $ports"
 done
 for release in "/srv/$app/releases"/*; do
     if [ -d "$release" ]; then echo "release ${release##*/}"; fi

@@ -28,9 +28,9 @@ ANSWER = 6.0  # seconds for an answer from the server, which grants Consul a thi
 # a run up after 15.
 CERTAIN = 11.0
 # A sign of life may wait until an agent has restarted; these go on elsewhere, and the server
-# is more patient with the last two of them.
+# is more patient with the last two of them. Less than the silence after which it gives a run up.
 URGENT = ("take", "expect", "finish")
-LAST_ANSWER = 15.0  # seconds
+LAST_ANSWER = 11.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Keeper:
         self._servers = servers
         self._session: Session | None = None
         self._taken: Message = {}
+        self._attempts = 0
         self._state: Message = {"state": "none"}
         self._confirmed = self._asked = time.monotonic()
 
@@ -125,6 +126,7 @@ class Keeper:
                     return reply
                 state = reply["state"]
                 reasons.append(f"{self._servers[0].name}: {reply['reason']}")
+                self._leave()
             except UnreachableError as error:
                 reasons.append(str(error))
             self.close()
@@ -135,11 +137,26 @@ class Keeper:
         if self._session is None:
             self._session = Session(self._servers[0])
             if self._taken:  # by one that does not answer any more
-                reply = self._remember(self._session.ask({"do": "take", **self._taken}))
+                reply = self._pass_on({"do": "take", **self._taken})
                 if reply["state"] != "held":
                     self.close()
                     return reply
+        return self._pass_on(message)
+
+    def _pass_on(self, message: Message) -> Message:
+        assert self._session
+        if message["do"] == "take":
+            # What a server does late must not undo what another one did since.
+            self._attempts += 1
+            claim = {**message["claim"], "attempt": self._attempts}
+            message = {**message, "claim": claim}
         return self._remember(self._session.ask(message))
+
+    def _leave(self) -> None:
+        """Tell a server that it would give up a lock with which another one goes on."""
+        if self._session and self._taken:
+            with suppress(UnreachableError):
+                self._session.ask({"do": "forget"})
 
     def _remember(self, reply: Message) -> Message:
         """What another server needs to go on with the lock."""

@@ -32,7 +32,7 @@ AGENT = "http://127.0.0.1:8500"
 TIMEOUT = 2  # seconds for an answer of the agent
 TTL = "10s"  # Consul's minimum; it lets a session go after at most twice that
 SILENCE = 15  # seconds without a message after which whoever deploys is given up
-PATIENCE = 5  # seconds in which Consul may come back for the last words of a run
+PATIENCE = 4  # seconds in which Consul may come back for the last words of a run
 SESSION = {
     "Name": "uwsgi-consul-fleet",
     "TTL": TTL,
@@ -129,8 +129,8 @@ class Consul:
         return {**claim, "session": entries[0].get("Session", "")}
 
     def record(self, entry: Message) -> None:
-        """Append to the audit, and drop what is too old."""
-        self.call("PUT", f"/v1/kv/{AUDIT}{now()}", entry)
+        """Append to the audit, and drop what is too old; said twice, it is there once."""
+        self.call("PUT", f"/v1/kv/{AUDIT}{entry['since']}", entry)
         for key in sorted(self.call("GET", f"/v1/kv/{AUDIT}?keys") or [])[:-KEPT]:
             self.call("DELETE", f"/v1/kv/{quote(key)}")
 
@@ -161,8 +161,8 @@ class Lock:
         """Acquire the lock; or take it over from a session that is ours.
 
         That one may be on another server: a session ends when its node leaves the catalog, as a
-        dead server does. Or it got the lock with a question whose answer never came, as
-        while a leader is elected; the ``id`` in the claim tells.
+        dead server does. Or it got the lock with a question whose answer never came, as while a
+        leader is elected: the ``id`` in the claim tells, and the ``attempt`` which came first.
         """
         claim = {"since": now(), **claim}
         mine = self.consul.create_session()
@@ -184,9 +184,11 @@ class Lock:
         return self.consul.acquire(mine, claim)
 
     def _session_of(self, claim: Message) -> str:
-        """The session that holds the lock with this very claim, or ''."""
+        """The session that holds the lock by an earlier attempt of this very run, or ''."""
         holder = self.consul.holder() or {}
-        return str(holder["session"]) if claim.get("id") and holder.get("id") == claim["id"] else ""
+        if not claim.get("id") or holder.get("id") != claim["id"]:
+            return ""
+        return str(holder["session"]) if holder["attempt"] < claim["attempt"] else ""
 
     def do_beat(self) -> Message:
         """Say that the lock is still wanted."""
@@ -206,30 +208,26 @@ class Lock:
             {"Verb": "set", "Key": RELEASES + service, "Value": encoded(release)}
             for service, release in releases.items()
         ]
-        if not self._patiently(lambda: self.consul.transact(ours, *written)):
+        deadline = time.monotonic() + PATIENCE
+        if not _until(deadline, lambda: self.consul.transact(ours, *written)):
             raise LostError
-        return self.do_beat()
+        return {"state": "held"}
+
+    def do_forget(self) -> Message:
+        """Another one of us goes on with the lock: leave it alone."""
+        self.session = ""
+        return {"state": "none"}
 
     def do_finish(self, entry: Message | None = None) -> Message:
         """Write down how it went, unless there is nothing to tell; let the lock go."""
+        deadline = time.monotonic() + PATIENCE
         if entry is not None:
             told = {**self._about(), **entry}
-            self._patiently(lambda: self.consul.record(told))
+            _until(deadline, lambda: self.consul.record(told))
         if self.session:
-            self._patiently(lambda: self.consul.destroy(self.session))
+            _until(deadline, lambda: self.consul.destroy(self.session))
             self.session = ""
         return {"state": "finished"}
-
-    def _patiently(self, do: Callable[[], Any]) -> Any:
-        """The last words of a run are said again, for a while, where Consul has no answer."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return do()
-            except UnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.2)
 
     def _about(self) -> Message:
         return {**self.claim, "seconds": round(seconds_since(self.claim["since"]), 1)}
@@ -238,6 +236,17 @@ class Lock:
         """Nobody is there any more. Another one of us may have taken over on another server."""
         if self.session and self._holds():
             self.do_finish({"outcome": "interrupted"})
+
+
+def _until(deadline: float, do: Callable[[], Any]) -> Any:
+    """The last words of a run are said again, for a while, where Consul has no answer."""
+    while True:
+        try:
+            return do()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def messages(stream: TextIO, timeout: float) -> Iterator[Message | None]:

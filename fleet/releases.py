@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -97,7 +97,13 @@ def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
     asked = [each for each in found if not each.problem]
     if not asked:
         raise FleetError("\n".join([*(each.problem for each in found), "nothing was changed"]))
-    chosen = [(each, _choose(each, name)) for each in asked]
+    by_settings = {
+        (each.host.settings.app_name, release.release)
+        for each in asked
+        for release in each.releases
+        if release.since and name == f"{release.release}-{release.settings}"
+    }
+    chosen = [(each, _choose(each, name, by_settings)) for each in asked]
     affected = {each.host.settings.app_name for each, release in chosen if release}
     missing = [
         each.host.name
@@ -129,8 +135,13 @@ def _refuse_to_part(targets: Sequence[Target]) -> None:
         raise FleetError(f"the hosts would part: {listing}; name a release. Nothing was changed")
 
 
-def _choose(found: HostReleases, name: str) -> Release | None:
-    """The latest that served under this name; without one, the latest that served before."""
+def _choose(
+    found: HostReleases, name: str, by_settings: Container[tuple[str, str]]
+) -> Release | None:
+    """The latest that served under this name; without one, the latest that served before.
+
+    :param by_settings: what the name means with the hash of some host's settings behind it
+    """
     served = [release for release in found.releases if release.since]
     if not name:
         return next((release for release in served if not release.current), None)
@@ -138,7 +149,8 @@ def _choose(found: HostReleases, name: str) -> Release | None:
         if name in (release.release, f"{release.release}-{release.settings}"):
             return release
     # A host with settings of its own: there is no doubt where it has one of the name alone.
-    alike = [release for release in served if release.release == name.rpartition("-")[0]]
+    app = found.host.settings.app_name
+    alike = [release for release in served if (app, release.release) in by_settings]
     return alike[0] if len(alike) == 1 else None
 
 

@@ -15,8 +15,8 @@ from deploy.app.package import prepare as prepare
 from deploy.app.program_file import program
 from deploy.app.step import step
 from deploy.files import converge, fail
-from deploy.lock import rolled_out
-from deploy.plan import fleet
+from deploy.lock import missing, rolled_out
+from deploy.plan import DeployError, fleet
 from deploy.state import HostState, UnitState, current, forget
 from deploy.users import system_user
 from deploy.uwsgi import plugin_file
@@ -29,10 +29,22 @@ from plugin_build.identity import binary
 HERE = Path(__file__).parent
 LISTENING = UnitState("active", "enabled")
 
-__all__ = ["install", "prepare", "retire", "settle", "switch"]
+__all__ = ["install", "prepare", "refuse_taken_ports", "retire", "settle", "switch"]
 
 # Of this run.
 rollout = Rollout()
+
+
+def refuse_taken_ports(me: Host) -> None:
+    """:raises DeployError: where another application of this host has the ports of its own"""
+    for name, ports in current().applications.items():
+        taken = sorted(ports & {instance.port for instance in me.instances})
+        if name != me.settings.app_name and taken:
+            raise DeployError(
+                f"{me.name}: {name} serves on port {', '.join(map(str, taken))}, which "
+                f"{me.settings.app_name} is to have: give it other ports (instances), or deploy "
+                "once with the host out of app_servers; nothing was changed"
+            )
 
 
 @operation()
@@ -126,8 +138,8 @@ def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
     also comes after it in time: pyinfra begins with whatever no host waits for.
     """
     reason = _blocked() if run.is_executing else ""
-    if run.is_executing and _to_go(me) and (reason or (reason := _unreachable(me))):
-        yield fail(f"{me.name}: {', '.join(_to_go(me))} stays on it: {reason}")
+    if run.is_executing and _to_go(me) and (why_not := reason or _unreachable(me) or missing()):
+        yield fail(f"{me.name}: {', '.join(_to_go(me))} stays on it: {why_not}")
     elif run.is_executing and not reason and package and _whole_fleet():
         try:
             rolled_out(me.settings.app_name)
@@ -152,7 +164,7 @@ def _to_go(me: Host) -> list[str]:
     that it is in no more: what counts is what is there. Of a host that stays in the cluster
     only what is the fleet's goes."""
     # Without it only what was to be kept is left.
-    here = current().applications if PROGRAM in current().files else set()
+    here = {*current().applications} if PROGRAM in current().files else set()
     if me.is_retired:
         return sorted(here)
     mine = {me.settings.app_name} if me.instances else set()
@@ -173,7 +185,7 @@ def retire(me: Host) -> Generator[Any, None, None]:
     for name in names:
         yield StringCommand(PROGRAM, "stop", name)
         yield StringCommand(PROGRAM, "remove", keep, name)
-    if not me.instances and PROGRAM in current().files and current().applications <= {*names}:
+    if not me.instances and PROGRAM in current().files and {*current().applications} <= {*names}:
         yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
     elif not names:
         host.noop("no application is here that should not be")

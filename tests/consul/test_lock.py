@@ -125,15 +125,19 @@ class TestTaking:
 
     @pytest.mark.parametrize("lost", ["acquire", "hand_over"])
     def test_an_answer_that_was_lost_locks_nobody_out(self, agent: Agent, lost: str) -> None:
-        claim = {**ANNA, "id": "1"}
+        def claim(attempt: int) -> dict[str, Any]:
+            return {"do": "take", "claim": {**ANNA, "id": "1", "attempt": attempt}}
+
         one = Lock(LosesAnswers(agent.url, lost))
-        before = {} if lost == "acquire" else {"session": one.do_take(claim)["session"]}
-        assert one.answer({"do": "take", "claim": claim, **before})["state"] == "unavailable"
-        taken = one.answer({"do": "take", "claim": claim, **before})
+        before = {} if lost == "acquire" else {"session": one.answer(claim(0))["session"]}
+        assert one.answer({**claim(1), **before})["state"] == "unavailable"
+        taken = one.answer({**claim(2), **before})
         assert taken["state"] == "held"
         assert (Consul(agent.url).holder() or {})["session"] == taken["session"]
-        other = Lock(Consul(agent.url)).answer({"do": "take", "claim": {**ANNA, "id": "2"}})
-        assert other["state"] == "locked"
+        # Nor does somebody else get it, or an earlier attempt that comes late.
+        other = {"do": "take", "claim": {**ANNA, "id": "2", "attempt": 9}}
+        for late in (other, claim(1)):
+            assert Lock(Consul(agent.url)).answer(late)["state"] == "locked"
         one.answer({"do": "finish"})
         assert is_free(agent)
 
@@ -155,6 +159,7 @@ class TestLettingGo:
         assert is_free(agent)
         one.hang_up()
         one.process.wait(10)
+        Consul(agent.url).record(audit(agent)[0])  # once more, after an answer that was lost
         (entry,) = audit(agent)
         expected = {**ANNA, "outcome": "ok", "seconds": 4.2, "changed": ["drakar"]}
         assert expected.items() <= entry.items()
@@ -218,6 +223,18 @@ class TestHolding:
         cut_off.hang_up()
         cut_off.process.wait(10)
         assert successor.ask("beat") == {"state": "held"}
+        assert audit(agent) == []
+
+    def test_who_is_to_forget_it_leaves_it_to_the_successor(
+        self, agent: Agent, session: Start
+    ) -> None:
+        first, successor = session(agent), session(agent)
+        taken = first.ask("take", claim=ANNA)
+        assert first.ask("forget") == {"state": "none"}
+        first.hang_up()
+        first.process.wait(10)
+        reply = successor.ask("take", claim=taken["claim"], session=taken["session"])
+        assert reply["state"] == "held"
         assert audit(agent) == []
 
     def test_nobody_takes_over_what_is_gone(self, agent: Agent, session: Start) -> None:

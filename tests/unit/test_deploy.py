@@ -76,6 +76,8 @@ def test_state_is_read_from_its_lines() -> None:
             "consul_leader 10.0.0.1:8300",
             "consul_peers 10.0.0.1:8300 10.0.0.2:8300 ",
             "release abc-123",
+            "application shop 2001 2002 ",
+            "application blog ",
             "unit consul.service active no enabled",
             "unit demo-2001@abc-123.service inactive no ",
             "unit demo-2001@abc-124.service activating yes disabled",
@@ -89,6 +91,7 @@ def test_state_is_read_from_its_lines() -> None:
     assert found.active_units("demo-2001@", ".service") == {"demo-2001@abc-124.service"}
     assert (found.consul_in_use, found.consul_running) == ("debian-bullseye", "77aa")
     assert (found.consul_raft, found.consul_leader) == ("yes", "10.0.0.1:8300")
+    assert found.applications == {"shop": {2001, 2002}, "blog": set()}
     assert found.consul_peers == ("10.0.0.1:8300", "10.0.0.2:8300")
 
 

@@ -65,12 +65,15 @@ def test_each_application_goes_back_to_what_it_was() -> None:
     both = on("a", "r2", "r1"), on("b", "s2", "s1", app="blog")
     assert chosen(*both) == ["r1-a", "s1-b"]
     assert chosen(*both, name="s1") == ["s1-b"]
+    alike = on("a", "r2", "r1:1"), on("b", "r2", "r1:9", app="blog")
+    assert chosen(*alike, name="r1-1") == ["r1-a1"]
 
 
 @pytest.mark.parametrize(
     ("found", "name", "says"),
     [
         ([on("a", "r2", "r1:1"), on("b", "r2", "r1:8", "r1:9")], "r1-1", "b: no release r1-1;"),
+        ([on("a", "r2", "r1"), on("b", "r2", "r1")], "r1-typo", "a, b: no release r1-typo;"),
         ([on("a", "r2"), on("b", "s2", app="blog")], "r1", "a, b: no release r1; there is: r2, s2"),
         ([on("a", "r2", "r1"), on("b", "r2")], "r1", "b: no release r1; there is: r1, r2."),
         ([on("a", "r2"), on("b", "r2")], "", "a, b: no release before the one that serves"),

@@ -73,7 +73,7 @@ def load(app: str, generation: str) -> Release:
         app=app,
         generation=generation,
         release=fields["release"],
-        settings=fields["settings"],
+        settings=fields.get("settings", ""),
         node=fields["node"],
         instances=tuple(Instance(each["id"], each["port"]) for each in fields["instances"]),
         health_path=fields["health_path"],
