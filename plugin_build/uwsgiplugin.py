@@ -19,6 +19,7 @@ GCC_LIST = [
     for name in (
         "plugin",
         "stop",
+        "worker",
         "agent",
         "registration",
         "request",

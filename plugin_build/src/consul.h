@@ -305,6 +305,11 @@ void consul_stop_emperor_event(void);
 /* Whether this master ends for good, as far as uWSGI knows. */
 int consul_is_ending(void);
 
+/* ---- worker.c ---- */
+
+/* In a worker, before it takes requests: lets it lose none when it is asked to go. */
+void consul_worker_prepare(void);
+
 /* ---- plugin.c ---- */
 
 struct consul_plugin {

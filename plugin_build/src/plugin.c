@@ -390,6 +390,11 @@ static void consul_preinit_apps(void) {
         uwsgi_log("[consul] atexit() failed\n");
 }
 
+static void consul_hijack_worker(void) {
+    if (plugin.services)
+        consul_worker_prepare();
+}
+
 static struct uwsgi_option consul_options[] = {
     {"consul-register", required_argument, 0,
      "register this instance as a service in Consul: key=value pairs, separated by commas. "
@@ -407,6 +412,7 @@ struct uwsgi_plugin consul_plugin = {
     .options = consul_options,
     .init = consul_init,
     .preinit_apps = consul_preinit_apps,
+    .hijack_worker = consul_hijack_worker,
     .master_cycle = consul_master_cycle,
     .master_cleanup = end_thread,
 };

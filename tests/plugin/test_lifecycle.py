@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 from consul_processes import free_ports, until
-from uwsgi_processes import Agent, FakeAgent, Uwsgi, send_command
+from uwsgi_processes import ROOT, Agent, FakeAgent, Uwsgi, send_command
 
 Start = Callable[..., Uwsgi]
 
@@ -264,6 +265,57 @@ def test_a_stop_deregisters_first_and_goes_on_serving(
     assert "graceful shutdown" not in uwsgi.log
     assert uwsgi.wait() == 0
     is_gone(agent, name)
+
+
+@pytest.fixture(scope="module")
+def late_worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("late") / "late_worker.so"
+    source = ROOT / "tests/support/late_worker.c"
+    command = ["gcc", "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return library
+
+
+def start_late(start: Start, agent: Agent, name: str, late_worker: Path, where: str) -> Uwsgi:
+    """A uWSGI server whose only worker is slow at some place, with systemd's way to stop it."""
+    return start(
+        f"url={agent.url},name={name},drain=0",
+        options=["exit-on-reload = true", "worker-reload-mercy = 5"],
+        processes=1,
+        env={"LD_PRELOAD": str(late_worker), "LATE": where},
+    )
+
+
+@pytest.mark.everywhere
+def test_a_stop_does_not_reset_what_was_just_accepted(
+    start: Start, agent: Agent, name: str, late_worker: Path
+) -> None:
+    uwsgi = start_late(start, agent, name, late_worker, "accept").ready()
+    answers: list[str] = []
+    (uwsgi.folder / "late").unlink()
+    client = threading.Thread(target=lambda: answers.append(uwsgi.get()))
+    client.start()
+    until((uwsgi.folder / "late").exists, "the connection is accepted")
+    uwsgi.signal(signal.SIGHUP)
+    client.join()
+    assert len(answers) == 1, "it is answered"
+    assert uwsgi.wait(4) == 0
+
+
+@pytest.mark.everywhere
+def test_a_stop_finds_a_worker_that_is_about_to_wait(
+    start: Start, agent: Agent, name: str, late_worker: Path
+) -> None:
+    """Were it told once only, it would wait for a connection until it is killed."""
+    uwsgi = start_late(start, agent, name, late_worker, "wait")
+    uwsgi.ready()
+    is_passing(agent, name)
+    late = uwsgi.folder / "late"
+    late.unlink()
+    uwsgi.get()
+    until(late.exists, "the worker is about to wait")
+    uwsgi.signal(signal.SIGHUP)
+    assert uwsgi.wait(4) == 0
 
 
 @pytest.mark.everywhere

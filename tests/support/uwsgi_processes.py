@@ -186,11 +186,14 @@ def sanitizers(plugin: Path) -> list[str]:
     return re.findall(r"=> (\S+/lib(?:a|ub)san\.so\S*)", needed.stdout)
 
 
-def preloaded(plugin: Path, folder: Path) -> list[str]:
-    """For a plugin with sanitizers: their libraries, and where they are to report to."""
-    libraries = ":".join(sanitizers(plugin))
-    if not libraries:
+def preloaded(plugin: Path, folder: Path, others: str = "") -> list[str]:
+    """For a plugin with sanitizers: their libraries, and where they are to report to.
+
+    :param others: what is to be preloaded anyway
+    """
+    if not sanitizers(plugin):
         return []
+    libraries = ":".join([*sanitizers(plugin), *filter(None, [others])])
     # Python and uWSGI leave much to the end of their process: valgrind tells what grows.
     report = f"log_path={folder}/sanitizer:detect_leaks=0:verify_asan_link_order=0"
     return ["env", f"LD_PRELOAD={libraries}", f"ASAN_OPTIONS={report}", f"UBSAN_OPTIONS={report}"]
@@ -237,7 +240,13 @@ class Uwsgi(Process):
         lines += [f"consul-register = {line}".replace("PORT", str(self.port)) for line in register]
         self.ini = folder / "uwsgi.ini"
         self.ini.write_text("\n".join(lines) + "\n")
-        command = [*wrapper, *preloaded(plugin, folder), binary, "--ini", str(self.ini)]
+        command = [
+            *wrapper,
+            *preloaded(plugin, folder, (env or {}).get("LD_PRELOAD", "")),
+            binary,
+            "--ini",
+            str(self.ini),
+        ]
         super().__init__(command, folder, env, pass_fds)
 
     def get(self, path: str = "/", timeout: float = 5.0) -> str:
