@@ -31,19 +31,26 @@ FOOTPRINT = (
 WATCH = """
 import collections, json, select, sys, time, urllib.request as u
 url = "http://127.0.0.1:8500/v1/health/service/consul-demo-server?passing"
-counts, failures, slowest = collections.Counter(), [], 0
-while not select.select([sys.stdin], [], [], 0.1)[0]:
-    begin = time.monotonic()
+counts, failures, slowest, begin = collections.Counter(), [], 0, 0
+def asked():
     try:
         counts[len(json.load(u.urlopen(url, timeout=30)))] += 1
     except (OSError, ValueError) as error:
         read = getattr(error, "read", lambda: b"")
-        failures.append(f"{error}: {read().decode()}")
+        return f"{error}: {read().decode()}"
+while not select.select([sys.stdin], [], [], 0.1)[0]:
+    begin = time.monotonic()
+    failed = asked()
+    if failed:
+        failures.append([failed, asked()])
     slowest = max(slowest, time.monotonic() - begin)
     if sum(counts.values()) + len(failures) == 1:
         print("watching", flush=True)
 print(json.dumps({"counts": counts, "failures": failures, "slowest": slowest}))
 """
+# What Consul 1.8 says to a question that was at a server when that stopped; it does not itself
+# ask another one, as later versions do.
+CUT_OFF = "rpc error making call: EOF"
 
 
 class Watch:
@@ -59,8 +66,11 @@ class Watch:
         )
         assert self.process.stdout and self.process.stdout.readline() == "watching\n"
 
-    def expect(self, instances: int) -> None:
-        """So many in each answer, and no question without one."""
+    def expect(self, instances: int, stopped: int = 0) -> None:
+        """So many in each answer, and no question without one.
+
+        :param stopped: how many servers have stopped meanwhile
+        """
         told, _ = self.process.communicate()
         found = json.loads(told)
         answers = sum(found["counts"].values())
@@ -69,7 +79,9 @@ class Watch:
             f"{found['counts']}, slowest {found['slowest']:.2f} s"
         )
         assert answers > 5
-        assert not found["failures"], found["failures"]
+        # Cut off is at most one question for each server that stops, and never twice.
+        assert all(CUT_OFF in first and not again for first, again in found["failures"]), found
+        assert len(found["failures"]) <= stopped, found
         assert set(found["counts"]) == {str(instances)}
 
 
@@ -241,7 +253,7 @@ def test_from_three_servers_to_one(
     fleet.deploy()
     assert peers(lab, staying) == {staying: ("leader", True)}
     for watch in watches:
-        watch.expect(6)
+        watch.expect(6, stopped=2)
     assert agents(lab, staying, "skeid") == before
     servers = lab.ssh(staying, "consul catalog nodes -service=consul").stdout.splitlines()[1:]
     assert [line.split()[0] for line in servers] == [staying]
