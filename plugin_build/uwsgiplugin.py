@@ -13,7 +13,7 @@ NAME = "consul"
 CFLAGS = ask("curl-config", "--cflags") or ask("pkg-config", "--cflags", "libcurl")
 LDFLAGS = []
 LIBS = ask("curl-config", "--libs") or ask("pkg-config", "--libs", "libcurl") or ["-lcurl"]
-LIBS.append("-lpthread")
+LIBS += ["-lpthread", "-lrt"]  # both part of libc itself since glibc 2.34
 GCC_LIST = [
     "src/" + name
     for name in (
