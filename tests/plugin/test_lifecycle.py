@@ -319,6 +319,39 @@ def test_a_stop_finds_a_worker_that_is_about_to_wait(
 
 
 @pytest.mark.everywhere
+def test_a_stop_finishes_an_answer_that_the_client_takes_slowly(
+    start: Start, agent: Agent, name: str
+) -> None:
+    options = ["exit-on-reload = true", "worker-reload-mercy = 20"]
+    uwsgi = start(f"url={agent.url},name={name},drain=0", options=options).ready()
+    with socket.create_connection(("127.0.0.1", uwsgi.port), timeout=10) as client:
+        client.sendall(b"GET /?large HTTP/1.0\r\n\r\n")
+        begin = client.recv(1000)
+        time.sleep(0.5)  # for as much as the kernel takes meanwhile
+        uwsgi.signal(signal.SIGHUP)
+        until(lambda: "killing worker" in uwsgi.log, "the workers are asked to go")
+        time.sleep(0.2)
+        answer = begin + b"".join(iter(lambda: client.recv(1_000_000), b""))
+    assert len(answer.partition(b"\r\n\r\n")[2]) == 20_000_000
+    assert uwsgi.wait() == 0
+
+
+@pytest.mark.everywhere
+def test_a_worker_that_still_starts_is_asked_to_go_too(
+    start: Start, agent: Agent, name: str
+) -> None:
+    uwsgi = start(
+        f"url={agent.url},name={name},drain=0",
+        options=["exit-on-reload = true", "lazy-apps = true", "worker-reload-mercy = 30"],
+        env={"APP_LOADS_FOR": "3"},
+    )
+    until(lambda: "spawned uWSGI worker 2" in uwsgi.log, "the workers are there")
+    time.sleep(0.5)
+    uwsgi.signal(signal.SIGHUP)
+    assert uwsgi.wait(10) == 0
+
+
+@pytest.mark.everywhere
 def test_who_asks_twice_does_not_wait(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},drain=60").ready()
     is_passing(agent, name)

@@ -46,6 +46,8 @@ def application(environ, start_response):
         import uwsgi
         uwsgi.reload()
     start_response("200 OK", [("Content-Type", "text/plain")])
+    if query == "large":
+        return [b"x" * 20_000_000]
     return [str(os.getpid()).encode()]
 """
 
