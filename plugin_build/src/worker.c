@@ -86,7 +86,6 @@ static int hold_hangup(void) {
     if (timer_create(CLOCK_MONOTONIC, &event, &worker.timer))
         return -1;
     worker.pid = getpid();
-    worker.nudges = 0;
     if (atexit(on_exit_begins))
         return -1;
     uwsgi_unix_signal(SIGHUP, on_hangup);

@@ -31,7 +31,7 @@ FOOTPRINT = (
 WATCH = """
 import collections, json, select, sys, time, urllib.request as u
 url = "http://127.0.0.1:8500/v1/health/service/consul-demo-server?passing"
-counts, failures, slowest, begin = collections.Counter(), [], 0, 0
+counts, failures, slowest = collections.Counter(), [], 0
 def asked():
     try:
         counts[len(json.load(u.urlopen(url, timeout=30)))] += 1
@@ -49,7 +49,7 @@ while not select.select([sys.stdin], [], [], 0.1)[0]:
 print(json.dumps({"counts": counts, "failures": failures, "slowest": slowest}))
 """
 # What Consul 1.8 says to a question that was at a server when that stopped; it does not itself
-# ask another one, as later versions do.
+# ask another one.
 CUT_OFF = "rpc error making call: EOF"
 
 

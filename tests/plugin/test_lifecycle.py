@@ -307,8 +307,7 @@ def test_a_stop_finds_a_worker_that_is_about_to_wait(
     start: Start, agent: Agent, name: str, late_worker: Path
 ) -> None:
     """Were it told once only, it would wait for a connection until it is killed."""
-    uwsgi = start_late(start, agent, name, late_worker, "wait")
-    uwsgi.ready()
+    uwsgi = start_late(start, agent, name, late_worker, "wait").ready()
     is_passing(agent, name)
     late = uwsgi.folder / "late"
     late.unlink()

@@ -18,7 +18,7 @@ static void be_late(const char *where) {
     struct timespec left = {0, 300000000};
     const char *wanted = getenv("LATE");
     int saved = errno, file;
-    if (!wanted || strcmp(wanted, where) || access("uwsgi.ini", F_OK))
+    if (!wanted || strcmp(wanted, where))
         return;
     file = open("late", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (file >= 0)
