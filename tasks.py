@@ -10,8 +10,8 @@ from typing import Any
 
 from invoke import Collection, Context, Exit, task
 
-from fleet.errors import FleetError
-from fleet.invoke_names import NamesTask
+from uwsgi_consul_fleet.commands.names import NamesTask
+from uwsgi_consul_fleet.errors import FleetError
 
 INVENTORY = "inventory.py"
 INVENTORY_HELP = {"inventory": f"another inventory file than {INVENTORY}"}
@@ -61,8 +61,8 @@ def build_plugin(
     inventory: str = INVENTORY,
 ) -> None:
     """Compile the consul plugin for each different uWSGI on the fleet."""
-    from plugin_build import places, progress
-    from plugin_build import source as sources
+    from uwsgi_consul_fleet.build import places, progress
+    from uwsgi_consul_fleet.build import source as sources
 
     where = places.local(host) if local else places.of_fleet(inventory, host)
     with sources.find(source) if source else nullcontext(sources.own()) as found:
@@ -111,8 +111,9 @@ def verify(
     inventory: str = INVENTORY,
 ) -> None:
     """Compare the catalog with the inventory. Exit 0: agree, 1: differ, 2: could not ask."""
-    from fleet import inspection, report
-    from fleet.inventory import read
+    from uwsgi_consul_fleet.commands import report
+    from uwsgi_consul_fleet.inventory.reading import read
+    from uwsgi_consul_fleet.verify import inspection
 
     found = inspection.verify(read(inventory), seconds(wait), with_probe=probe)
     if json:
@@ -143,25 +144,25 @@ def client(
     inventory: str = INVENTORY,
 ) -> None:
     """Print which servers a client finds, live, as seen from a Consul server of the fleet."""
-    from app import client as app_client
-    from fleet import catalog
-    from fleet.inventory import read
+    from uwsgi_consul_fleet.client import program
+    from uwsgi_consul_fleet.consul import catalog
+    from uwsgi_consul_fleet.inventory.reading import read
 
     fleet = read(inventory)
     arguments = ["--service", service or fleet.services[0]]
     arguments += ["--once"] * once + ["--json"] * json + ["--passing"] * passing
     arguments += ["--datacenter", datacenter] if datacenter else []
     with catalog.api(fleet) as (_server, port):
-        raise Exit(code=app_client.main([*arguments, "--url", f"http://127.0.0.1:{port}"]))
+        raise Exit(code=program.run([*arguments, "--url", f"http://127.0.0.1:{port}"]))
 
 
 @task(help={"json": "print them as JSON", **INVENTORY_HELP})
 @errors_exit(2)
 def releases(_context: Context, json: bool = False, inventory: str = INVENTORY) -> None:
     """Show which releases each host has, which one serves, and since when."""
-    from fleet import releases as fleet_releases
-    from fleet import report
-    from fleet.inventory import read
+    from uwsgi_consul_fleet.commands import report
+    from uwsgi_consul_fleet.inventory.reading import read
+    from uwsgi_consul_fleet.releases import releases as fleet_releases
 
     found = fleet_releases.read(read(inventory))
     if json:
@@ -181,8 +182,8 @@ def releases(_context: Context, json: bool = False, inventory: str = INVENTORY) 
 @errors_exit(2)
 def rollback(_context: Context, names: list[str], inventory: str = INVENTORY) -> None:
     """Let the release before serve again, or another that is on the hosts. Sends nothing."""
-    from fleet import releases as fleet_releases
-    from fleet.inventory import read
+    from uwsgi_consul_fleet.inventory.reading import read
+    from uwsgi_consul_fleet.releases import releases as fleet_releases
 
     if len(names) > 1:
         raise FleetError(f"one release, not {len(names)}: {' '.join(names)}")
@@ -197,9 +198,9 @@ def audit(
     _context: Context, json: bool = False, last: str = "200", inventory: str = INVENTORY
 ) -> None:
     """Show who deployed what, when, and how it went."""
-    from fleet import audit as fleet_audit
-    from fleet import report
-    from fleet.inventory import read
+    from uwsgi_consul_fleet.commands import report
+    from uwsgi_consul_fleet.consul import audit as fleet_audit
+    from uwsgi_consul_fleet.inventory.reading import read
 
     entries = fleet_audit.read(read(inventory), count(last))
     if json:
@@ -212,8 +213,8 @@ def audit(
 @errors_exit(2)
 def unlock(_context: Context, yes: bool = False, inventory: str = INVENTORY) -> None:
     """Remove the lock of a deploy that is gone, after showing whose it is."""
-    from fleet import lock
-    from fleet.inventory import read
+    from uwsgi_consul_fleet.inventory.reading import read
+    from uwsgi_consul_fleet.lock import lock
 
     fleet = read(inventory)
     held = lock.holder(fleet)
@@ -232,7 +233,9 @@ def unlock(_context: Context, yes: bool = False, inventory: str = INVENTORY) -> 
 
 
 def _lab(*arguments: str) -> None:
-    code = subprocess.run([sys.executable, "-m", "lab", *arguments], check=False).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", "uwsgi_consul_fleet.lab", *arguments], check=False
+    ).returncode
     if code:
         raise Exit(code=code)
 
@@ -268,7 +271,7 @@ def rebuild(_context: Context, names: list[str]) -> None:
 @errors_exit(1)
 def ssh(_context: Context, name: str) -> None:
     """Open a shell on a lab machine."""
-    from lab.access import shell
+    from uwsgi_consul_fleet.lab.access import shell
 
     raise Exit(code=subprocess.run(shell(name), check=False).returncode)
 

@@ -2,9 +2,12 @@
 
 from pyinfra import host
 
-from deploy import app, consul, lock, uwsgi
-from deploy.plan import fleet
-from fleet.batches import batches
+from uwsgi_consul_fleet.operations import lock
+from uwsgi_consul_fleet.operations.applications import application as app
+from uwsgi_consul_fleet.operations.consul import agent as consul
+from uwsgi_consul_fleet.operations.plan import fleet
+from uwsgi_consul_fleet.operations.uwsgi import uwsgi
+from uwsgi_consul_fleet.releases.batches import batches
 
 me = fleet().host(host.name)
 package = app.prepare(me)

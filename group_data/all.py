@@ -1,7 +1,7 @@
 """Settings of the whole fleet. A file named after a group (app_servers.py) overrides them for it,
 and data beside a host in inventory.py overrides both."""
 
-from fleet.transport import config_file, nodelay_transport
+from uwsgi_consul_fleet.ssh.transport import config_file, nodelay_transport
 
 # --- The application --------------------------------------------------------
 

@@ -14,8 +14,17 @@ from typing import Any
 import pytest
 from consul_processes import Agent, until
 
-from fleet import catalog, lock_session
-from fleet.lock_session import AUDIT, KEPT, LOCK, RELEASES, Consul, Lock, UnavailableError
+from uwsgi_consul_fleet.consul import catalog
+from uwsgi_consul_fleet.lock import session as lock_session
+from uwsgi_consul_fleet.lock.session import (
+    AUDIT,
+    KEPT,
+    LOCK,
+    RELEASES,
+    Consul,
+    Lock,
+    UnavailableError,
+)
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
 TEXT = Path(lock_session.__file__).read_text()
@@ -23,7 +32,7 @@ TWICE_THE_TTL = 20  # seconds
 
 
 class Session:
-    """lock_session.py as it runs on a server."""
+    """session.py as it runs on a server."""
 
     def __init__(self, url: str) -> None:
         self.process = subprocess.Popen(

@@ -23,8 +23,7 @@ def copy_checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path
     def make() -> Path:
         checkout = tmp_path_factory.mktemp("checkout")
         shutil.copy(ROOT / "tasks.py", checkout)
-        for package in ("lab", "fleet"):
-            shutil.copytree(ROOT / package, checkout / package)
+        shutil.copytree(ROOT / "uwsgi_consul_fleet", checkout / "uwsgi_consul_fleet")
         return checkout
 
     return make

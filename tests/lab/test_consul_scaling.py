@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from fleet_commands import ROOT, Fleet, output
 
-from fleet import inventory, lock
-from fleet.errors import UnreachableError
+from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.inventory import reading as inventory
+from uwsgi_consul_fleet.lock import lock
 
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]

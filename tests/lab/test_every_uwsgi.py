@@ -18,7 +18,7 @@ import pytest
 from fleet_commands import BIN, ROOT, Fleet, output, run
 from lab_commands import SUDO, Lab
 
-from lab.machines import known
+from uwsgi_consul_fleet.lab.machines import known
 
 DIST = ROOT / "plugin_build/dist"
 MACHINES = ["debian12", "debian11:11", "debian13:13", "pypi"]
@@ -293,7 +293,7 @@ def test_what_keeps_the_compiler_away_is_said(fleet: Fleet, lab: Lab, trouble: s
 def test_a_full_disk_is_said(fleet: Fleet, lab: Lab, tmp_path: Path) -> None:
     """The scratch layer is in memory here: a smaller one is full sooner."""
     copy = copy_of_the_checkout(tmp_path)
-    script = copy / "plugin_build/scratch.sh"
+    script = copy / "uwsgi_consul_fleet/build/scratch.sh"
     script.write_text(script.read_text().replace("size=1g", "size=50m"))
     result = broken_build(fleet, copy, "debian12")
     assert result.returncode == 1
@@ -316,7 +316,7 @@ def test_a_compile_error_on_one_kind_alone(fleet: Fleet, lab: Lab, tmp_path: Pat
 def test_a_host_that_cannot_stack_an_overlay(fleet: Fleet, lab: Lab, tmp_path: Path) -> None:
     """The compiler is installed into a copy of the system there."""
     copy = copy_of_the_checkout(tmp_path)
-    script = copy / "plugin_build/scratch.sh"
+    script = copy / "uwsgi_consul_fleet/build/scratch.sh"
     script.write_text(script.read_text().replace("mount -t overlay overlay", "false"))
     packages = lab.ssh("debian12", PACKAGES).stdout
     result = broken_build(fleet, copy, "debian12")

@@ -353,7 +353,7 @@ def test_up_killed_at_any_moment_is_mended_by_up_or_down(
 
 
 def killed(lab: Lab, moment: float, group: bool, *words: str) -> None:
-    process = lab.start(sys.executable, "-m", "lab", *words)
+    process = lab.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", *words)
     try:
         process.communicate(timeout=moment)
     except subprocess.TimeoutExpired:
@@ -389,7 +389,7 @@ def test_a_killed_rebuild_or_down_leaves_no_half_disk(
     folder = host.disk / "lab" / clone_id(island) / "drakar"
     many = folder / "upper/home/debian/many"
     island.run("sh", "-c", f"mkdir {many} && cd {many} && seq 30000 | xargs touch")
-    process = island.start(sys.executable, "-m", "lab", command, "drakar")
+    process = island.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", command, "drakar")
     wait_until(lambda: (folder / "old").exists() or not (folder / "machine.json").exists())
     kill_python(process)
     process.communicate()
@@ -442,7 +442,10 @@ def neighbour(island: Lab, host: Host, copy_checkout: Checkouts) -> Iterator[Lab
 
 
 def test_two_clones_come_up_at_the_same_time_and_one_goes(island: Lab, neighbour: Lab) -> None:
-    for process in [lab.start(sys.executable, "-m", "lab", "up") for lab in (island, neighbour)]:
+    for process in [
+        lab.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", "up")
+        for lab in (island, neighbour)
+    ]:
         stdout, stderr = process.communicate()
         assert process.returncode == 0, stdout + stderr
     labs = island, neighbour
@@ -575,7 +578,7 @@ def test_half_a_base_is_never_taken_for_one(
     lab = Lab(copy_checkout(), UWSGI_CONSUL_FLEET_CACHE=str(tmp_path))
     part = tmp_path / ".base-12.part"
     for _attempt in range(2):  # the second finds what the first has left
-        process = lab.start(sys.executable, "-m", "lab", "up", "drakar")
+        process = lab.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", "up", "drakar")
         wait_until(lambda: (part / "debootstrap/debootstrap.log").exists(), 30)
         process.kill()
         process.communicate()
@@ -622,7 +625,7 @@ def test_ctrl_c_is_one_line_and_the_next_up_goes_on(ship: Lab, copy_checkout: Ch
     ]
     line = "interrupted; the same command again goes on, lab.down undoes it\n"
     for has_come in moments:
-        process = lab.start(sys.executable, "-m", "lab", "up", "drakar")
+        process = lab.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", "up", "drakar")
         try:
             wait_until(has_come, 60)
             os.killpg(process.pid, signal.SIGINT)

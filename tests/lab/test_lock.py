@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from fleet_commands import BIN, ROOT, Fleet, output, run
 
-from fleet import inventory, lock
+from uwsgi_consul_fleet.inventory import reading as inventory
+from uwsgi_consul_fleet.lock import lock
 
 SERVICE = "consul-demo-server"
 LOCK = "consul kv get uwsgi-consul-fleet/lock"
@@ -71,7 +72,7 @@ class Deploy:
         """The process beside it that keeps the lock."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         for child in children.read_text().split():
-            if b"fleet.lock_keeper" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"uwsgi_consul_fleet.lock.keeper" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
         raise AssertionError("nobody keeps the lock")
 

@@ -93,7 +93,7 @@ class Lab:
         return self.run(*words, check=check)
 
     def command(self, *words: str, check: bool = True) -> Result:
-        return self.run(sys.executable, "-m", "lab", *words, check=check)
+        return self.run(sys.executable, "-m", "uwsgi_consul_fleet.lab", *words, check=check)
 
     def invoke(self, *words: str, check: bool = True) -> Result:
         return self.run(str(BIN / "invoke"), *words, check=check)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from fleet import plugins
-from fleet.errors import FleetError
-from fleet.model import Host, InventoryHost, build
-from fleet.ssh import Result
-from plugin_build import builder, dist, identity, source
-from plugin_build.builder import Build, Place
-from plugin_build.identity import Uwsgi, parse_identity
-from plugin_build.source import Source
+from uwsgi_consul_fleet.build import builder, dist, identity, source
+from uwsgi_consul_fleet.build.builder import Build, Place
+from uwsgi_consul_fleet.build.identity import Uwsgi, parse_identity
+from uwsgi_consul_fleet.build.source import Source
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.ssh.connection import Result
+from uwsgi_consul_fleet.verify import plugins
 
 IDENTITY = """fingerprint {}
 uwsgi /usr/bin/uwsgi 2.0.21-debian

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from deploy.app import environment
-from deploy.app.package import Package, prepare
-from deploy.app.release import File, _digest, _name, _read, _tracked
-from deploy.files import RemoteFile
-from deploy.plan import DeployError, inventory_file, refuse_own_order
-from deploy.state import FileState, UnitState, parse
-from fleet.model import Host, InventoryHost, build
-from plugin_build import builder, identity
-from plugin_build.source import Source
+from uwsgi_consul_fleet.build import builder, identity
+from uwsgi_consul_fleet.build.source import Source
+from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.operations.applications import environment
+from uwsgi_consul_fleet.operations.applications.package import Package, prepare
+from uwsgi_consul_fleet.operations.applications.release import File, _digest, _name, _read, _tracked
+from uwsgi_consul_fleet.operations.files import RemoteFile
+from uwsgi_consul_fleet.operations.plan import DeployError, inventory_file, refuse_own_order
+from uwsgi_consul_fleet.operations.state import FileState, UnitState, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.settings import Settings
+from uwsgi_consul_fleet.inventory.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import access, apt, base, host, machines, network, proxy
-from lab.host import LabError
-from lab.machines import Machine
+from uwsgi_consul_fleet.lab import access, apt, base, host, machines, network, proxy
+from uwsgi_consul_fleet.lab.host import LabError
+from uwsgi_consul_fleet.lab.machines import Machine
 
 NETWORK = IPv4Network("10.213.64.0/28")
 

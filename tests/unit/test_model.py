@@ -2,9 +2,9 @@
 
 import pytest
 
-from fleet.errors import InventoryError
-from fleet.model import Fleet, InventoryHost, build
-from fleet.settings import PYINFRA_KEYS
+from uwsgi_consul_fleet.errors import InventoryError
+from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import PYINFRA_KEYS
 
 ADDRESSES = {"drakar": "10.0.3.11", "cheetah": "10.0.3.12", "ormen": "10.0.3.13"}
 TWO = {"instances": {"server1": 2001, "server2": 2002}}

@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_shipped_settings_can_be_read_without_a_lab(tmp_path: Path) -> None:
-    # The lab's files are looked for beside its package: a copy has none.
+    # The lab's files are looked for beside the package: a copy has none.
     checkout = tmp_path / "checkout"
-    for name in ("fleet", "lab", "group_data"):
+    for name in ("uwsgi_consul_fleet", "group_data"):
         shutil.copytree(ROOT / name, checkout / name)
     shutil.copy(ROOT / "inventory.py", checkout)
     result = subprocess.run(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.pyinfra_cli import accept_folders
+from uwsgi_consul_fleet.pyinfra_cli import accept_folders
 
 
 def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from deploy.consul import cluster
-from deploy.consul.quorum import QuorumError, check
+from uwsgi_consul_fleet.operations.consul import cluster
+from uwsgi_consul_fleet.operations.consul.quorum import QuorumError, check
 
 
 def alive(*names: str, dead: tuple[str, ...] = ()) -> dict[str, bool]:

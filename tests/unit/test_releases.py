@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.app.program import store
-from fleet.errors import FleetError
-from fleet.model import Host, InventoryHost, build
-from fleet.releases import HostReleases, Release, targets
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.host import store
+from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.releases.releases import HostReleases, Release, targets
 
 
 def host(name: str, app: str) -> Host:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fleet.batches import batches
-from fleet.model import Fleet, InventoryHost, build
-from fleet.rollout import Rollout, Step
+from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.releases.batches import batches
+from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 
 
 def fleet_of(count: int, **settings: Any) -> Fleet:

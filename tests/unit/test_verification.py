@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from fleet.catalog import Catalog, Node, Registration
-from fleet.model import Fleet, InventoryHost, build
-from fleet.verification import compare
+from uwsgi_consul_fleet.consul.catalog import Catalog, Node, Registration
+from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.verify.comparison import compare
 
 ADDRESSES = {"drakar": "10.0.3.11", "cheetah": "10.0.3.12"}
 

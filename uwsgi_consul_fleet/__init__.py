@@ -1,0 +1,1 @@
+"""Everything of uwsgi-consul-fleet that runs as Python; see docs/architecture.md."""

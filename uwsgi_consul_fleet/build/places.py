@@ -1,0 +1,40 @@
+"""Which machines a build is for."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from uwsgi_consul_fleet.build.builder import Place
+from uwsgi_consul_fleet.build.machines import Local, Remote
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.inventory.reading import read
+from uwsgi_consul_fleet.inventory.settings import nearest
+
+
+def local(names: Iterable[str] = ()) -> list[Place]:
+    """This machine, with the uWSGI on its PATH.
+
+    :raises FleetError: where hosts are named as well
+    """
+    if list(names):
+        raise FleetError("--local is this machine: it does not go together with --host")
+    return [Place(Local())]
+
+
+def of_fleet(inventory: str | Path, names: Sequence[str] = ()) -> list[Place]:
+    """The application's hosts, and the builders.
+
+    :param names: only these hosts; all where it is empty
+    :raises FleetError: where the inventory has no such host, or can't be read
+    """
+    fleet = read(inventory)
+    known = {host.name for host in fleet.app_servers}
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known)
+            raise FleetError(f"--host {name}: {inventory} has no such host in app_servers{hint}")
+    places = [
+        Place(Remote(host), host.settings)
+        for host in fleet.app_servers
+        if not names or host.name in names
+    ]
+    return places + [Place(Remote(host), host.settings, True) for host in fleet.builders]

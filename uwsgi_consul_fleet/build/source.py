@@ -1,0 +1,126 @@
+"""What is compiled: our plugin, or any other uWSGI plugin's sources."""
+
+import hashlib
+import io
+import re
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from uwsgi_consul_fleet.build.identity import HERE, PLUGIN_FOLDER
+from uwsgi_consul_fleet.errors import FleetError
+
+# How a plugin is compiled is part of what it is compiled from.
+RECIPE = ("scratch.sh", "compile.sh")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder with a uwsgiplugin.py.
+
+    :param name: the plugin's, as in ``plugins = NAME``
+    :param option: an option by which a uWSGI that has loaded it is known; '' if none is known
+    """
+
+    name: str
+    folder: Path
+    option: str = ""
+
+    @property
+    def plugin(self) -> str:
+        """The name of its file."""
+        return f"{self.name}_plugin.so"
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """By path in the folder, in a fixed order."""
+        found = (
+            path
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and not {".git", "__pycache__", "dist"}.intersection(path.parts)
+        )
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes with any of the files and with how they are compiled."""
+        digest = hashlib.sha256()
+        for name in RECIPE:
+            digest.update((HERE / name).read_bytes())
+        for path, content in self.files.items():
+            digest.update(f"{path}\0{len(content)}\0".encode() + content)
+        return digest.hexdigest()
+
+    @property
+    def revision(self) -> str:
+        """The git revision, with ``-dirty`` where files have changed since; '' without git."""
+        command = ["git", "-C", str(self.folder)]
+        head = [*command, "log", "-1", "--format=%h", "--abbrev=10", "--", "."]
+        status = [*command, "status", "--porcelain", "--", "."]
+        try:
+            revision = subprocess.run(head, capture_output=True, text=True, check=True).stdout
+            changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+        return revision.strip() + "-dirty" * bool(changed)
+
+    def archive(self) -> bytes:
+        """The files as a .tar.gz."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for path, content in self.files.items():
+                member = tarfile.TarInfo(path)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+
+class OwnSource(Source):
+    """Our plugin: what was built from it lies beside it."""
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        paths = [self.folder / "uwsgiplugin.py", *sorted((self.folder / "src").glob("*.[ch]"))]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+
+def own() -> Source:
+    """The consul plugin."""
+    return OwnSource("consul", PLUGIN_FOLDER, "consul-register")
+
+
+@contextmanager
+def find(place: str) -> Iterator[Source]:
+    """Sources of another plugin, for as long as they are needed.
+
+    :param place: a folder, or where git can clone one from
+    :raises FleetError: where there is no uWSGI plugin
+    """
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        yield _other(folder, place)
+        return
+    if not re.match(r"[a-z+]+://|[\w.-]+@[\w.-]+:|.*\.git$", place):
+        raise FleetError(f"--source {place}: neither a folder nor a URL that git can clone")
+    with tempfile.TemporaryDirectory(prefix="uwsgi-plugin-") as temporary:
+        clone = Path(temporary) / "clone"
+        command = ["git", "clone", "--quiet", "--depth", "1", "--", place, str(clone)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise FleetError(f"--source {place}: git can't clone it: {result.stderr.strip()}")
+        yield _other(clone, place)
+
+
+def _other(folder: Path, place: str) -> Source:
+    description = folder / "uwsgiplugin.py"
+    if not description.is_file():
+        raise FleetError(f"--source {place}: holds no uwsgiplugin.py, so no uWSGI plugin")
+    match = re.search(r"^NAME\s*=\s*[\"'](\w+)[\"']", description.read_text(), re.MULTILINE)
+    if not match:
+        raise FleetError(f"--source {place}: its uwsgiplugin.py has no line NAME = '...'")
+    return Source(match[1], folder)

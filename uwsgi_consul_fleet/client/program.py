@@ -1,0 +1,19 @@
+"""The client that applications copy (app/client.py), as `invoke client` runs it."""
+
+import sys
+from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+
+from uwsgi_consul_fleet.shipped import shipped
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run it with these words of a command line; returns its exit status."""
+    # By its path: the operator's folder, which comes first among the modules, may have an `app`.
+    name = "uwsgi_consul_fleet.client.app_client"
+    spec = spec_from_file_location(name, shipped("app/client.py"))
+    assert spec and spec.loader
+    client = module_from_spec(spec)
+    sys.modules[name] = client
+    spec.loader.exec_module(client)
+    return int(client.main(list(arguments)))

@@ -1,0 +1,59 @@
+"""Who changed the fleet, when, and how it went: kept in Consul, written under the lock."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from uwsgi_consul_fleet.consul import catalog
+from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.lock.session import AUDIT
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: from ``since`` (UTC) on, for so many ``seconds``, on these hosts."""
+
+    since: str
+    who: str
+    machine: str
+    what: str
+    releases: Mapping[str, str]
+    outcome: str
+    seconds: float
+    changed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    detail: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``, with the names that it has in Consul."""
+        known = asdict(self)
+        return {"from" if key == "machine" else key: value for key, value in known.items()}
+
+
+def read(fleet: Fleet, last: int) -> list[Entry]:
+    """The latest entries, oldest first.
+
+    :param last: how many at most
+    :raises UnreachableError: where no Consul server can be asked
+    """
+    with catalog.api(fleet) as (server, port), catalog.client(server, port) as asked:
+        _, entries = asked.kv.get(AUDIT, recurse=True)
+    in_order = sorted(entries or (), key=lambda entry: str(entry["Key"]))
+    return [_entry(entry["Value"]) for entry in in_order[-last:]]
+
+
+def _entry(value: bytes) -> Entry:
+    known = json.loads(value)
+    return Entry(
+        since=known.get("since", ""),
+        who=known.get("who", ""),
+        machine=known.get("from", ""),
+        what=known.get("what", ""),
+        releases=known.get("releases") or {},
+        outcome=known.get("outcome", ""),
+        seconds=known.get("seconds", 0.0),
+        changed=tuple(known.get("changed", ())),
+        failed=tuple(known.get("failed", ())),
+        detail=known.get("detail", ""),
+    )

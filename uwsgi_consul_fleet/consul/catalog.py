@@ -1,0 +1,157 @@
+"""What Consul knows, asked of a server through an SSH tunnel."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import consul
+import requests
+
+from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.lock.session import RELEASES
+from uwsgi_consul_fleet.ssh import connection as ssh
+
+HTTP_PORT = 8500
+TIMEOUT = 10  # seconds for an answer
+
+
+@dataclass(frozen=True)
+class Node:
+    """A member of the cluster; alive as far as Consul's own failure detection knows."""
+
+    name: str
+    address: str
+    alive: bool
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A service instance in the catalog, with the worst of its checks."""
+
+    node: str
+    service: str
+    id: str
+    address: str
+    port: int
+    release: str
+    status: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """One look at the catalog: every node, every instance of the services asked for, and the
+    release that each service was rolled out with last."""
+
+    nodes: tuple[Node, ...]
+    registrations: tuple[Registration, ...]
+    asked: str
+    expected_releases: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def api(fleet: Fleet) -> Iterator[tuple[str, int]]:
+    """The HTTP API of the first Consul server that can be reached: its name and a local port.
+
+    :raises UnreachableError: where none can, with each one's reason
+    """
+    reasons = []
+    for server in fleet.consul_servers:
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(ssh.connect(server))
+                port = stack.enter_context(ssh.tunnel(connection, HTTP_PORT))
+            except UnreachableError as error:
+                reasons.append(str(error))
+                continue
+            yield server.name, port
+            return
+    listing = "\n".join(f"  - {reason}" for reason in reasons)
+    raise UnreachableError(
+        f"no Consul server can be asked:\n{listing}\n"
+        "If Consul was never deployed: pyinfra inventory.py deploy/"
+    )
+
+
+def read(server: str, port: int, services: Iterable[str]) -> Catalog:
+    """Ask the API on a local port for the nodes and for these services.
+
+    :raises UnreachableError: where the API does not answer, or not as it should
+    """
+    with client(server, port) as asked:
+        nodes = tuple(_node(entry) for entry in _nodes(asked))
+        registrations = tuple(
+            _registration(entry)
+            for service in services
+            for entry in asked.health.service(service)[1] or ()
+        )
+        return Catalog(nodes, registrations, server, expected_releases(asked))
+
+
+@contextmanager
+def client(server: str, port: int) -> Iterator[consul.Consul]:
+    """Requests to the API on a local port.
+
+    :raises UnreachableError: where one of them is not answered as it should be
+    """
+    # python-consul2 would let this one override what it is told; it is about another agent.
+    os.environ.pop("CONSUL_HTTP_ADDR", None)
+    try:
+        # A server that has just started may know only some of its services yet; a consistent
+        # answer is one that its leader has confirmed.
+        yield consul.Consul(host="127.0.0.1", port=port, timeout=TIMEOUT, consistency="consistent")
+    except (requests.RequestException, consul.ConsulException) as error:
+        raise UnreachableError(
+            f"{server}: the Consul API does not answer: {error}; look at it with: "
+            f"systemctl status consul, on {server}"
+        ) from error
+
+
+def expected_releases(asked: consul.Consul) -> dict[str, str]:
+    """The release that each service should be on: that of its last complete roll-out."""
+    _, entries = asked.kv.get(RELEASES, recurse=True)
+    return {
+        entry["Key"].removeprefix(RELEASES): (entry["Value"] or b"").decode()
+        for entry in entries or ()
+    }
+
+
+def _nodes(asked: consul.Consul) -> list[dict[str, object]]:
+    """Nodes with their serfHealth check: the catalog alone does not say who is alive."""
+    _, checks = asked.health.state("any")
+    alive = {check["Node"]: check["Status"] for check in checks if check["CheckID"] == "serfHealth"}
+    _, nodes = asked.catalog.nodes()
+    return [{**node, "alive": alive.get(node["Node"]) == "passing"} for node in nodes]
+
+
+def _node(entry: dict[str, object]) -> Node:
+    return Node(str(entry["Node"]), str(entry["Address"]), bool(entry["alive"]))
+
+
+STATUSES = ("passing", "warning", "critical")
+
+
+def _registration(entry: dict[str, dict[str, object]]) -> Registration:
+    service = entry["Service"]
+    checks = [check for check in _checks(entry) if check["CheckID"] != "serfHealth"]
+    worst = max(checks, key=lambda check: STATUSES.index(str(check["Status"])), default=None)
+    meta = service.get("Meta")
+    return Registration(
+        node=str(entry["Node"]["Node"]),
+        service=str(service["Service"]),
+        id=str(service["ID"]),
+        address=str(service["Address"] or entry["Node"]["Address"]),
+        port=int(str(service["Port"])),
+        release=str(meta.get("release", "")) if isinstance(meta, dict) else "",
+        status=str(worst["Status"]) if worst else "passing",
+        output=str(worst["Output"]).strip() if worst else "",
+    )
+
+
+def _checks(entry: dict[str, dict[str, object]]) -> list[dict[str, object]]:
+    checks = entry["Checks"]
+    if not isinstance(checks, list):
+        raise FleetError("the Consul API gave an answer without checks")
+    return checks

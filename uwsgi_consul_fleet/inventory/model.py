@@ -1,0 +1,257 @@
+"""The one model: hosts and instances, computed from the inventory and nowhere else."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from uwsgi_consul_fleet.errors import InventoryError
+from uwsgi_consul_fleet.inventory.settings import FLEET_WIDE, Settings, nearest, parse
+
+DEBIANS_PYTHON = "/usr/bin/python3"
+ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
+
+
+@dataclass(frozen=True)
+class InventoryHost:
+    """A host as pyinfra sees it: its groups and the data merged from groups and host."""
+
+    name: str
+    groups: frozenset[str]
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One uWSGI server, as it is rendered, deployed and expected in the catalog."""
+
+    node: str
+    service: str
+    name: str
+    id: str
+    address: str
+    port: int
+    datacenter: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine of the fleet with what should run on it."""
+
+    name: str
+    address: str
+    roles: frozenset[str]
+    settings: Settings
+    instances: tuple[Instance, ...]
+    data: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def is_consul_server(self) -> bool:
+        return "consul_servers" in self.roles
+
+    @property
+    def is_retired(self) -> bool:
+        return "retired" in self.roles
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it belongs to the cluster; not a host where plugins are only compiled."""
+        return bool(self.roles & {"consul_servers", "app_servers"}) and not self.is_retired
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All hosts in inventory order, and warnings that are not mistakes."""
+
+    hosts: tuple[Host, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def active(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.hosts if host.is_member)
+
+    @property
+    def consul_servers(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.active if host.is_consul_server)
+
+    @property
+    def app_servers(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.active if "app_servers" in host.roles)
+
+    @property
+    def retired(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.hosts if host.is_retired)
+
+    @property
+    def idle(self) -> tuple[Host, ...]:
+        """Those without instances; an application that is found there is left from before."""
+        return tuple(host for host in self.hosts if not host.instances)
+
+    @property
+    def builders(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.hosts if "builders" in host.roles)
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        return tuple(instance for host in self.hosts for instance in host.instances)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Every service name the fleet owns, also one whose hosts are all retired."""
+        return tuple(sorted({host.settings.app_name for host in self.hosts}))
+
+    def host(self, name: str) -> Host:
+        return next(host for host in self.hosts if host.name == name)
+
+
+def build(
+    hosts: Iterable[InventoryHost],
+    group_files: Iterable[str],
+    implicit_groups: Iterable[str],
+    resolve: Callable[[InventoryHost], str],
+) -> Fleet:
+    """Turn pyinfra's inventory into the fleet.
+
+    :param hosts: all hosts of the inventory
+    :param group_files: names of the files in group_data/, without ``.py``
+    :param implicit_groups: groups that pyinfra adds by itself
+    :param resolve: finds the address of a host that has no ``address`` setting;
+        raises ``OSError`` where there is none
+    :raises InventoryError: with every mistake there is, not the first alone
+    """
+    listed = list(hosts)
+    problems = _group_problems(listed, set(group_files), set(implicit_groups))
+    problems += _role_problems(listed)
+    built: list[Host] = []
+    for entry in listed:
+        settings, found = parse(entry.name, dict(entry.data))
+        problems += found
+        if settings is not None:
+            built.append(_host(entry, settings, resolve, problems))
+    for host in built:
+        problems += _instance_problems(host)
+    problems += _fleet_wide_problems(built)
+    if problems:
+        raise InventoryError(problems)
+    return Fleet(tuple(built), tuple(_warnings(built)))
+
+
+def _host(
+    entry: InventoryHost,
+    settings: Settings,
+    resolve: Callable[[InventoryHost], str],
+    problems: list[str],
+) -> Host:
+    address = settings.address or ""
+    if not address:
+        try:
+            address = resolve(entry)
+        except OSError as error:
+            # A retired host may have lost its name with its machine.
+            if "retired" not in entry.groups:
+                problems.append(
+                    f"{entry.name}: no address found ({error}); set `address` for it, or add it "
+                    "to DNS or your ssh config (a lab machine: invoke lab.up)"
+                )
+    return Host(
+        name=entry.name,
+        address=address,
+        roles=entry.groups & ROLES,
+        settings=settings,
+        instances=tuple(_instances(entry, settings, address)),
+        data=entry.data,
+    )
+
+
+def _instances(entry: InventoryHost, settings: Settings, address: str) -> Iterable[Instance]:
+    if "app_servers" not in entry.groups or "retired" in entry.groups:
+        return
+    for name, instance in settings.instances.items():
+        yield Instance(
+            node=entry.name,
+            service=settings.app_name,
+            name=name,
+            id=instance.id or name,
+            address=address,
+            port=instance.port,
+            datacenter=settings.datacenter,
+        )
+
+
+def _group_problems(
+    hosts: list[InventoryHost], group_files: set[str], implicit: set[str]
+) -> list[str]:
+    """A group is one of our roles, or one that the operator gave a file in group_data/."""
+    used = {group for host in hosts for group in host.groups}
+    problems = [
+        f"inventory.py: unknown group {group!r}{nearest(group, ROLES)}"
+        " (a group of your own needs a file in group_data/)"
+        for group in sorted(used - ROLES - implicit - group_files)
+    ]
+    problems += [
+        f"group_data/{group}.py: no group {group!r} in the inventory{nearest(group, used | ROLES)}"
+        for group in sorted(group_files - used - ROLES - implicit)
+    ]
+    return problems
+
+
+def _role_problems(hosts: list[InventoryHost]) -> list[str]:
+    problems = []
+    for host in hosts:
+        if not host.groups & ROLES:
+            problems.append(
+                f"{host.name}: has no role; list it in one of {', '.join(sorted(ROLES))}"
+            )
+        if {"app_servers", "retired"} <= host.groups:
+            problems.append(
+                f"{host.name}: is both in app_servers and retired; take it out of one of them"
+            )
+        if {"consul_servers", "retired"} <= host.groups:
+            problems.append(
+                f"{host.name}: is both in consul_servers and retired; take it out of one of them"
+            )
+    if not any("consul_servers" in host.groups for host in hosts):
+        problems.append("consul_servers: is empty; the catalog needs at least one Consul server")
+    return problems
+
+
+def _instance_problems(host: Host) -> list[str]:
+    problems = []
+    for key in ("port", "id"):
+        counts = Counter(getattr(instance, key) for instance in host.instances)
+        for value, count in counts.items():
+            if count > 1:
+                names = [i.name for i in host.instances if getattr(i, key) == value]
+                problems.append(
+                    f"{host.name}: instances {' and '.join(names)} have the same {key} {value!r}"
+                )
+    if host.settings.app_python != DEBIANS_PYTHON and host.settings.uwsgi_source == "debian":
+        problems.append(
+            f"{host.name}: app_python = {host.settings.app_python!r}: Debian's uWSGI brings its "
+            'own Python; set uwsgi_source = "pypi" for another one'
+        )
+    if "app_servers" in host.roles and not host.is_retired and not host.instances:
+        problems.append(f"{host.name}: is in app_servers but `instances` is empty")
+    return problems
+
+
+def _fleet_wide_problems(hosts: list[Host]) -> list[str]:
+    """Settings of the one roll-out over all hosts."""
+    problems = []
+    for key in FLEET_WIDE:
+        values = {host.name: getattr(host.settings, key) for host in hosts if host.instances}
+        if len(set(map(repr, values.values()))) > 1:
+            told = ", ".join(f"{value!r} for {name}" for name, value in values.items())
+            problems.append(f"{key}: must be the same for all hosts; is {told}")
+    return problems
+
+
+def _warnings(hosts: list[Host]) -> list[str]:
+    servers = [host.name for host in hosts if host.is_consul_server]
+    if len(servers) % 2 == 0:
+        return [
+            f"consul_servers: {len(servers)} is an even number of Consul servers: it takes "
+            f"{len(servers) // 2 + 1} of them to agree, so one more than {len(servers) - 1} "
+            "tolerates no more failures and is one more machine that can fail"
+        ]
+    return []

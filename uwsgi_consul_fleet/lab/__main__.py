@@ -1,0 +1,227 @@
+"""The lab's own command line, run as root by `invoke lab.up` and its kin."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import wraps
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import click
+
+from uwsgi_consul_fleet.lab import access, base, host, machines, network, proxy
+from uwsgi_consul_fleet.lab.host import CLONE_ID, MACHINES, LabError
+from uwsgi_consul_fleet.lab.machines import Machine
+
+DEFAULT = ("drakar", "cheetah")
+DEFAULT_RELEASE = 12
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Run with errors as one line."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            host.require_programs()
+            function(*args, **kwargs)
+        except (LabError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command again goes on, lab.down undoes it", err=True)
+            sys.exit(130)
+
+    return wrapper
+
+
+def change(function: Callable[..., None]) -> Callable[..., None]:
+    """Run as root, while no other lab command changes anything."""
+
+    @command
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        if os.geteuid() != 0:
+            host.become_root()
+        with host.locked("lab"):
+            function(*args, **kwargs)
+
+    return wrapper
+
+
+@click.group(help="Disposable Debian machines on this host.")
+def main() -> None:
+    pass
+
+
+@main.command(help="Start machines; those named, or drakar and cheetah. NAME:13 takes Debian 13.")
+@click.argument("names", nargs=-1, metavar="[NAME[:RELEASE]]...")
+@change
+def up(names: tuple[str, ...]) -> None:
+    _start(_wanted(names or DEFAULT))
+
+
+def _wanted(words: Iterable[str]) -> dict[str, int]:
+    """The release of each named machine.
+
+    :raises LabError: where one is asked for with two releases, or is there with another
+    """
+    there = {machine.name: machine.release for machine in machines.known()}
+    wanted: dict[str, int] = {}
+    for name, release in map(machines.parse, words):
+        chosen = release or wanted.get(name) or there.get(name, DEFAULT_RELEASE)
+        if chosen != wanted.setdefault(name, chosen):
+            raise LabError(f"{name} is named with Debian {wanted[name]} and with Debian {chosen}")
+        if chosen != there.get(name, chosen):
+            raise LabError(
+                f"{name} is there with Debian {there[name]}; to change that: "
+                f"invoke lab.down {name}, then lab.up {name}:{chosen}"
+            )
+    return wanted
+
+
+def _start(wanted: dict[str, int]) -> None:
+    begin = time.monotonic()
+    gateway = network.up()
+    url = proxy.up(str(gateway.ip))
+    for release in sorted(set(wanted.values())):
+        base.ensure(release, url)
+    chosen = [_settle(name, release, gateway.network) for name, release in wanted.items()]
+    stopped = [machine for machine in chosen if not machine.pids()]
+    try:
+        for machine in stopped:
+            machines.start(machine, gateway, url)
+        for machine in chosen:
+            machines.wait(machine)
+            state = "started" if machine in stopped else "runs"
+            print(f"{machine.name}: {state}, Debian {machine.release}, {machine.address}")
+            sys.stdout.flush()
+    finally:
+        access.record(machine for machine in machines.known() if machine.pids())
+    print(f"ready after {time.monotonic() - begin:.1f} s; next: invoke lab.ssh {chosen[0].name}")
+
+
+def _settle(name: str, release: int, network: IPv4Network) -> Machine:
+    """The machine as it was, or a new one; with an address of this network."""
+    everybody = machines.known("*")
+    before = {machine.name: machine for machine in everybody if machine.clone == CLONE_ID}
+    if name not in before:
+        machines.remove(Machine(name, release, ""))  # what an interrupted removal left of its disk
+    elif before[name].pids() or IPv4Address(before[name].address) in network:
+        return before[name]
+    taken = {machine.address for machine in everybody}
+    found = Machine(name, release, machines.free_address(network, taken))
+    machines.save(found)
+    return found
+
+
+@main.command(help="Remove machines with their disks; those named, or all of this clone.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--purge", is_flag=True, help="Also remove base trees and stored packages.")
+@change
+def down(names: tuple[str, ...], purge: bool) -> None:
+    if names and purge:
+        raise LabError("--purge removes what all machines need: name none")
+    chosen = _named(names)
+    if not chosen:
+        print("no machines")
+    for machine in chosen:
+        machines.remove(machine)
+        print(f"{machine.name}: removed", flush=True)
+    if not names:
+        _clear_folder()
+        _remove_orphans()
+    access.record(machine for machine in machines.known() if machine.pids())
+    if not machines.anybody_runs():
+        _leave_host()
+    if purge and (others := machines.known("*")):
+        places = ", ".join(sorted({str(machines.checkout(m) or m.clone) for m in others}))
+        raise LabError(f"kept {host.CACHE}: there are machines of other clones: {places}")
+    if purge:
+        base.purge()
+
+
+def _named(names: tuple[str, ...]) -> list[Machine]:
+    everything = {machine.name: machine for machine in machines.known()}
+    unknown = [name for name in names if name not in everything]
+    if unknown:
+        there = ", ".join(everything) or "none"
+        raise LabError(f"no machine {', '.join(unknown)}; there is: {there}")
+    return [everything[name] for name in dict.fromkeys(names or everything)]
+
+
+def _clear_folder() -> None:
+    """Remove what an interrupted command left of this clone's machines."""
+    for folder in (MACHINES / CLONE_ID).glob("*"):
+        machines.remove(Machine(folder.name, 0, ""))
+    shutil.rmtree(MACHINES / CLONE_ID, ignore_errors=True)
+    (machines.CHECKOUTS / CLONE_ID).unlink(missing_ok=True)
+
+
+def _remove_orphans() -> None:
+    """Nobody else can remove the machines of a clone that was deleted."""
+    for machine in machines.known("*"):
+        checkout = machines.checkout(machine)
+        if checkout and not checkout.exists():
+            machines.remove(machine)
+            print(f"{machine.name} of {checkout}: removed, that clone is gone", flush=True)
+    for file in machines.CHECKOUTS.glob("*"):
+        if not (MACHINES / file.name).exists() or not any((MACHINES / file.name).iterdir()):
+            shutil.rmtree(MACHINES / file.name, ignore_errors=True)
+            file.unlink()
+
+
+def _leave_host() -> None:
+    """Nobody runs: undo what machines share, and unmount what killed ones left."""
+    for machine in machines.known("*"):
+        machines.kill(machine)
+    proxy.down()
+    network.down()
+
+
+@main.command(help="Make machines anew, with an empty disk; those named, or all of this clone.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@change
+def rebuild(names: tuple[str, ...]) -> None:
+    chosen = _named(names)
+    for machine in chosen:
+        machines.clear(machine)
+    if chosen:
+        _start({machine.name: machine.release for machine in chosen})
+    else:
+        print("no machines; start some with: invoke lab.up")
+
+
+@main.command(help="A power cut; lab.up starts the machine again with its disk.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@change
+def kill(names: tuple[str, ...]) -> None:
+    for machine in _named(names):
+        machines.kill(machine)
+        print(f"{machine.name}: killed", flush=True)
+
+
+@main.command(help="Show this clone's machines.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def status(as_json: bool) -> None:
+    rows = [
+        {
+            "name": machine.name,
+            "release": machine.release,
+            "address": machine.address,
+            "state": "runs" if machine.pids() else "stopped",
+        }
+        for machine in machines.known()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    for row in rows if not as_json else ():
+        print(f"{row['name']}: {row['state']}, Debian {row['release']}, {row['address']}")
+    if not rows and not as_json:
+        print("no machines; start some with: invoke lab.up")
+
+
+if __name__ == "__main__":
+    main()

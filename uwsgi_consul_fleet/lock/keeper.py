@@ -1,0 +1,196 @@
+"""Keeps the lock while a run of the operator's goes on: a process of its own beside it.
+
+A run may be busy, or wait for the operator's answer, with everything in it standing still;
+this process goes on saying that the lock is wanted. It ends when the run does, however that
+ends. Lines of JSON come in at standard input, and each is answered with one.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paramiko
+
+from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.lock import session as lock_session
+from uwsgi_consul_fleet.lock.session import Message, messages
+from uwsgi_consul_fleet.ssh import connection as ssh
+
+BEAT = 2.0  # seconds between two signs of life
+ANSWER = 6.0  # seconds for an answer from the server, which grants Consul a third of it
+# Without a confirmation for so long (seconds) the lock may be gone soon: lock_session gives
+# a run up after 15.
+CERTAIN = 11.0
+# A sign of life may wait until an agent has restarted; these go on elsewhere, and the server
+# is more patient with the last two of them. Less than the silence after which it gives a run up.
+URGENT = ("take", "expect", "finish")
+LAST_ANSWER = 11.0  # seconds
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Consul server, as far as ssh needs to know it."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+class Session:
+    """session.py, running on a server."""
+
+    def __init__(self, server: Server) -> None:
+        """:raises UnreachableError: where there is no connection"""
+        self.server = server
+        text = Path(lock_session.__file__).read_text()
+        with ExitStack() as stack:
+            connection = stack.enter_context(ssh.connect(server))
+            self._channel = connection.transport.open_session(timeout=ANSWER)
+            self._channel.settimeout(ANSWER)
+            self._channel.exec_command(f"exec python3 -c {shlex.quote(text)}")
+            self._replies = self._channel.makefile("r")
+            self._stack = stack.pop_all()
+
+    def ask(self, message: Message) -> Message:
+        """:raises UnreachableError: where no answer comes"""
+        self._channel.settimeout(ANSWER if message["do"] in ("beat", "take") else LAST_ANSWER)
+        try:
+            self._channel.sendall(json.dumps(message).encode() + b"\n")
+            line = self._replies.readline()
+            if not line:
+                raise EOFError(self._last_words() or "connection lost")
+            reply: Message = json.loads(line)
+            return reply
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise UnreachableError(f"{self.server.name}: {error or 'no answer'}") from error
+
+    def _last_words(self) -> str:
+        lines = self._channel.makefile_stderr("r").read().splitlines()
+        return str(lines[-1]) if lines else ""
+
+    def close(self) -> None:
+        with suppress(OSError, EOFError, paramiko.SSHException):
+            self._stack.close()
+
+
+class Keeper:
+    """One session at a time, on the first server that can be reached."""
+
+    def __init__(self, servers: list[Server]) -> None:
+        self._servers = servers
+        self._session: Session | None = None
+        self._taken: Message = {}
+        self._attempts = 0
+        self._state: Message = {"state": "none"}
+        self._confirmed = self._asked = time.monotonic()
+
+    def answer(self, message: Message) -> Message:
+        """Pass a message on; ``check`` is answered with what is known already."""
+        return self._check() if message["do"] == "check" else self.ask(message)
+
+    def ask(self, message: Message) -> Message:
+        reply = self._ask(message)
+        self._asked = time.monotonic()
+        if reply["state"] == "held":
+            self._confirmed = self._asked
+        self._state = reply
+        return reply
+
+    def _check(self) -> Message:
+        if self._state["state"] in ("lost", "none"):
+            return self._state
+        certain = time.monotonic() - self._confirmed < CERTAIN
+        return {"state": "held"} if certain else {**self._state, "state": "unsure"}
+
+    def beat(self) -> None:
+        """Say that the lock is wanted, when it is time to, from before it is taken."""
+        if self._state["state"] == "lost" or time.monotonic() - self._asked < BEAT:
+            return
+        if self._session or self._taken:
+            self.ask({"do": "beat"})
+
+    def _ask(self, message: Message) -> Message:
+        """Ask the session there is; where it does not answer, one on another server, and at
+        last one on the same. What can't wait goes on where the agent answers, too."""
+        reasons: list[str] = []
+        state = "unreachable"
+        for _ in range(len(self._servers) + (self._session is not None)):
+            try:
+                reply = self._connected(message)
+                if reply["state"] != "unavailable" or message["do"] not in URGENT:
+                    return reply
+                state = reply["state"]
+                reasons.append(f"{self._servers[0].name}: {reply['reason']}")
+                self._leave()
+            except UnreachableError as error:
+                reasons.append(str(error))
+            self.close()
+            self._servers.append(self._servers.pop(0))
+        return {"state": state, "reason": "\n".join(dict.fromkeys(reasons))}
+
+    def _connected(self, message: Message) -> Message:
+        if self._session is None:
+            self._session = Session(self._servers[0])
+            if self._taken:  # by one that does not answer any more
+                reply = self._pass_on({"do": "take", **self._taken})
+                if reply["state"] != "held":
+                    self.close()
+                    return reply
+        return self._pass_on(message)
+
+    def _pass_on(self, message: Message) -> Message:
+        assert self._session
+        if message["do"] == "take":
+            # What a server does late must not undo what another one did since.
+            self._attempts += 1
+            claim = {**message["claim"], "attempt": self._attempts}
+            message = {**message, "claim": claim}
+        return self._remember(self._session.ask(message))
+
+    def _leave(self) -> None:
+        """Tell a server that it would give up a lock with which another one goes on."""
+        if self._session and self._taken:
+            with suppress(UnreachableError):
+                self._session.ask({"do": "forget"})
+
+    def _remember(self, reply: Message) -> Message:
+        """What another server needs to go on with the lock."""
+        if "session" in reply:
+            self._taken = {"session": reply["session"], "claim": reply["claim"]}
+        return reply
+
+    def connect(self) -> None:
+        """Be ready for the first message."""
+        self._ask({"do": "beat"})
+
+    def close(self) -> None:
+        if self._session:
+            self._session.close()
+            self._session = None
+
+
+def main() -> None:
+    inbox = messages(sys.stdin, BEAT / 4)
+    setup = next((message for message in inbox if message), None)
+    if setup is None:  # a run that came to nothing
+        return
+    keeper = Keeper([Server(**server) for server in setup["servers"]])
+    keeper.connect()
+    for message in inbox:
+        if message is not None:
+            number = message.pop("number")
+            print(json.dumps({**keeper.answer(message), "number": number}), flush=True)
+        keeper.beat()
+    # Without the pleasantries of an orderly end, for which the run would wait: what is left
+    # is a connection, and the other end sees it close.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

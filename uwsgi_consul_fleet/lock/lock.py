@@ -1,0 +1,232 @@
+"""One deploy at a time: the lock, held in Consul by a session.
+
+Three processes: :class:`Lock` here, in whatever changes the fleet; keeper.py, beside it
+on the operator's machine; session.py, which the keeper runs on a Consul server.
+"""
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
+from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.lock import handle as keeper
+from uwsgi_consul_fleet.lock.session import (
+    LOCK,
+    Consul,
+    Message,
+    UnavailableError,
+    now,
+    seconds_since,
+)
+
+INTERVAL = 0.25  # seconds between two tries while waiting for Consul
+CHECKED = 1.0  # seconds for which an answer of the keeper holds
+ANSWER = 5.0  # seconds for what the keeper knows by itself
+# Seconds for what it must ask a server: connections to all of them may have to be tried.
+FAR_ANSWER = 90.0
+LAST_ANSWER = 30.0
+
+
+class Lock:
+    """The lock of a fleet, to be taken, checked at each step, and finished."""
+
+    def __init__(self, servers: Iterable[Host]) -> None:
+        """Start the keeper, which connects to a Consul server; nothing is taken yet.
+
+        :param servers: the Consul servers, in the order in which they are tried
+        """
+        self._id = uuid4().hex
+        self._began = 0.0
+        self._held = False
+        self._checked = 0.0
+        self._keeper = keeper.get()
+        self._keeper.send({"servers": [_server(host) for host in servers]})
+
+    def take(self, what: str, releases: Mapping[str, str], wait: float = 0) -> None:
+        """Take the lock.
+
+        :param what: what is done under it, such as ``deploy``
+        :param releases: the release that is to serve, for each service
+        :param wait: seconds in which Consul may come up
+        :raises LockedError: saying who holds it
+        :raises UnreachableError: where no Consul server can be asked
+        """
+        claim = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
+        message = {"do": "take", "claim": claim}
+        self._began = self._began or time.monotonic()
+        deadline = time.monotonic() + wait
+        while (reply := self._keeper.ask(message, FAR_ANSWER))["state"] != "held":
+            if reply["state"] == "locked":
+                holder = reply["holder"]
+                if holder is None:  # gone since
+                    continue
+                raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
+            if time.monotonic() > deadline:
+                raise UnreachableError(f"the lock can't be had in Consul: {reply['reason']}")
+            time.sleep(INTERVAL)
+        self._held = True
+        self._checked = time.monotonic()
+
+    def check(self, patience: float = 0) -> None:
+        """Make sure that nobody else can have it.
+
+        :param patience: seconds in which Consul may come back if it does not answer
+        :raises LostLockError: where somebody else has it, or may have soon
+        """
+        deadline = time.monotonic() + patience
+        while time.monotonic() - self._checked > CHECKED:
+            reply = self._keeper.ask({"do": "check"}, ANSWER)
+            if reply["state"] == "held":
+                self._checked = time.monotonic()
+            elif reply["state"] == "lost":
+                raise LostLockError(_lost(reply))
+            elif time.monotonic() > deadline:
+                raise LostLockError(f"the lock may be lost: {reply.get('reason', '')}")
+            else:
+                time.sleep(INTERVAL)
+
+    def expect(self, releases: Mapping[str, str]) -> None:
+        """Write down which release each service should be on from now on.
+
+        :raises LostLockError: where the lock is gone
+        :raises UnreachableError: where Consul does not answer
+        """
+        reply = self._keeper.ask({"do": "expect", "releases": dict(releases)}, FAR_ANSWER)
+        if reply["state"] == "lost":
+            raise LostLockError(_lost(reply))
+        if reply["state"] != "held":
+            raise UnreachableError(f"the releases could not be written down: {reply['reason']}")
+
+    def finish(self, outcome: str, **detail: Any) -> None:
+        """Write into the audit how it went, and let the lock go.
+
+        :param outcome: ``ok``, ``failed`` or ``interrupted``
+        :param detail: more to be written down, such as ``changed`` and ``failed`` hosts
+        :raises UnreachableError: where it could not be written down
+        """
+        seconds = round(time.monotonic() - self._began, 1)
+        self._finish({"outcome": outcome, "seconds": seconds, **detail})
+
+    def release(self) -> None:
+        """Let the lock go, with nothing to write down."""
+        self._finish(None)
+
+    def _finish(self, entry: Message | None) -> None:
+        try:
+            if self._held:
+                reply = self._keeper.ask({"do": "finish", "entry": entry}, LAST_ANSWER)
+                if entry is not None and reply["state"] != "finished":
+                    reason = reply.get("reason") or reply["state"]
+                    raise UnreachableError(f"not written into the audit: {reason}")
+        finally:
+            self._held = False
+            self._keeper.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Finish what was not finished within."""
+        if kind is None:
+            self.finish("ok")
+            return
+        with suppress(UnreachableError):  # what went wrong before says more
+            if issubclass(kind, FleetError):
+                self.finish("failed", detail=str(error))
+            else:
+                self.finish("interrupted")
+
+
+def take(fleet: Fleet, what: str, releases: Mapping[str, str], wait: float = 0) -> Lock:
+    """The lock, taken; see :meth:`Lock.take`."""
+    lock = Lock(fleet.consul_servers)
+    try:
+        lock.take(what, releases, wait)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def holder(fleet: Fleet) -> Message | None:
+    """Who holds the lock: the claim and its ``session``.
+
+    :raises UnreachableError: where no Consul server can be asked
+    """
+    with _consul(fleet) as consul:
+        return consul.holder()
+
+
+def unlock(fleet: Fleet, held: Message) -> None:
+    """Take the lock away from this holder, and from no other; whoever it is notices.
+
+    :raises UnreachableError: where no Consul server can be asked
+    """
+    with _consul(fleet) as consul:
+        if held["session"]:
+            consul.destroy(held["session"])
+        else:  # written by hand
+            consul.call("DELETE", f"/v1/kv/{LOCK}")
+        outcome = {"outcome": "ok", "detail": told(held)}
+        consul.record({**_operator(), "what": "unlock", "since": now(), **outcome})
+
+
+@contextmanager
+def _consul(fleet: Fleet) -> Iterator[Consul]:
+    # Not above: a deploy takes the lock without it, and it takes a tenth of a second to load.
+    from uwsgi_consul_fleet.consul import catalog
+
+    with catalog.api(fleet) as (server, port):
+        try:
+            yield Consul(f"http://127.0.0.1:{port}")
+        except UnavailableError as error:
+            raise UnreachableError(f"{server}: {error}") from error
+
+
+def told(held: Message) -> str:
+    """Who holds the lock, for the operator."""
+    since = held.get("since", "")
+    release = ", ".join(sorted(set((held.get("releases") or {}).values())))
+    return (
+        f"locked: {held.get('who', 'somebody')} on {held.get('from', 'an unknown machine')} runs "
+        f"a {held.get('what', 'deploy')}{' of ' + release if release else ''}"
+        f"{f', since {since[:19]}Z ({_ago(since)} ago)' if since else ''}"
+    )
+
+
+def _lost(reply: Message) -> str:
+    """Why a run has the lock no more, for the operator."""
+    reason = reply.get("reason") or "invoke unlock, or nothing was heard from here for too long"
+    return f"the lock was lost: {told(reply['holder']) if reply.get('holder') else reason}"
+
+
+def _ago(since: str) -> str:
+    seconds = max(0, round(seconds_since(since)))
+    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
+
+
+def _operator() -> Message:
+    try:
+        who = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (OSError, KeyError):  # a user without a name
+        who = str(os.getuid())
+    return {"who": who, "from": socket.gethostname()}
+
+
+def _server(host: Host) -> Message:
+    """What ssh needs of a host; functions among its data are of no use to another process."""
+    data = {
+        key: value
+        for key, value in host.data.items()
+        if key.startswith("ssh_") and isinstance(value, str | int | None)
+    }
+    return {"name": host.name, "data": data}

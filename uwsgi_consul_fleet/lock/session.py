@@ -1,0 +1,285 @@
+"""Holds the fleet's lock in Consul, for as long as somebody at the other end wants it.
+
+lock/keeper.py runs this file's text on a Consul server as ``python3 -c``: it needs
+nothing but Python 3.9 and the agent on loopback. A line of JSON comes in and one goes out.
+When no more come, whoever deployed is dead or can't be reached: it writes that down and
+lets the lock go. When this program itself dies, Consul's session runs out by itself.
+"""
+
+from __future__ import annotations  # for Python 3.9
+
+import json
+import queue
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime, timezone
+from http.client import HTTPException
+from typing import Any, TextIO
+from urllib.parse import quote
+
+LOCK = "uwsgi-consul-fleet/lock"
+AUDIT = "uwsgi-consul-fleet/audit/"
+RELEASES = "uwsgi-consul-fleet/releases/"
+AND = ", "  # between the releases of a service, where hosts differ
+KEPT = 200  # audit entries
+AGENT = "http://127.0.0.1:8500"
+TIMEOUT = 2  # seconds for an answer of the agent
+TTL = "10s"  # Consul's minimum; it lets a session go after at most twice that
+SILENCE = 15  # seconds without a message after which whoever deploys is given up
+PATIENCE = 4  # seconds in which Consul may come back for the last words of a run
+SESSION = {
+    "Name": "uwsgi-consul-fleet",
+    "TTL": TTL,
+    "Behavior": "delete",
+    "LockDelay": "0s",
+    # Not bound to a node's health: the deploy that holds it restarts agents.
+    "NodeChecks": [],
+}
+
+Message = dict[str, Any]
+
+
+class UnavailableError(Exception):
+    """Consul did not answer, or not as it should."""
+
+
+class LostError(Exception):
+    """The lock is not ours any more."""
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def seconds_since(moment: str) -> float:
+    return time.time() - datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+
+
+def encoded(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return b64encode(text.encode()).decode()
+
+
+class Consul:
+    """What is asked of the key/value store and of the sessions of one agent."""
+
+    def __init__(self, url: str = AGENT) -> None:
+        self.url = url
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The decoded answer; None where there is no such thing, or a transaction fails.
+
+        :raises UnavailableError: with the reason
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)  # noqa: S310
+        try:
+            with self._opener.open(request, timeout=TIMEOUT) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 409):
+                return None
+            text = error.read().decode(errors="replace").strip()
+            raise UnavailableError(f"Consul answers {error.code}: {text}") from error
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise UnavailableError(f"Consul at {self.url} does not answer: {reason}") from error
+
+    def create_session(self) -> str:
+        return str(self.call("PUT", "/v1/session/create", SESSION)["ID"])
+
+    def renew(self, session: str) -> bool:
+        """Whether the session is still there."""
+        return self.call("PUT", f"/v1/session/renew/{session}") is not None
+
+    def destroy(self, session: str) -> None:
+        """End the session; the lock that it holds goes with it."""
+        self.call("PUT", f"/v1/session/destroy/{session}")
+
+    def acquire(self, session: str, claim: Message) -> bool:
+        return bool(self.call("PUT", f"/v1/kv/{LOCK}?acquire={session}", claim))
+
+    def hand_over(self, old: str, new: str, claim: Message) -> bool:
+        """Let the lock pass from one session to another, with no moment in which it is free."""
+        return self.transact(
+            {"Verb": "unlock", "Key": LOCK, "Session": old, "Value": encoded(claim)},
+            {"Verb": "lock", "Key": LOCK, "Session": new, "Value": encoded(claim)},
+        )
+
+    def transact(self, *steps: Message) -> bool:
+        """All of these, or none."""
+        return self.call("PUT", "/v1/txn", [{"KV": step} for step in steps]) is not None
+
+    def holder(self) -> Message | None:
+        """Who has the lock: the claim, and the ``session``."""
+        entries = self.call("GET", f"/v1/kv/{LOCK}")
+        if not entries:
+            return None
+        try:
+            claim = dict(json.loads(b64decode(entries[0]["Value"] or "")))
+        except (ValueError, TypeError):  # not written by us
+            claim = {}
+        return {**claim, "session": entries[0].get("Session", "")}
+
+    def record(self, entry: Message) -> None:
+        """Append to the audit, and drop what is too old; said twice, it is there once."""
+        self.call("PUT", f"/v1/kv/{AUDIT}{entry['since']}", entry)
+        for key in sorted(self.call("GET", f"/v1/kv/{AUDIT}?keys") or [])[:-KEPT]:
+            self.call("DELETE", f"/v1/kv/{quote(key)}")
+
+
+class Lock:
+    """The lock, and what is written under its protection; a method for each message."""
+
+    def __init__(self, consul: Consul) -> None:
+        self.consul = consul
+        self.session = ""
+        self.claim: Message = {}
+
+    def answer(self, message: Message) -> Message:
+        """What to reply to a message; ``state`` is in each reply."""
+        try:
+            return self._do(**message)
+        except UnavailableError as error:
+            return {"state": "unavailable", "reason": str(error)}
+
+    def _do(self, do: str, **arguments: Any) -> Message:
+        try:
+            reply: Message = getattr(self, f"do_{do}")(**arguments)
+            return reply
+        except LostError:
+            return {"state": "lost", "holder": self.consul.holder()}
+
+    def do_take(self, claim: Message, session: str = "") -> Message:
+        """Acquire the lock; or take it over from a session that is ours.
+
+        That one may be on another server: a session ends when its node leaves the catalog, as a
+        dead server does. Or it got the lock with a question whose answer never came, as while a
+        leader is elected: the ``id`` in the claim tells, and the ``attempt`` which came first.
+        """
+        claim = {"since": now(), **claim}
+        mine = self.consul.create_session()
+        acquired = self._get(mine, session, claim)
+        if not acquired and (ours := self._session_of(claim)):
+            session, acquired = ours, self._get(mine, ours, claim)
+        if session or not acquired:
+            self.consul.destroy(session if acquired else mine)
+        if acquired:
+            self.session, self.claim = mine, claim
+            return {"state": "held", "session": mine, "claim": claim}
+        if session:
+            raise LostError
+        return {"state": "locked", "holder": self.consul.holder()}
+
+    def _get(self, mine: str, session: str, claim: Message) -> bool:
+        if session:
+            return self.consul.hand_over(session, mine, claim)
+        return self.consul.acquire(mine, claim)
+
+    def _session_of(self, claim: Message) -> str:
+        """The session that holds the lock by an earlier attempt of this very run, or ''."""
+        holder = self.consul.holder() or {}
+        if not claim.get("id") or holder.get("id") != claim["id"]:
+            return ""
+        return str(holder["session"]) if holder["attempt"] < claim["attempt"] else ""
+
+    def do_beat(self) -> Message:
+        """Say that the lock is still wanted."""
+        if not self.session:
+            return {"state": "none"}
+        if not self.consul.renew(self.session) or not self._holds():
+            raise LostError
+        return {"state": "held"}
+
+    def _holds(self) -> bool:
+        return (self.consul.holder() or {}).get("session") == self.session
+
+    def do_expect(self, releases: dict[str, str]) -> Message:
+        """Write down which release each service should be on, if the lock is ours."""
+        ours = {"Verb": "check-session", "Key": LOCK, "Session": self.session}
+        written = [
+            {"Verb": "set", "Key": RELEASES + service, "Value": encoded(release)}
+            for service, release in releases.items()
+        ]
+        deadline = time.monotonic() + PATIENCE
+        if not _until(deadline, lambda: self.consul.transact(ours, *written)):
+            raise LostError
+        return {"state": "held"}
+
+    def do_forget(self) -> Message:
+        """Another one of us goes on with the lock: leave it alone."""
+        self.session = ""
+        return {"state": "none"}
+
+    def do_finish(self, entry: Message | None = None) -> Message:
+        """Write down how it went, unless there is nothing to tell; let the lock go."""
+        deadline = time.monotonic() + PATIENCE
+        if entry is not None:
+            told = {**self._about(), **entry}
+            _until(deadline, lambda: self.consul.record(told))
+        if self.session:
+            _until(deadline, lambda: self.consul.destroy(self.session))
+            self.session = ""
+        return {"state": "finished"}
+
+    def _about(self) -> Message:
+        return {**self.claim, "seconds": round(seconds_since(self.claim["since"]), 1)}
+
+    def abandon(self) -> None:
+        """Nobody is there any more. Another one of us may have taken over on another server."""
+        if self.session and self._holds():
+            self.do_finish({"outcome": "interrupted"})
+
+
+def _until(deadline: float, do: Callable[[], Any]) -> Any:
+    """The last words of a run are said again, for a while, where Consul has no answer."""
+    while True:
+        try:
+            return do()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+def messages(stream: TextIO, timeout: float) -> Iterator[Message | None]:
+    """Each line of JSON as it comes, and None when none came for so many seconds."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=timeout)
+        except queue.Empty:
+            yield None
+            continue
+        if not line:
+            return
+        yield json.loads(line)
+
+
+def main() -> None:
+    lock = Lock(Consul(*sys.argv[1:]))
+    with suppress(OSError):  # nobody reads the answer
+        for message in messages(sys.stdin, SILENCE):
+            if message is None:
+                break
+            print(json.dumps(lock.answer(message)), flush=True)
+    with suppress(UnavailableError):  # the session runs out by itself
+        lock.abandon()
+
+
+if __name__ == "__main__":
+    main()

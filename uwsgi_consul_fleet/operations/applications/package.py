@@ -1,0 +1,169 @@
+"""A release as it is on one host: everything that it runs with."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from uwsgi_consul_fleet.build.identity import pypi_name
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations.applications import environment
+from uwsgi_consul_fleet.operations.applications.release import File, Release, read
+from uwsgi_consul_fleet.operations.files import RemoteFile, render
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
+
+UNITS = Path(__file__).parent / "units"
+REQUIREMENTS = "requirements.txt"
+ENVIRONMENT = "environment"
+TRIAL = "RELEASE_TRIAL"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A release for one host.
+
+    ``files`` are those that it has beside the sources, by path; ``variables`` is the
+    application's environment, which nobody may see; ``virtualenv`` names the virtual
+    environment, ``-`` for none.
+    """
+
+    release: Release
+    files: dict[str, File] = field(repr=False)
+    variables: str = field(repr=False)
+    virtualenv: str
+
+    def generation(self, plugin: RemoteFile) -> str:
+        """The name of the release together with everything it runs with on this host.
+
+        A change of the plugin, an ini setting, a unit or the environment makes another
+        generation, and is switched to like a change of the application.
+        """
+        return f"{self.release.name}-{self.digest(plugin.path)}"
+
+    def digest(self, plugin: str = "") -> str:
+        """A hash of everything that is in it, and of the plugin that it links to."""
+        parts = [
+            *sorted(self.files.items()),
+            ("sources", self.release.digest),
+            ("plugin", plugin),
+            ("virtualenv", self.virtualenv),
+            ("environment", environment.digest(self.variables) if self.variables else ""),
+        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+
+    def archive(self) -> bytes:
+        """A .tar.gz; the same files give the same bytes."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for path, file in sorted([*self.release.sources, *self.files.items()]):
+                _add(archive, path, file)
+            _add(archive, ENVIRONMENT, File(self.variables.encode(), 0o600))
+        return gzip.compress(buffer.getvalue(), mtime=0)
+
+
+def _add(archive: tarfile.TarFile, path: str, file: File) -> None:
+    member = tarfile.TarInfo(path)
+    member.size = len(file.content)
+    member.mode = file.mode
+    archive.addfile(member, io.BytesIO(file.content))
+
+
+def prepare(me: Host) -> Package | None:
+    """The release for this host, from this machine's files; None for a host without instances.
+
+    :raises DeployError: where something is missing or wrong, before any host is touched
+    """
+    if not me.instances:
+        return None
+    release = read(me.settings)
+    variables = environment.render(environment.variables(me.settings))
+    virtualenv = _virtualenv(me, release)
+    # What it runs with, but for what is different on each host.
+    alike = Package(release, _files(_nowhere(me), release, ""), variables, virtualenv)
+    files = _files(me, release, alike.digest())
+    return Package(release, files, variables, virtualenv)
+
+
+def _nowhere(me: Host) -> Host:
+    instances = tuple(replace(each, node="", address="") for each in me.instances)
+    return replace(me, name="", address="", instances=instances)
+
+
+def _files(me: Host, release: Release, settings: str) -> dict[str, File]:
+    manifest = _manifest(me, release, settings)
+    texts = {**_inis(me, release), **_units(me), "release.json": manifest}
+    files = {path: File(text.encode()) for path, text in texts.items()}
+    if release.requirements is not None:
+        files[REQUIREMENTS] = File(release.requirements)
+    return files
+
+
+def _has_virtualenv(me: Host, release: Release) -> bool:
+    """For its requirements, or for its uWSGI."""
+    return release.requirements is not None or me.settings.uwsgi_source == "pypi"
+
+
+def _virtualenv(me: Host, release: Release) -> str:
+    if not _has_virtualenv(me, release):
+        return "-"
+    settings = me.settings
+    parts = [release.requirements_digest, settings.app_python]
+    if settings.uwsgi_source == "pypi":
+        parts.append(pypi_name(settings))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _inis(me: Host, release: Release) -> dict[str, str]:
+    found = {
+        f"{instance.port}.ini": render(
+            release.template,
+            instance=instance,
+            settings=me.settings,
+            release=release.name,
+            virtualenv=_has_virtualenv(me, release),
+        )
+        for instance in me.instances
+    }
+    if any(f"if-not-env = {TRIAL}" not in text for text in found.values()):
+        raise DeployError(
+            f"app_ini: {release.template}: its `socket` and `consul-register` must stand between "
+            f"`if-not-env = {TRIAL}` and `end-if =`, so that a release can be tried before it "
+            "serves; nothing was changed"
+        )
+    return found
+
+
+def _units(me: Host) -> dict[str, str]:
+    settings = me.settings
+    app = settings.app_name
+    pypi = settings.uwsgi_source == "pypi"
+    program = f"/srv/{app}/releases/%i/venv/bin/uwsgi" if pypi else "/usr/bin/uwsgi"
+    values = {"app": app, "settings": settings, "start": START, "uwsgi": program}
+    first = me.instances[0].port
+    found = {
+        "units/app.target": render(UNITS / "target.j2", **values),
+        "units/trial.service": render(UNITS / "trial.j2", port=first, **values),
+    }
+    for instance in me.instances:
+        for kind in ("service", "socket"):
+            text = render(UNITS / f"{kind}.j2", port=instance.port, **values)
+            found[f"units/{instance.port}.{kind}"] = text
+    return found
+
+
+def _manifest(me: Host, release: Release, settings: str) -> str:
+    """What the program on the host reads (see host/store.py)."""
+    fields = {
+        "release": release.name,
+        "settings": settings,
+        "node": me.name,
+        "instances": [{"id": each.id, "port": each.port} for each in me.instances],
+        "health_path": me.settings.health_path,
+        "health_timeout": me.settings.health_timeout,
+        "min_healthy_time": me.settings.min_healthy_time,
+    }
+    return json.dumps(fields, indent=2) + "\n"

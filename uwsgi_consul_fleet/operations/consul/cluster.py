@@ -1,0 +1,262 @@
+"""The Consul cluster as it is now, and what this run changes about its servers."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from pyinfra import inventory
+from pyinfra.api import FactBase, StringCommand
+from pyinfra.api.command import QuoteString
+from pyinfra.context import state as run
+
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations.consul import quorum
+from uwsgi_consul_fleet.operations.plan import DeployError, fleet
+from uwsgi_consul_fleet.operations.remote import connector_arguments
+from uwsgi_consul_fleet.operations.state import state_of
+
+HERE = Path(__file__).parent
+ALIVE = 1  # serf's member status
+
+
+@cache
+def script(name: str) -> str:
+    """One of the scripts beside this file, with what it asks the agent with; for bash."""
+    return (HERE / "api.sh").read_text() + (HERE / name).read_text()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A Consul server as Raft knows it; ``address`` is HOST:PORT."""
+
+    id: str
+    node: str
+    address: str
+    leader: bool
+    voter: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How one agent sees the cluster; ``members`` are nodes and whether each is alive."""
+
+    peers: tuple[Peer, ...] = ()
+    members: tuple[tuple[str, bool], ...] = ()
+    nodes: frozenset[str] = frozenset()
+
+    def is_alive(self, name: str) -> bool:
+        return dict(self.members).get(name, False)
+
+    def knows(self, name: str) -> bool:
+        """Whether the catalog has this node."""
+        return name in self.nodes
+
+    def peer(self, name: str) -> Peer | None:
+        """The server of that name; by its address too, for a node that serf has forgotten."""
+        return next((peer for peer in self.peers if name in (peer.node, _name(peer.address))), None)
+
+
+class ClusterFact(FactBase[Cluster]):
+    """Everything about the cluster in one round trip."""
+
+    @staticmethod
+    def default() -> Cluster:
+        return Cluster()
+
+    def command(self) -> str:
+        return shlex.join(["bash", "-c", script("cluster.sh")])
+
+    def process(self, output: list[str]) -> Cluster:
+        return parse(output)
+
+
+def parse(output: list[str]) -> Cluster:
+    """Read the lines of cluster.sh; an agent that has no answer says something else than JSON."""
+    answers: dict[str, Any] = {"servers": {}, "members": [], "nodes": []}
+    for line in output:
+        kind, _, text = line.partition(" ")
+        try:
+            answers[kind] = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+    return Cluster(
+        tuple(
+            Peer(entry["ID"], entry["Node"], entry["Address"], entry["Leader"], entry["Voter"])
+            for entry in answers["servers"].get("Servers", ())
+        ),
+        tuple((entry["Name"], entry["Status"] == ALIVE) for entry in answers["members"]),
+        frozenset(entry["Node"] for entry in answers["nodes"]),
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What this run does about the servers.
+
+    ``peers`` are those of today, by name; none where Consul was never deployed. ``keeper`` is
+    one that stays, through which others are removed; it may be out of reach.
+    """
+
+    peers: frozenset[str] = frozenset()
+    joining: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
+    keeper: str | None = None
+
+
+_once = Lock()
+
+
+def change() -> Change:
+    """Today's servers against those of the inventory; the same for each host of a run.
+
+    :raises DeployError: for a change that would lose the quorum, or the catalog
+    """
+    with _once:
+        return _change()
+
+
+@cache
+def _change() -> Change:
+    addresses, asked, led = _ask_a_server()
+    peers = frozenset(map(_name, addresses))
+    if not peers:
+        return Change()
+    _refuse_moved(peers)
+    wanted = frozenset(host.name for host in fleet().consul_servers)
+    former = [host for host in fleet().hosts if host.name in peers - wanted]
+    found = Change(
+        peers,
+        joining=(wanted - peers) & _connected(),
+        # A host that is not reached and not retired stays what it is until it is reached again.
+        leaving=frozenset(
+            host.name
+            for host in former
+            if (host.is_member and host.name in _connected()) or host in retired_in_run()
+        ),
+        keeper=asked if asked in wanted else None,
+    )
+    if found.joining or found.leaving:
+        _refuse(found, asked, led)
+    return found
+
+
+def _refuse_moved(peers: frozenset[str]) -> None:
+    """A server under another address looks like a new one, which would begin without its data."""
+    strangers = peers - {host.name for host in fleet().hosts}
+    for server in fleet().consul_servers:
+        if not strangers or server.name in peers or server.name not in _connected():
+            continue
+        if state_of(inventory.get_host(server.name)).consul_peers:
+            raise DeployError(
+                f"{server.name}: its Consul server is known as {', '.join(sorted(strangers))}, and "
+                f"its address is {server.address} now: that can't be changed in place. Make "
+                "another host a Consul server first, and take this one out; nothing was changed"
+            )
+
+
+def _connected() -> frozenset[str]:
+    return frozenset(host.name for host in inventory.get_active_hosts())
+
+
+def retired_in_run() -> list[Host]:
+    """Retired hosts, reached or not, that this run is about: not those that --limit leaves out."""
+    lost = {host.name for host in run.failed_hosts}
+    return [host for host in fleet().retired if host.name in _connected() | lost]
+
+
+def _ask_a_server() -> tuple[tuple[str, ...], str, bool]:
+    """The servers by address, who said so, and whether they have a leader.
+
+    Those that stay are asked first, and who follows a leader knows best: a server that was
+    just removed still counts itself.
+    """
+    hosts = sorted(fleet().hosts, key=lambda host: not (host.is_consul_server and host.is_member))
+    leaderless: tuple[tuple[str, ...], str, bool] = (), "", False
+    agent = ""
+    for name in (host.name for host in hosts if host.name in _connected()):
+        known = state_of(inventory.get_host(name))
+        if known.consul_peers and known.consul_leader:
+            return known.consul_peers, name, True
+        if known.consul_peers and not leaderless[0]:
+            leaderless = known.consul_peers, name, False
+        if known.consul_running:
+            agent = agent or name
+    if agent and not leaderless[0]:
+        # No server is among this run's hosts: a client agent knows them too.
+        peers = inventory.get_host(agent).get_fact(ClusterFact).peers
+        return tuple(p.address for p in peers), agent, any(p.leader for p in peers)
+    return leaderless
+
+
+def _name(address: str) -> str:
+    """Whose address it is, as the inventory says; a server that is not in it keeps it as name."""
+    found = address.rpartition(":")[0]
+    return next((host.name for host in fleet().hosts if host.address == found), found)
+
+
+def _refuse(change: Change, asked: str, led: bool) -> None:
+    seen = inventory.get_host(asked).get_fact(ClusterFact)
+    try:
+        quorum.check(_alive(change, seen), change.joining, change.leaving)
+    except quorum.QuorumError as error:
+        raise DeployError(str(error)) from error
+    if not led:
+        raise DeployError(
+            f"consul_servers: no change is possible now, {asked} knows no leader; look at it with: "
+            "systemctl status consul; nothing was changed"
+        )
+    demoted = [name for name in sorted(change.leaving) if not fleet().host(name).is_retired]
+    if demoted and not change.keeper:
+        raise DeployError(
+            f"{demoted[0]}: only a Consul server that stays can remove it, and none of those is "
+            "among this run's hosts; run without --limit, or look at why they can't be reached"
+        )
+
+
+def _alive(change: Change, seen: Cluster) -> dict[str, bool]:
+    nodes = {_name(peer.address): peer.node for peer in seen.peers}
+    return {name: seen.is_alive(nodes.get(name, name)) for name in sorted(change.peers)}
+
+
+def keeper() -> Any:
+    """The pyinfra host through which servers are removed; None where there is none."""
+    name = change().keeper
+    return inventory.get_host(name) if name in _connected() else None
+
+
+def why_not(me: Host, keeper: Any) -> str | None:
+    """Looks again, right before a living server is removed: why that would not be safe.
+
+    Servers that were to join must vote by now.
+    """
+    seen: Cluster = keeper.get_fact(ClusterFact)
+    for name in sorted(change().joining):
+        peer = seen.peer(name)
+        if peer is None or not peer.voter:
+            return f"{me.name}: still a Consul server, because {name} has no vote yet; deploy again"
+    peers = {_name(peer.address): seen.is_alive(peer.node) for peer in seen.peers}
+    try:
+        quorum.check(peers, (), [me.name])
+    except quorum.QuorumError as error:
+        return str(error)
+    return None
+
+
+def on(target: Any, name: str, *words: str) -> str | None:
+    """Run one of the scripts on another host than the one in context; why it failed, if it did."""
+    done, output = target.run_shell_command(
+        command(name, *words),
+        print_output=run.print_output,
+        print_input=run.print_input,
+        **connector_arguments(target),
+    )
+    return None if done else f"{target.name}: {output.stderr or 'the connection was lost'}"
+
+
+def command(name: str, *words: str) -> StringCommand:
+    """One of the scripts, as a command of an operation."""
+    return StringCommand("bash", "-c", QuoteString(script(name)), name, *map(QuoteString, words))

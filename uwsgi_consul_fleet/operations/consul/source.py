@@ -1,0 +1,190 @@
+"""Where the consul binary comes from: decided and checked before any host is changed."""
+
+import hashlib
+import os
+import struct
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+from pyinfra import host, inventory, logger
+
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.state import HostState, current, state_of
+
+TIMEOUT = (5, 60)  # seconds to connect, and between two packets
+DEBIAN = "debian-bullseye"
+# ELF's e_machine for Debian's architecture names (elf.h).
+MACHINES = {"amd64": 62, "arm64": 183, "i386": 3, "armhf": 40}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A consul binary; ``path`` is None where the host fetches it from Debian itself."""
+
+    label: str
+    description: str
+    path: Path | None
+
+
+_one_at_a_time = Lock()
+
+
+def choose(me: Host) -> Source:
+    """The source for this host; what has to be downloaded is downloaded and checked by now.
+
+    :raises DeployError: where the archive or file is missing, truncated or not the right one
+    """
+    settings = me.settings
+    known = current()
+    with _one_at_a_time:
+        kind = settings.consul_source
+        if kind == "auto":
+            kind = _kind(known) or _auto(settings.app_name, settings.consul_release_url)
+        if kind == "debian":
+            return Source(DEBIAN, "Debian's archive", None)
+        if kind == "file":
+            return _from_file(settings.consul_file, known.architecture)
+        release = f"release-{settings.consul_version}"
+        if release in known.consul_binaries:
+            return Source(release, f"the release archive, version {settings.consul_version}", None)
+        return _from_release(
+            settings.consul_release_url,
+            settings.consul_version,
+            known.architecture,
+            settings.consul_sha256.get(known.architecture),
+        )
+
+
+def _kind(known: HostState) -> Literal["debian", "release"] | None:
+    """What a host got when it was installed; the site may answer today and not tomorrow."""
+    if known.consul_in_use == DEBIAN:
+        return "debian"
+    return "release" if known.consul_in_use.startswith("release-") else None
+
+
+@cache
+def _auto(app_name: str, url: str) -> Literal["debian", "release"]:
+    """For a new host: what the others have, and on a new fleet whether the site answers."""
+    for other in inventory.get_active_hosts():
+        if kind := _kind(state_of(other)):
+            return kind
+    import requests  # only the first installation needs it: 0.1 s of every other run
+
+    try:
+        requests.head(url, timeout=TIMEOUT[0])
+    except requests.RequestException:
+        logger.warning(
+            "    Consul: the release site does not answer, so the package in Debian's archive "
+            "(1.8.7) is used; consul_source in group_data/all.py names the other ways"
+        )
+        return "debian"
+    return "release"
+
+
+@cache
+def _from_release(url: str, version: str, architecture: str, pin: str | None) -> Source:
+    archive = f"consul_{version}_linux_{architecture}.zip"
+    sums = _download(f"{url}/{version}/consul_{version}_SHA256SUMS").decode(errors="replace")
+    published = {name: digest for digest, _, name in map(_split_sum, sums.splitlines())}
+    expected = published.get(archive)
+    if expected is None:
+        raise DeployError(f"consul: {url}/{version} has no checksum for {archive}")
+    if pin not in (None, expected):
+        raise DeployError(
+            f"consul: {archive} is published with SHA-256 {expected}, but consul_sha256 "
+            f"pins {pin}; nothing was changed"
+        )
+    folder = _cache() / expected
+    if not (folder / "consul").is_file():
+        content = _download(f"{url}/{version}/{archive}")
+        _check_sum(archive, content, expected)
+        _unpack(content, folder, archive)
+    description = f"the release archive, version {version}"
+    return Source(f"release-{version}", description, folder / "consul")
+
+
+def _split_sum(line: str) -> tuple[str, str, str]:
+    digest, space, name = line.partition("  ")
+    return digest, space, name.strip()
+
+
+def _check_sum(archive: str, content: bytes, expected: str) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        raise DeployError(
+            f"consul: {archive} is damaged or not what was published: SHA-256 {digest} "
+            f"({len(content)} bytes) instead of {expected}; nothing was changed"
+        )
+
+
+@cache
+def _from_file(name: str | None, architecture: str) -> Source:
+    if not name:
+        raise DeployError("consul_source is 'file', but consul_file is not set")
+    path = Path(name).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DeployError(f"consul_file: {path}: {error.strerror}; nothing was changed") from error
+    digest = hashlib.sha256(content).hexdigest()
+    folder = _cache() / f"file-{digest[:16]}"
+    if zipfile.is_zipfile(path) or path.suffix == ".zip":
+        _unpack(content, folder, str(path))
+        path = folder / "consul"
+    _check_machine(path, architecture)
+    return Source(f"file-{digest[:16]}", f"{name} (SHA-256 {digest[:16]}…)", path)
+
+
+def _check_machine(path: Path, architecture: str) -> None:
+    with path.open("rb") as file:
+        header = file.read(20)
+    if len(header) < 20 or not header.startswith(b"\x7fELF"):
+        raise DeployError(f"consul_file: {path} is not a Linux program; nothing was changed")
+    machine = struct.unpack("<H", header[18:20])[0]
+    if machine != MACHINES.get(architecture, machine):
+        raise DeployError(
+            f"consul_file: {path} is for another machine than {host.name} "
+            f"({architecture}); nothing was changed"
+        )
+
+
+def _download(url: str) -> bytes:
+    import requests  # as above
+
+    try:
+        response = requests.get(url, timeout=TIMEOUT)
+        response.raise_for_status()
+    except requests.RequestException as error:
+        raise DeployError(
+            f"consul: can't download {url}: {error}; nothing was changed "
+            "(consul_source in group_data/all.py names the other ways)"
+        ) from error
+    return response.content
+
+
+def _unpack(content: bytes, folder: Path, archive: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / ".archive.zip"
+    stored.write_bytes(content)
+    part = folder / ".consul.part"
+    try:
+        with zipfile.ZipFile(stored) as opened, opened.open("consul") as source:
+            part.write_bytes(source.read())
+    except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
+        raise DeployError(
+            f"consul: {archive} is damaged or holds no consul: {error}; nothing was changed"
+        ) from error
+    finally:
+        stored.unlink(missing_ok=True)
+    part.chmod(0o755)
+    part.replace(folder / "consul")
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "uwsgi-consul-fleet" / "consul"

@@ -1,0 +1,68 @@
+"""Files on a host, compared through :mod:`.state` and sent by pyinfra's own operation."""
+
+import hashlib
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from pyinfra.api import StringCommand
+from pyinfra.api.command import QuoteString
+from pyinfra.operations import files
+
+from uwsgi_consul_fleet.operations.state import FileState, current, forget
+
+_jinja = Environment(  # noqa: S701 - ini and unit files, where HTML escapes would be wrong
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as it should be on a host."""
+
+    path: str
+    content: str | bytes
+    mode: str = "644"
+    user: str = "root"
+    group: str = "root"
+
+    @property
+    def state(self) -> FileState:
+        data = self.content.encode() if isinstance(self.content, str) else self.content
+        return FileState(self.mode, self.user, self.group, hashlib.sha256(data).hexdigest())
+
+
+def render(template: Path, **values: Any) -> str:
+    """Fill in a Jinja2 template; a name that it uses and nobody gave is an error."""
+    return _compiled(template).render(**values)
+
+
+@cache
+def _compiled(template: Path) -> Template:
+    return _jinja.from_string(template.read_text())
+
+
+def converge(wanted: Iterable[RemoteFile]) -> Generator[Any, None, None]:
+    """The commands that bring these files to the state they should have; none if they have it."""
+    known = current().files
+    changed = [file for file in wanted if known.get(file.path) != file.state]
+    for file in changed:
+        content = file.content
+        yield from files.put._inner(
+            src=StringIO(content) if isinstance(content, str) else BytesIO(content),
+            dest=file.path,
+            mode=file.mode,
+            user=file.user,
+            group=file.group,
+        )
+    if changed:
+        forget()
+
+
+def fail(message: str) -> StringCommand:
+    """A command that does nothing but fail with this message: it fails this host alone."""
+    return StringCommand("echo", QuoteString(message), ">&2;", "exit", "1")

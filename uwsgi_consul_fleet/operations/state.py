@@ -1,0 +1,171 @@
+"""What a host looks like now, read in one round trip.
+
+pyinfra does not keep facts, and most of a run that changes nothing is waiting for
+them. So everything our operations compare with comes from a single fact, kept until
+an operation of ours has changed something on that host.
+"""
+
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import FactBase
+from pyinfra.context import state as run
+
+from uwsgi_consul_fleet.build import identity
+from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
+from uwsgi_consul_fleet.operations.plan import fleet
+
+SCRIPT = IDENTIFY + (Path(__file__).parent / "state.sh").read_text()
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A regular file: octal mode, owner, group and SHA-256."""
+
+    mode: str
+    user: str
+    group: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A systemd unit; stale where its file has changed since systemd read it."""
+
+    active: str
+    enabled: str
+    stale: bool = False
+
+
+@dataclass
+class HostState:
+    """What state.sh printed, taken apart."""
+
+    architecture: str = ""
+    uwsgi: Uwsgi | None = None
+    consul_in_use: str = ""
+    consul_running: str = ""
+    files: dict[str, FileState] = field(default_factory=dict)
+    units: dict[str, UnitState] = field(default_factory=dict)
+    packages: set[str] = field(default_factory=set)
+    users: set[str] = field(default_factory=set)
+    consul_binaries: set[str] = field(default_factory=set)
+    applications: dict[str, set[int]] = field(default_factory=dict)
+    releases: set[str] = field(default_factory=set)
+    current_release: str = ""
+    consul_data: str = ""
+    consul_raft: str = ""
+    consul_leader: str = ""
+    consul_peers: tuple[str, ...] = ()
+
+    def active_units(self, prefix: str, suffix: str) -> set[str]:
+        """Units that run or are about to, by the start and the end of their names."""
+        return {
+            name
+            for name, unit in self.units.items()
+            if name.startswith(prefix) and name.endswith(suffix) and unit.active not in IDLE
+        }
+
+
+IDLE = {"inactive", "failed"}
+
+
+class State(FactBase[HostState]):
+    """The host's state as far as a deployment of ``app_name`` is concerned."""
+
+    @staticmethod
+    def default() -> HostState:
+        return HostState()
+
+    def command(self, app_name: str, uwsgi: str) -> str:
+        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, uwsgi])
+
+    def process(self, output: list[str]) -> HostState:
+        return parse(output)
+
+
+WORDS = frozenset(
+    {
+        "architecture",
+        "consul_data",
+        "consul_in_use",
+        "consul_leader",
+        "consul_raft",
+        "consul_running",
+        "current_release",
+    }
+)
+
+
+def parse(output: list[str]) -> HostState:
+    """Read the lines of state.sh: a word that says what, then its values."""
+    found = HostState(uwsgi=parse_identity("\n".join(output)))
+    for line in output:
+        kind, _, rest = line.partition(" ")
+        if kind == "file":
+            mode, user, group, path = rest.split(" ", 3)
+            found.files[path] = FileState(mode, user, group, sha256="")
+        elif kind == "sum":
+            sha256, path = rest.split(" ", 1)
+            found.files[path] = replace(found.files[path], sha256=sha256)
+        elif kind == "unit":
+            name, active, stale, enabled = rest.split(" ", 3)
+            found.units[name] = UnitState(active, enabled, stale == "yes")
+        elif kind in WORDS:
+            setattr(found, kind, rest.strip())
+        elif kind == "consul_peers":
+            found.consul_peers = tuple(rest.split())
+        elif kind == "application":
+            name, *ports = rest.split()
+            found.applications.setdefault(name, set()).update(map(int, ports))
+        elif kind in ("package", "user", "consul_binary", "release"):
+            collection: set[str] = {
+                "package": found.packages,
+                "user": found.users,
+                "consul_binary": found.consul_binaries,
+                "release": found.releases,
+            }[kind]
+            collection.add(rest)
+    return found
+
+
+_known: dict[tuple[str, bool], HostState] = {}
+_reading: dict[tuple[str, bool], Lock] = {}
+
+
+def _key(name: str) -> tuple[str, bool]:
+    # Between the preparation and the execution an operator may look at the proposed
+    # changes for as long as they like; with -y the one follows the other at once.
+    return name, bool(run.is_executing and run.check_for_changes)
+
+
+def current() -> HostState:
+    """The state of the host in context, read anew after :func:`forget`."""
+    return state_of(host)
+
+
+def state_of(target: Any) -> HostState:
+    """The same of any connected host of the run."""
+    key = _key(target.name)
+    # Hosts are prepared side by side: the second who wants to know waits for the first.
+    with _reading.setdefault(key, Lock()):
+        if key not in _known:
+            _known[key] = _read(target)
+        return _known[key]
+
+
+def forget() -> None:
+    """Call after a change: what was read before no longer holds."""
+    _known.pop(_key(host.name), None)
+
+
+def _read(target: Any) -> HostState:
+    settings = fleet().host(target.name).settings
+    found: HostState = target.get_fact(
+        State, app_name=settings.app_name, uwsgi=identity.binary(settings)
+    )
+    return found

@@ -1,0 +1,81 @@
+"""uWSGI on a host, and the plugin that was built for exactly this uWSGI."""
+
+import hashlib
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+from pyinfra.api.command import QuoteString
+
+from uwsgi_consul_fleet.build.builder import pypi_script
+from uwsgi_consul_fleet.build.identity import IDENTIFY, PLUGIN, available
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations import packages
+from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail
+from uwsgi_consul_fleet.operations.state import HostState, current, forget
+
+FOLDER = "/opt/uwsgi-consul-fleet"
+START = f"{FOLDER}/start-uwsgi"
+NEEDED = {
+    "debian": ("uwsgi-core", "uwsgi-plugin-python3", "python3-venv"),
+    "pypi": ("python3-venv",),
+}
+LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
+
+
+@operation()
+def install(me: Host) -> Generator[Any, None, None]:
+    """uWSGI, its Python plugin, and what an application's virtual environment needs."""
+    known = current()
+    source = me.settings.uwsgi_source
+    missing = [package for package in NEEDED[source] if package not in known.packages]
+    if not known.packages.intersection(LIBCURL):
+        missing.append(LIBCURL[0])
+    if missing:
+        yield packages.install(*missing)
+    if source == "pypi" and known.uwsgi is None:
+        script = pypi_script(me.settings)
+        text = QuoteString(script)
+        yield StringCommand("env", StringCommand("SCRIPT=", text, _separator=""), "sh", "-c", text)
+    elif not missing:
+        host.noop("uWSGI is installed")
+        return
+    forget()
+
+
+def plugin_file(known: HostState) -> RemoteFile | None:
+    """The plugin for the uWSGI of this host, as it lies there; None where none was built.
+
+    A running uWSGI keeps the file that it has loaded: another build goes to another
+    path and is never written over it.
+    """
+    path = available().get(known.uwsgi.fingerprint) if known.uwsgi else None
+    if path is None:
+        return None
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return RemoteFile(f"{FOLDER}/plugins/{digest}/{PLUGIN}", content)
+
+
+@operation()
+def plugin(me: Host) -> Generator[Any, None, None]:
+    """The consul plugin with the fingerprint of the uWSGI that is installed now, and what
+    holds it against the uWSGI that is there whenever a service starts."""
+    file = plugin_file(current())
+    if file is None:
+        yield fail(_no_plugin(me, current()))
+        return
+    start = (Path(__file__).parent / "start.sh").read_text()
+    yield from converge([file, RemoteFile(START, f"#!/bin/sh\n{IDENTIFY}\n{start}", "755")])
+
+
+def _no_plugin(me: Host, known: HostState) -> str:
+    if known.uwsgi is None:
+        return f"{me.name}: no uWSGI found after its installation"
+    at_hand = ", ".join(sorted(available())) or "none"
+    return (
+        f"{me.name}: no consul plugin for its uWSGI {known.uwsgi.version} "
+        f"(fingerprint {known.uwsgi.fingerprint}; built so far: {at_hand}): run invoke build-plugin"
+    )

@@ -1,0 +1,181 @@
+"""Does the catalog hold what the inventory says? Comparison only; no network, no printing."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from uwsgi_consul_fleet.consul.catalog import Catalog, Node, Registration
+from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
+from uwsgi_consul_fleet.lock.session import AND
+
+Kind = Literal[
+    "missing",
+    "dead",
+    "failing",
+    "wrong address",
+    "wrong port",
+    "wrong release",
+    "wrong plugin",
+    "unreachable",
+    "unexpected",
+]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as expected; ``subject`` is what the operator looks for."""
+
+    kind: Kind
+    subject: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.subject}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a node alone, or with one of its instances."""
+
+    node: str
+    service: str
+    id: str
+    address: str
+    port: int
+    release: str
+    state: str
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compared and what came of it."""
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    asked: str
+
+    @property
+    def agrees(self) -> bool:
+        return not self.differences
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"agrees": self.agrees, **asdict(self)}
+
+
+def compare(fleet: Fleet, catalog: Catalog) -> Report:
+    """Hold the catalog against the fleet: nodes first, then instances, then what is too much."""
+    nodes = {node.name: node for node in catalog.nodes}
+    found = {(r.node, r.service, r.id): r for r in catalog.registrations}
+    differences: list[Difference] = []
+    rows: list[Row] = []
+    for host in fleet.active:
+        differences += _node_differences(host, nodes.get(host.name))
+        if not host.instances:
+            rows.append(_node_row(host, nodes.get(host.name)))
+        for instance in host.instances:
+            registration = found.pop((instance.node, instance.service, instance.id), None)
+            release = catalog.expected_releases.get(instance.service, "")
+            problems = _instance_differences(instance, registration, release)
+            differences += problems
+            rows.append(_row(instance, registration, problems))
+    for registration in found.values():
+        differences.append(_unexpected(registration))
+        rows.append(_unexpected_row(registration))
+    differences += _unexpected_nodes(fleet, catalog.nodes)
+    return Report(tuple(rows), tuple(differences), catalog.asked)
+
+
+def _node_differences(host: Host, node: Node | None) -> list[Difference]:
+    if node is None:
+        return [Difference("missing", f"node {host.name}", "not in the catalog; deploy to it")]
+    if not node.alive:
+        detail = (
+            f"its Consul agent at {node.address} does not answer; start it, or move the host to "
+            "retired if it is gone for good"
+        )
+        return [Difference("dead", f"node {host.name}", detail)]
+    if node.address != host.address:
+        detail = f"is {node.address}, expected {host.address}"
+        return [Difference("wrong address", f"node {host.name}", detail)]
+    return []
+
+
+def _name(item: Instance | Registration) -> str:
+    return f"{item.service} {item.id} on {item.node}"
+
+
+def _instance_differences(
+    expected: Instance, found: Registration | None, release: str
+) -> list[Difference]:
+    subject = f"{_name(expected)} port {expected.port}"
+    if found is None:
+        return [Difference("missing", subject, "not registered")]
+    differences: list[Difference] = []
+    if found.address != expected.address:
+        detail = f"is {found.address}, expected {expected.address}"
+        differences.append(Difference("wrong address", subject, detail))
+    if found.port != expected.port:
+        detail = f"is {found.port}, expected {expected.port}"
+        differences.append(Difference("wrong port", subject, detail))
+    # An ini of the operator's own may leave the release out of what it registers.
+    if release and found.release and found.release not in release.split(AND):
+        detail = f"is {found.release}, expected {release}"
+        differences.append(Difference("wrong release", subject, detail))
+    if found.status != "passing":
+        detail = f"{found.status}: {found.output or 'its check says nothing'}"
+        differences.append(Difference("failing", subject, detail))
+    return differences
+
+
+def _unexpected(found: Registration) -> Difference:
+    return Difference(
+        "unexpected", f"{_name(found)} port {found.port}", f"{found.status}, not in the inventory"
+    )
+
+
+def _unexpected_nodes(fleet: Fleet, nodes: Iterable[Node]) -> list[Difference]:
+    """Only retired hosts: other nodes in a shared Consul are none of our business."""
+    retired = {host.name for host in fleet.retired}
+    return [
+        Difference("unexpected", f"node {node.name}", f"is retired, but still {_where(node)}")
+        for node in nodes
+        if node.name in retired
+    ]
+
+
+def _where(node: Node) -> str:
+    place = "in the cluster" if node.alive else "in the catalog, though its agent does not answer"
+    return f"{place}; the next deploy takes it out"
+
+
+def _row(expected: Instance, found: Registration | None, problems: list[Difference]) -> Row:
+    return Row(
+        node=expected.node,
+        service=expected.service,
+        id=expected.id,
+        address=expected.address,
+        port=expected.port,
+        release=found.release if found else "",
+        state=", ".join(problem.kind for problem in problems) or "passing",
+        agrees=not problems,
+    )
+
+
+def _node_row(host: Host, node: Node | None) -> Row:
+    state = "alive" if node and node.alive else "dead" if node else "missing"
+    return Row(host.name, "(Consul only)", "", host.address, 0, "", state, state == "alive")
+
+
+def _unexpected_row(found: Registration) -> Row:
+    return Row(
+        found.node,
+        found.service,
+        found.id,
+        found.address,
+        found.port,
+        found.release,
+        "unexpected",
+        False,
+    )

@@ -1,0 +1,45 @@
+"""Verification from end to end: ask the catalog, compare, and wait if told to."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from uwsgi_consul_fleet.consul import catalog
+from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.ssh import connection as ssh
+from uwsgi_consul_fleet.verify import comparison as verification
+from uwsgi_consul_fleet.verify import plugins
+from uwsgi_consul_fleet.verify.comparison import Difference, Report
+from uwsgi_consul_fleet.verify.probe import probe
+
+INTERVAL = 0.25  # seconds between two looks while waiting
+
+
+def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
+    """Compare the catalog with the fleet.
+
+    :param wait: go on asking for so many seconds until they agree
+    :param with_probe: also make an HTTP request to each instance
+    :raises UnreachableError: where no Consul server can be asked
+    """
+    deadline = time.monotonic() + wait
+    with ssh.side_by_side(1) as pool, catalog.api(fleet) as (server, port):
+        # The hosts are asked meanwhile; what they say does not change by waiting.
+        wrong_plugins = pool.apply_async(lambda: tuple(plugins.check(fleet)))
+        while True:
+            try:
+                report = verification.compare(fleet, catalog.read(server, port, fleet.services))
+            except UnreachableError:  # as while a leader is elected
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                if with_probe and report.agrees:
+                    report = _with(report, probe(fleet))
+                if report.agrees or time.monotonic() >= deadline:
+                    return _with(report, wrong_plugins.get())
+            time.sleep(INTERVAL)
+
+
+def _with(report: Report, more: Iterable[Difference]) -> Report:
+    return replace(report, differences=(*report.differences, *more))
