@@ -240,7 +240,7 @@ def _lab(*arguments: str) -> None:
         raise Exit(code=code)
 
 
-@task(klass=NamesTask, help={"names": "machines to start, as NAME or NAME:DEBIAN_RELEASE"})
+@task(klass=NamesTask, help={"names": "machines to start, as NAME[:DEBIAN_RELEASE][@NETWORK]"})
 def up(_context: Context, names: list[str]) -> None:
     """Start lab machines: drakar and cheetah, or those named (cheetah:13 for Debian 13)."""
     _lab("up", *names)

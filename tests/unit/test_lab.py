@@ -7,14 +7,22 @@ import pytest
 
 from uwsgi_consul_fleet.lab import access, apt, base, host, machines, network, proxy
 from uwsgi_consul_fleet.lab.host import LabError
-from uwsgi_consul_fleet.lab.machines import Machine
+from uwsgi_consul_fleet.lab.machines import Machine, Wish
 
 NETWORK = IPv4Network("10.213.64.0/28")
 
 
-def test_a_name_may_choose_a_release() -> None:
-    assert machines.parse("cheetah") == ("cheetah", None)
-    assert machines.parse("cheetah-2:13") == ("cheetah-2", 13)
+@pytest.mark.parametrize(
+    ("word", "wish"),
+    [
+        ("cheetah", Wish("cheetah")),
+        ("cheetah-2:13", Wish("cheetah-2", 13)),
+        ("cheetah@dc2", Wish("cheetah", None, "dc2")),
+        ("cheetah:11@dc2", Wish("cheetah", 11, "dc2")),
+    ],
+)
+def test_a_name_may_choose_a_release_and_a_network(word: str, wish: Wish) -> None:
+    assert machines.parse(word) == wish
 
 
 @pytest.mark.parametrize("word", ["", "a", "Drakar", "1st", "end-", "a b", "x" * 33, "a/b", ":12"])
@@ -27,6 +35,16 @@ def test_other_names_are_refused(word: str) -> None:
 def test_other_releases_are_refused(release: str) -> None:
     with pytest.raises(LabError, match="is no Debian release of the lab: 11, 12, 13"):
         machines.parse(f"cheetah:{release}")
+
+
+@pytest.mark.parametrize("network", ["", "DC2", "2dc", "a-b", "x" * 12, "a@b"])
+def test_other_networks_are_refused(network: str) -> None:
+    with pytest.raises(LabError, match="is not a name for a network: up to 11"):
+        machines.parse(f"cheetah@{network}")
+
+
+def test_the_one_address_of_a_machine_tells_the_other() -> None:
+    assert Machine("drakar", 12, "10.213.64.10").address_6 == "fd75:6366:d5:40::a"
 
 
 def test_addresses_are_given_from_the_tenth_until_the_network_is_full() -> None:

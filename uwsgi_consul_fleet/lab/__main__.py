@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import wraps
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -14,7 +15,8 @@ import click
 
 from uwsgi_consul_fleet.lab import access, base, host, machines, network, proxy
 from uwsgi_consul_fleet.lab.host import CLONE_ID, MACHINES, LabError
-from uwsgi_consul_fleet.lab.machines import Machine
+from uwsgi_consul_fleet.lab.machines import Machine, Wish
+from uwsgi_consul_fleet.lab.network import DEFAULT as LAB
 
 DEFAULT = ("drakar", "cheetah")
 DEFAULT_RELEASE = 12
@@ -37,14 +39,25 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def change(function: Callable[..., None]) -> Callable[..., None]:
-    """Run as root, while no other lab command changes anything."""
+def as_root(function: Callable[..., None]) -> Callable[..., None]:
+    """Run as root, with errors as one line."""
 
     @command
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         if os.geteuid() != 0:
             host.become_root()
+        function(*args, **kwargs)
+
+    return wrapper
+
+
+def change(function: Callable[..., None]) -> Callable[..., None]:
+    """Run as root, while no other lab command changes anything."""
+
+    @as_root
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
         with host.locked("lab"):
             function(*args, **kwargs)
 
@@ -56,63 +69,88 @@ def main() -> None:
     pass
 
 
-@main.command(help="Start machines; those named, or drakar and cheetah. NAME:13 takes Debian 13.")
-@click.argument("names", nargs=-1, metavar="[NAME[:RELEASE]]...")
-@change
+@main.command(
+    help="Start machines; those named, or drakar and cheetah. NAME:13 takes Debian 13, NAME@dc2 "
+    "plugs it into another network."
+)
+@click.argument("names", nargs=-1, metavar="[NAME[:RELEASE][@NETWORK]]...")
+@as_root
 def up(names: tuple[str, ...]) -> None:
-    _start(_wanted(names or DEFAULT))
-
-
-def _wanted(words: Iterable[str]) -> dict[str, int]:
-    """The release of each named machine.
-
-    :raises LabError: where one is asked for with two releases, or is there with another
-    """
-    there = {machine.name: machine.release for machine in machines.known()}
-    wanted: dict[str, int] = {}
-    for name, release in map(machines.parse, words):
-        chosen = release or wanted.get(name) or there.get(name, DEFAULT_RELEASE)
-        if chosen != wanted.setdefault(name, chosen):
-            raise LabError(f"{name} is named with Debian {wanted[name]} and with Debian {chosen}")
-        if chosen != there.get(name, chosen):
-            raise LabError(
-                f"{name} is there with Debian {there[name]}; to change that: "
-                f"invoke lab.down {name}, then lab.up {name}:{chosen}"
-            )
-    return wanted
-
-
-def _start(wanted: dict[str, int]) -> None:
     begin = time.monotonic()
-    gateway = network.up()
-    url = proxy.up(str(gateway.ip))
-    for release in sorted(set(wanted.values())):
+    with host.locked("lab"):
+        started = _start(_wanted(names or DEFAULT))
+    _wait(started, begin)
+
+
+def _wanted(words: Iterable[str]) -> list[Machine]:
+    """The named machines, as they are or as they are to be; new ones have no address yet.
+
+    :raises LabError: where one is asked for in two ways, or is there in another
+    """
+    there = {machine.name: machine for machine in machines.known()}
+    wanted: dict[str, Machine] = {}
+    for wish in map(machines.parse, words):
+        before = wanted.get(wish.name) or there.get(wish.name)
+        new = Machine(wish.name, wish.release or DEFAULT_RELEASE, "", network=wish.network or LAB)
+        for key, what in (("release", "Debian "), ("network", "network ")):
+            asked = getattr(wish, key)
+            if before and asked and asked != getattr(before, key):
+                raise LabError(_other(wish, before, what, getattr(before, key), asked))
+        wanted[wish.name] = before or new
+    return list(wanted.values())
+
+
+def _other(wish: Wish, before: Machine, what: str, has: object, asked: object) -> str:
+    if not before.address:
+        return f"{wish.name} is named with {what}{has} and with {what}{asked}"
+    mark = ":" if what.startswith("Debian") else "@"
+    return (
+        f"{wish.name} is there with {what}{has}; to change that: "
+        f"invoke lab.down {wish.name}, then lab.up {wish.name}{mark}{asked}"
+    )
+
+
+def _start(wanted: list[Machine]) -> tuple[list[Machine], list[Machine]]:
+    """Start what does not run; returns all of them, and those that were started."""
+    networks = network.up({machine.network for machine in wanted}, _plugged())
+    url = proxy.up(str(networks[LAB].gateway.ip))
+    for release in sorted({machine.release for machine in wanted}):
         base.ensure(release, url)
-    chosen = [_settle(name, release, gateway.network) for name, release in wanted.items()]
+    chosen = [_settle(machine, networks[machine.network].addresses) for machine in wanted]
     stopped = [machine for machine in chosen if not machine.pids()]
+    for machine in stopped:
+        machines.start(machine, networks[machine.network], url)
+    return chosen, stopped
+
+
+def _plugged() -> dict[str, str]:
+    """The link of each machine of any clone, and its network."""
+    return {machine.link: machine.network for machine in machines.known("*")}
+
+
+def _wait(started: tuple[list[Machine], list[Machine]], begin: float) -> None:
+    """Until each of them answers. Nobody else has to wait for that."""
+    chosen, stopped = started
     try:
-        for machine in stopped:
-            machines.start(machine, gateway, url)
         for machine in chosen:
             machines.wait(machine)
             state = "started" if machine in stopped else "runs"
             print(f"{machine.name}: {state}, Debian {machine.release}, {machine.address}")
             sys.stdout.flush()
     finally:
-        access.record(machine for machine in machines.known() if machine.pids())
+        with host.locked("lab"):
+            access.record(machine for machine in machines.known() if machine.pids())
     print(f"ready after {time.monotonic() - begin:.1f} s; next: invoke lab.ssh {chosen[0].name}")
 
 
-def _settle(name: str, release: int, network: IPv4Network) -> Machine:
-    """The machine as it was, or a new one; with an address of this network."""
-    everybody = machines.known("*")
-    before = {machine.name: machine for machine in everybody if machine.clone == CLONE_ID}
-    if name not in before:
-        machines.remove(Machine(name, release, ""))  # what an interrupted removal left of its disk
-    elif before[name].pids() or IPv4Address(before[name].address) in network:
-        return before[name]
-    taken = {machine.address for machine in everybody}
-    found = Machine(name, release, machines.free_address(network, taken))
+def _settle(wanted: Machine, addresses: IPv4Network) -> Machine:
+    """The machine as it was, or a new one; with an address of its network."""
+    if not wanted.address:
+        machines.remove(wanted)  # what an interrupted removal left of its disk
+    elif wanted.pids() or IPv4Address(wanted.address) in addresses:
+        return wanted
+    taken = {machine.address for machine in machines.known("*")}
+    found = replace(wanted, address=machines.free_address(addresses, taken))
     machines.save(found)
     return found
 
@@ -183,15 +221,18 @@ def _leave_host() -> None:
 
 @main.command(help="Make machines anew, with an empty disk; those named, or all of this clone.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@change
+@as_root
 def rebuild(names: tuple[str, ...]) -> None:
-    chosen = _named(names)
-    for machine in chosen:
-        machines.clear(machine)
-    if chosen:
-        _start({machine.name: machine.release for machine in chosen})
-    else:
-        print("no machines; start some with: invoke lab.up")
+    begin = time.monotonic()
+    with host.locked("lab"):
+        chosen = _named(names)
+        if not chosen:
+            print("no machines; start some with: invoke lab.up")
+            return
+        for machine in chosen:
+            machines.clear(machine)
+        started = _start(chosen)
+    _wait(started, begin)
 
 
 @main.command(help="A power cut; lab.up starts the machine again with its disk.")

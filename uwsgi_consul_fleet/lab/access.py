@@ -22,6 +22,8 @@ class Reachable(Protocol):
     @property
     def address(self) -> str: ...
     @property
+    def address_6(self) -> str: ...
+    @property
     def root(self) -> Path: ...
 
 
@@ -60,7 +62,7 @@ def _known_host(machine: Reachable) -> str:
     # Read from the overlay's upper layer: it is there also while the machine is down.
     public = machine.root.with_name("upper") / "etc/ssh/ssh_host_ed25519_key.pub"
     kind, data = public.read_text().split()[:2]
-    return f"{machine.name},{machine.address} {kind} {data}\n"
+    return f"{machine.name},{machine.address},{machine.address_6} {kind} {data}\n"
 
 
 def config(machines: Iterable[Reachable]) -> str:

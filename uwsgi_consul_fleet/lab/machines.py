@@ -1,6 +1,5 @@
 """Lab machines: an overlay on a base tree, booted by systemd-nspawn."""
 
-import ipaddress
 import json
 import os
 import re
@@ -11,11 +10,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import create_connection
+from typing import Any
 
-from uwsgi_consul_fleet.lab import CLONE, access, apt, base, cgroups, proxy
+from uwsgi_consul_fleet.lab import CLONE, access, apt, base, cgroups, network, proxy
 from uwsgi_consul_fleet.lab.host import (
     CLONE_ID,
     MACHINES,
@@ -25,7 +26,7 @@ from uwsgi_consul_fleet.lab.host import (
     run,
     write,
 )
-from uwsgi_consul_fleet.lab.network import BRIDGE
+from uwsgi_consul_fleet.lab.network import DEFAULT, LENGTH_6, Network, ipv6
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
 BOOT_TIMEOUT = 60  # seconds until ssh answers
@@ -42,6 +43,7 @@ class Machine:
     release: int
     address: str
     clone: str = CLONE_ID
+    network: str = DEFAULT
 
     @property
     def folder(self) -> Path:
@@ -55,31 +57,52 @@ class Machine:
     def id(self) -> str:
         return f"{self.clone}-{self.name}"
 
+    @property
+    def address_6(self) -> str:
+        return str(ipv6(IPv4Address(self.address)))
+
+    @property
+    def link(self) -> str:
+        """Its cable's end on this host; a long name is an alternative one of the link."""
+        return f"vb-ucf-{self.id}"
+
     def pids(self) -> list[int]:
         """Of its systemd-nspawn: a machine runs if and only if there is one."""
         return processes("systemd-nspawn", f"--directory={self.root}")
 
 
-FIELDS = [field.name for field in fields(Machine)]
+@dataclass(frozen=True)
+class Wish:
+    """A machine as it was asked for; None for what was left open."""
+
+    name: str
+    release: int | None = None
+    network: str | None = None
 
 
-def parse(word: str) -> tuple[str, int | None]:
-    """Take NAME or NAME:RELEASE apart.
+def parse(word: str) -> Wish:
+    """Take ``NAME[:RELEASE][@NETWORK]`` apart.
 
-    :raises LabError: where it is neither
+    :raises LabError: where it is nothing of the kind
     """
-    name, colon, release = word.partition(":")
+    rest, at, plugged = word.partition("@")
+    if at and not network.NAME.fullmatch(plugged):
+        raise LabError(
+            f"{word}: {plugged!r} is not a name for a network: up to 11 lower-case letters and "
+            "digits, with a letter first"
+        )
+    name, colon, release = rest.partition(":")
     if not NAME.fullmatch(name):
         raise LabError(
             f"{name!r} is no name for a machine: 2 to 32 lower-case letters, digits and hyphens, "
             "with a letter first"
         )
     if not colon:
-        return name, None
+        return Wish(name, None, plugged or None)
     if release not in map(str, apt.RELEASES):
         allowed = ", ".join(map(str, apt.RELEASES))
         raise LabError(f"{word}: {release!r} is no Debian release of the lab: {allowed}")
-    return name, int(release)
+    return Wish(name, int(release), plugged or None)
 
 
 def known(clone: str = CLONE_ID) -> list[Machine]:
@@ -87,12 +110,17 @@ def known(clone: str = CLONE_ID) -> list[Machine]:
     found = []
     for path in sorted(MACHINES.glob(f"{clone}/*/machine.json")):
         try:
-            found.append(Machine(*map(json.loads(path.read_text()).__getitem__, FIELDS)))
+            found.append(_machine(json.loads(path.read_text())))
         except FileNotFoundError:  # removed meanwhile
             continue
         except (OSError, LookupError, TypeError, ValueError):
             print(f"ignoring {path}: damaged", file=sys.stderr, flush=True)
     return found
+
+
+def _machine(known: dict[str, Any]) -> Machine:
+    plugged = known.get("network", DEFAULT)
+    return Machine(known["name"], known["release"], known["address"], known["clone"], plugged)
 
 
 def anybody_runs() -> bool:
@@ -101,12 +129,12 @@ def anybody_runs() -> bool:
     return any(Machine(folder.name, 0, "", folder.parent.name).pids() for folder in folders)
 
 
-def free_address(network: ipaddress.IPv4Network, taken: set[str]) -> str:
+def free_address(addresses: IPv4Network, taken: set[str]) -> str:
     """:raises LabError: where the network is full"""
-    for host in list(network.hosts())[9:]:
+    for host in list(addresses.hosts())[9:]:
         if str(host) not in taken:
             return str(host)
-    raise LabError(f"no free address in {network}: remove machines with invoke lab.down")
+    raise LabError(f"no free address in {addresses}: remove machines with invoke lab.down")
 
 
 def save(machine: Machine) -> None:
@@ -120,7 +148,7 @@ def checkout(machine: Machine) -> Path | None:
     return Path(file.read_text().strip()) if file.exists() else None
 
 
-def start(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) -> None:
+def start(machine: Machine, plugged: Network, proxy_url: str) -> None:
     """Mount, prepare and boot a machine that does not run; returns before it answers."""
     kill(machine)
     shutil.rmtree(machine.folder / "old", ignore_errors=True)
@@ -129,11 +157,11 @@ def start(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) ->
     layers = f"lowerdir={base.folder(machine.release)}"
     layers += f",upperdir={machine.folder}/upper,workdir={machine.folder}/work"
     run("mount", "-t", "overlay", f"uwsgi-consul-fleet-{machine.id}", "-o", layers, machine.root)
-    _prepare(machine, gateway, proxy_url)
-    _boot(machine)
+    _prepare(machine, plugged, proxy_url)
+    _boot(machine, plugged)
 
 
-def _prepare(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str) -> None:
+def _prepare(machine: Machine, plugged: Network, proxy_url: str) -> None:
     """What a cloud's first boot does: name, address, user's key, host key."""
     root = machine.root
     write(root / "etc/hostname", f"{machine.name}\n")
@@ -142,8 +170,9 @@ def _prepare(machine: Machine, gateway: ipaddress.IPv4Interface, proxy_url: str)
         write(root / "etc/machine-id", f"{secrets.token_hex(16)}\n", 0o444)
     write(
         root / "etc/systemd/network/10-lab.network",
-        f"[Match]\nName=host0\n\n[Network]\nAddress={machine.address}/{gateway.network.prefixlen}\n"
-        f"Gateway={gateway.ip}\n",
+        f"[Match]\nName=host0\n\n[Network]\n"
+        f"Address={machine.address}/{plugged.addresses.prefixlen}\nGateway={plugged.gateway.ip}\n"
+        f"Address={machine.address_6}/{LENGTH_6}\n",
     )
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     shutil.copyfile(base.resolver(), root / "etc/resolv.conf")
@@ -166,7 +195,7 @@ def _trust_certificates(root: Path) -> None:
         run("chroot", root, "update-ca-certificates")
 
 
-def _boot(machine: Machine) -> None:
+def _boot(machine: Machine, plugged: Network) -> None:
     command = [
         "systemd-nspawn",
         "--quiet",
@@ -177,7 +206,7 @@ def _boot(machine: Machine) -> None:
         f"--directory={machine.root}",
         f"--machine=ucf-{machine.id}",
         f"--hostname={machine.name}",
-        f"--network-bridge={BRIDGE}",
+        f"--network-bridge={plugged.bridge}",
         "--boot",
     ]
     with (machine.folder / "console.log").open("wb") as log:
@@ -244,8 +273,7 @@ def kill(machine: Machine) -> None:
             os.kill(pid, signal.SIGKILL)
     cgroups.remove(machine.id)
     # Its open connections would keep it, and its name, for minutes.
-    link = f"vb-ucf-{machine.id}"
-    subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "delete", machine.link], capture_output=True, check=False)
     unmount(machine.root)
     # With these left, the nspawn of Debian 13 refuses to start the machine again.
     for folder in Path("/run/systemd/nspawn").glob(f"*/ucf-{machine.id}"):
