@@ -635,3 +635,26 @@ def test_ctrl_c_is_one_line_and_the_next_up_goes_on(ship: Lab, copy_checkout: Ch
             assert lab.ssh("drakar", "hostname").stdout == "drakar\n"
         finally:
             lab.down()
+
+
+# --- Networks ------------------------------------------------------------------------
+
+
+def test_a_machine_may_be_on_another_network(island: Lab) -> None:
+    island.up("drakar", "cheetah@dc2", "ormen@dc2")
+    ours, theirs = (island.address(name).rpartition(".")[0] for name in ("drakar", "cheetah"))
+    assert ours != theirs
+    ormen = island.address("ormen")
+    greeting = "head -c 4 </dev/tcp/{}/22"
+    assert island.ssh("drakar", greeting.format(ormen)).stdout == "SSH-"
+    addresses = island.ssh("ormen", "ip -6 -brief address show host0 scope global").stdout.split()
+    assert len(addresses) == 3
+    address_6, _, length = addresses[2].partition("/")
+    assert length == "64"
+    assert island.ssh("cheetah", greeting.format(address_6)).stdout == "SSH-"
+    wrong = island.command("up", "cheetah@dc3", check=False)
+    assert wrong.stderr.startswith("Error: cheetah is there with network dc2; to change that: ")
+    # Its cable finds its own network again.
+    island.run("ip", "link", "delete", "ucf-dc2")
+    island.up("drakar")
+    assert island.ssh("drakar", greeting.format(ormen)).stdout == "SSH-"
