@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from consul_processes import Agent, Client, free_ports, until
 
 from app import client
@@ -23,7 +24,6 @@ from app.client import AgentError, Instance, NoInstanceError, RefusedError
 NewAgent = Callable[..., Agent]
 Run = Callable[..., Client]
 
-ROOT = Path(__file__).resolve().parents[2]
 NONE = "no consul-demo-server available"
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab_commands import ROOT, Lab
+from checkout import ROOT
+from lab_commands import Lab
 
 
 @pytest.fixture(scope="session")

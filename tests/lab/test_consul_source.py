@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 VERSION = "1.8.7"
 ARCHIVE = f"consul_{VERSION}_linux_amd64.zip"

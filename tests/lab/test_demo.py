@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import ROOT
+
 # Seconds after a step has begun.
 MOMENTS = (("1.", 0.5), ("2.", 3), ("3.", 3), ("4.", 5), ("5.", 6), ("6.", 0))
 

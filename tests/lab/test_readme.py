@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import ROOT
+
 BIN = Path(sys.executable).parent
 # These tests are what it runs.
 ITSELF = {"script/test"}

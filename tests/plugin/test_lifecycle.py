@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import requests
+from checkout import ROOT
 from consul_processes import free_ports, until
-from uwsgi_processes import ROOT, Agent, FakeAgent, Uwsgi, send_command
+from uwsgi_processes import Agent, FakeAgent, Uwsgi, send_command
 
 Start = Callable[..., Uwsgi]
 

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from uwsgi_processes import ROOT, SOURCES
+from checkout import ROOT
+from uwsgi_processes import SOURCES
 
 C_FILES = sorted((SOURCES / "src").glob("*.c"))
 FUZZ = Path(__file__).parent / "fuzz"

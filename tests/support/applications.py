@@ -13,7 +13,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab_commands import ROOT, Lab
+from checkout import ROOT
+from lab_commands import Lab
 
 SLOW_START = """
 import time

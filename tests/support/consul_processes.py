@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import requests
+from checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SERVICE = "consul-demo-server"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab_commands import BIN, ROOT
+from checkout import BIN, ROOT
 
 
 def start(*command: str, cwd: Path = ROOT, own_group: bool = False) -> subprocess.Popen[str]:
@@ -16,7 +16,7 @@ def start(*command: str, cwd: Path = ROOT, own_group: bool = False) -> subproces
     :param own_group: a process group of its own, as a shell makes it: to be interrupted
     """
     # As wide as a log: what is tested is what it says, not how it is broken into lines.
-    environment = {**os.environ, "COLUMNS": "200", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.Popen(
         [str(BIN / command[0]), *command[1:]],
         cwd=cwd,

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from checkout import BIN
 from consul_processes import until
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 SUDO = [] if os.geteuid() == 0 else ["sudo"]
 
 Result = subprocess.CompletedProcess[str]
@@ -29,7 +28,7 @@ class Lab:
         self.checkout = checkout
         self.config = checkout / ".lab/ssh_config"
         self.inside = inside
-        self.environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
+        self.environment = {**os.environ, **environment}
 
     def up(self, *names: str) -> Result:
         return self.command("up", *names)

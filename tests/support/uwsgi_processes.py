@@ -24,9 +24,9 @@ from typing import Any
 
 import consul_processes
 import requests
+from checkout import ROOT
 from consul_processes import free_ports, until
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "plugin_build"
 
 APPLICATION = """
