@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import checkout
 import pytest
+from lab_commands import Lab
+from xdist.scheduler import LoadScopeScheduling
 
 # In the process of a worker, before anything of ours is imported.
 checkout.enter()
+
+from uwsgi_consul_fleet.lab import apt, base  # noqa: E402
 
 LAB = Path(__file__).with_name("lab")
 
@@ -22,17 +27,44 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_controller(config):
         run = checkout.begin()
         config.add_cleanup(lambda: checkout.end(run))
+        if any(map(_is_of_the_lab, config.args)):
+            _make_base_trees(run)
+
+
+def _is_of_the_lab(argument: str) -> bool:
+    path = Path(argument.partition("::")[0]).resolve()
+    return path.is_relative_to(LAB) or LAB.is_relative_to(path)
+
+
+def _make_base_trees(run: Path) -> None:
+    """All of them, where one is missing: workers would wait for each other."""
+    releases = [release for release in apt.RELEASES if not base.folder(release).exists()]
+    if releases:
+        checkout.copy(run / "bases")
+        lab = Lab(run / "bases")
+        lab.up(*(f"base{release}:{release}" for release in releases))
+        lab.down()
+
+
+class LabFilesTogether(LoadScopeScheduling):
+    """Hands out the tests of a lab file together, all others one by one, in their order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0] if nodeid.startswith("tests/lab/") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LabFilesTogether:
+    config.option.loadscopereorder = False
+    return LabFilesTogether(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a lab file stay together, on one fleet; the longest file starts first."""
+    """Lab files before others, and the longest first; within a file the order stays."""
 
     def seconds(item: pytest.Item) -> float:
-        whole = item.getparent(pytest.Module) if item.path.parent == LAB else item
-        mark = whole.get_closest_marker("takes") if whole else None
-        return float(mark.args[0]) if mark else 60 * (item.path.parent == LAB)
+        is_lab = item.path.parent == LAB
+        mark = (item.getparent(pytest.Module) if is_lab else item).get_closest_marker("takes")
+        return float(mark.args[0]) if mark else 60 * is_lab
 
-    for item in items:
-        if item.path.parent == LAB:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=seconds, reverse=True)

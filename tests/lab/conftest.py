@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 from lab_commands import Lab
+from shared_fleet import SharedFleet
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,19 @@ def lab() -> Iterator[Lab]:
     found = Lab(ROOT)
     yield found
     found.down()
+
+
+@pytest.fixture(scope="session")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> SharedFleet:
+    """As the test before left it; `reset` brings it into a known state."""
+    return SharedFleet(tmp_path_factory.mktemp("shared") / "fleet.py", lab)
+
+
+@pytest.fixture(scope="module")
+def fleet(shared_fleet: SharedFleet) -> SharedFleet:
+    """For a file without a fleet of its own: two hosts with the application, see SharedFleet."""
+    shared_fleet.reset()
+    return shared_fleet
 
 
 @pytest.fixture(scope="session")

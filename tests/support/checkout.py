@@ -27,6 +27,7 @@ RUN = Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 ROOT = RUN / WORKER if RUN and WORKER else ORIGIN
 BIN = Path(sys.executable).parent
+LAB = [sys.executable, "-m", "uwsgi_consul_fleet.lab"]
 
 
 def begin() -> Path:
@@ -36,6 +37,7 @@ def begin() -> Path:
     """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         if _lock(left) is not None:
+            print(f"removing {left}, which a run that was killed has left")
             end(left)
     run = Path(tempfile.mkdtemp(prefix=PREFIX))
     assert _lock(run) is not None
@@ -58,8 +60,8 @@ def end(run: Path) -> None:
     """Remove a run with the machines of its workers."""
     for checkout in run.iterdir():
         if (checkout / ".lab").is_dir():
-            lab = [sys.executable, "-m", "lab", "down"]
-            subprocess.run(lab, cwd=checkout, stdout=subprocess.DEVNULL, check=False)
+            command = [*LAB, "down"]
+            subprocess.run(command, cwd=checkout, stdout=subprocess.DEVNULL, check=False)
     shutil.rmtree(run)
 
 
@@ -69,22 +71,22 @@ def enter() -> None:
         os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
     if ROOT == ORIGIN or ROOT.exists():  # also in what a test of a worker starts
         return
-    _copy()
-    (ROOT / ".venv").symlink_to(ORIGIN / ".venv")
+    copy(ROOT)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
 
 
-def _copy() -> None:
-    """What git tracks or would track, as it is now."""
+def copy(target: Path) -> None:
+    """What git tracks or would track, as it is now, and the environment with all packages."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(command, cwd=ORIGIN, check=True, capture_output=True, text=True)
-    shutil.copytree(ORIGIN / ".git", ROOT / ".git", symlinks=True)
+    shutil.copytree(ORIGIN / ".git", target / ".git", symlinks=True)
+    (target / ".venv").symlink_to(ORIGIN / ".venv")
     for name in filter(None, listing.stdout.split("\0")):
         if (ORIGIN / name).exists():  # else it is deleted, but not yet in the index
-            (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ORIGIN / name, ROOT / name, follow_symlinks=False)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ORIGIN / name, target / name, follow_symlinks=False)
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from checkout import BIN, ROOT
+from checkout import BIN, ROOT, locked
 
 
 def start(*command: str, cwd: Path = ROOT, own_group: bool = False) -> subprocess.Popen[str]:
@@ -94,6 +95,18 @@ class Fleet:
 
     def rollback(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run("invoke", "rollback", *words, "--inventory", str(self.path), check=check)
+
+    def build_once(self) -> None:
+        """As `build`, but what another worker has compiled already is taken over."""
+        own = ROOT / "plugin_build/dist"
+        with locked("dist") as shared:
+            if shared and not any(shared.iterdir()):
+                self.build()
+                shutil.copytree(own, shared, dirs_exist_ok=True)
+                return
+            if shared:
+                shutil.copytree(shared, own, dirs_exist_ok=True)
+        self.build()
 
     def build(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run("invoke", "build-plugin", *options, "--inventory", str(self.path), check=check)

@@ -1,0 +1,50 @@
+"""A fleet that many test files use, one after the other."""
+
+from pathlib import Path
+
+from fleet_commands import Fleet, run
+from lab_commands import Lab
+
+HOSTS = ("drakar", "cheetah")
+SPARE = ("ormen", "skeid")
+# A release that is put back is not what is tested: the default is to watch it for 3 s.
+QUICK = ("--data", "min_healthy_time=1")
+
+
+class SharedFleet(Fleet):
+    """drakar with Consul's server, both hosts with the application as it is in the checkout.
+
+    A test may do to it what it likes, and needs not tidy up: who comes next calls `reset`.
+    """
+
+    def __init__(self, path: Path, lab: Lab) -> None:
+        super().__init__(path)
+        self.lab = lab
+
+    def more(self, *names: str) -> None:
+        """Start more machines, of :data:`SPARE`; `reset` empties them."""
+        self.lab.up(*names)
+
+    def reset(self) -> None:
+        """Put the fleet into the state above, and every other machine into that of a fresh one.
+
+        By a deploy, which says itself that nothing differs then; where that fails, the machines
+        are made anew.
+        """
+        try:
+            self._put_back()
+        except AssertionError as error:
+            print(f"the fleet is made anew: {error}")
+            self.lab.rebuild()
+            self._put_back()
+
+    def _put_back(self) -> None:
+        others = [name for name in self.lab.status() if name not in HOSTS]
+        self.lab.up(*HOSTS, *others)
+        self.hosts(["drakar"], list(HOSTS), others)
+        self.build_once()
+        # Of a deploy that a test killed; without Consul there is none.
+        run("invoke", "unlock", "--yes", "--inventory", str(self.path), check=False)
+        if self.changes(*QUICK):
+            assert self.changes(*QUICK) == {}
+        self.verify("--wait", "10")
