@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import checkout
+import consul_version
 import pytest
+import seed
 from lab_commands import Lab
 from xdist.scheduler import LoadScopeScheduling
 
@@ -26,9 +29,20 @@ def is_controller(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     if is_controller(config):
         run = checkout.begin()
+        consul_version.install(run / "bin")
         config.add_cleanup(lambda: checkout.end(run))
         if any(map(_is_of_the_lab, config.args)):
             _make_base_trees(run)
+
+
+def pytest_report_header() -> list[str]:
+    return [f"seed: {seed.SEED}; again: SEED={seed.SEED} script/test", consul_version.told()]
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """What a test does at random depends on the seed in the header alone."""
+    return seed.generator(request.node.nodeid)
 
 
 def _is_of_the_lab(argument: str) -> bool:
@@ -67,4 +81,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = (item.getparent(pytest.Module) if is_lab else item).get_closest_marker("takes")
         return float(mark.args[0]) if mark else 60 * is_lab
 
+    for item in items:
+        if item.path.parent.name == "unit":
+            item.add_marker("quick")
     items.sort(key=seconds, reverse=True)

@@ -1,13 +1,31 @@
 """The lab of the checkout under test, and other checkouts with labs of their own."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import evidence
 import pytest
 from checkout import ROOT
 from lab_commands import Lab
 from shared_fleet import SharedFleet
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    evidence.begin()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Before a machine is gone or put back: what happened on it."""
+    report = yield
+    if report.failed:
+        folder = evidence.collect(f"{item.path.stem}-{item.name}")
+        report.sections.append(("Journals, Consul's state, commands, load", f"are in {folder}"))
+    return report
 
 
 @pytest.fixture(scope="session")

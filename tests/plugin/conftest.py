@@ -4,10 +4,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import made_once
 from consul_processes import free_ports
 from uwsgi_processes import SANITIZERS, Agent, FakeAgent, Process, Uwsgi, build_plugin
 
@@ -42,12 +44,13 @@ def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def plain_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plugin(tmp_path_factory.mktemp("plugin"))
+    return made_once("plugin", tmp_path_factory.mktemp("plugin"), build_plugin)
 
 
 @pytest.fixture(scope="session")
 def sanitized_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plugin(tmp_path_factory.mktemp("sanitized"), flags=SANITIZERS)
+    folder = tmp_path_factory.mktemp("sanitized")
+    return made_once("sanitized", folder, partial(build_plugin, flags=SANITIZERS))
 
 
 @pytest.fixture(scope="session")

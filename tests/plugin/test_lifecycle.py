@@ -63,6 +63,7 @@ def registrations(uwsgi: Uwsgi) -> int:
 # ---- start ----
 
 
+@pytest.mark.quick
 @pytest.mark.everywhere
 def test_registered_when_the_workers_accept(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(
@@ -113,6 +114,7 @@ def test_daemonize2(start: Start, agent: Agent, name: str, tmp_path: Path) -> No
 # ---- reload and respawn: no client notices ----
 
 
+@pytest.mark.quick
 @pytest.mark.everywhere
 def test_reload_in_place(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},ttl=1")
@@ -352,6 +354,7 @@ def test_a_worker_that_still_starts_is_asked_to_go_too(
 
 
 @pytest.mark.everywhere
+@pytest.mark.quick
 def test_who_asks_twice_does_not_wait(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(f"url={agent.url},name={name},drain=60").ready()
     is_passing(agent, name)

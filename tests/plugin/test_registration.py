@@ -26,6 +26,7 @@ def sent(fake: FakeAgent, path: str = "/service/register") -> dict[str, Any]:
     return body
 
 
+@pytest.mark.quick
 def test_only_a_name(start: Start, agent: Agent, name: str) -> None:
     start(f"url={agent.url},name={name}")
     service = registered(agent, name)
@@ -40,6 +41,7 @@ def test_the_ini_of_uwsgi_consuls_readme(start: Start, agent: Agent, name: str) 
     assert registered(agent, f"servicenode0002-{name}")["Port"] == 9091
 
 
+@pytest.mark.quick
 @pytest.mark.everywhere
 def test_all_that_describes_a_service(start: Start, agent: Agent, name: str) -> None:
     start(

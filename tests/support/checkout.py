@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import consul_version
+
 ORIGIN = Path(__file__).resolve().parents[2]
 VARIABLE = "UWSGI_CONSUL_FLEET_RUN"
 PREFIX = "uwsgi-consul-fleet-run-"
@@ -69,9 +71,12 @@ def enter() -> None:
     """Make this worker's copy, and let this process and those that it starts use it."""
     if str(BIN) not in os.environ["PATH"].split(":"):
         os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
+    consul_version.install(RUN / "bin" if RUN else ORIGIN / ".lab/bin")
     if ROOT == ORIGIN or ROOT.exists():  # also in what a test of a worker starts
         return
     copy(ROOT)
+    with (ROOT / "group_data/all.py").open("a") as file:
+        file.write(consul_version.settings())
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)

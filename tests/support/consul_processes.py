@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import requests
 from checkout import ROOT
+from consul_version import agent_options
 
 SERVICE = "consul-demo-server"
 
@@ -56,6 +57,7 @@ class Agent:
         self.command = [
             *("setpriv", "--pdeathsig", "KILL"),  # however the tests end
             *("consul", "agent", "-node", "drakar", "-bind", "127.0.0.1", *(options or ["-dev"])),
+            *agent_options(),
             *("-hcl", f"ports {{ {ports} }} disable_update_check = true {config}"),
         ]
 

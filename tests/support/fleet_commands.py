@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import evidence
 from checkout import BIN, ROOT, locked
 
 
@@ -35,6 +36,7 @@ def finish(process: subprocess.Popen[str], *, check: bool) -> subprocess.Complet
     words = process.args
     assert isinstance(words, list)
     said = f"{' '.join(words)} exited with {process.returncode}:\n{stdout}{stderr}"
+    evidence.ran(words, process.returncode, stdout + stderr)
     # A line of our own: an application that fails may well have printed one, after its host.
     assert not re.search("^Traceback", said, re.MULTILINE), said
     assert not check or process.returncode == 0, said

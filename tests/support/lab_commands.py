@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import evidence
 from checkout import BIN
 from consul_processes import until
 
@@ -29,6 +30,7 @@ class Lab:
         self.config = checkout / ".lab/ssh_config"
         self.inside = inside
         self.environment = {**os.environ, **environment}
+        evidence.labs.add(self)
 
     def up(self, *names: str) -> Result:
         return self.command("up", *names)
@@ -101,6 +103,7 @@ class Lab:
         process = self.start(*words)
         stdout, stderr = process.communicate()
         said = f"{' '.join(words)} exited with {process.returncode}:\n{stdout}{stderr}"
+        evidence.ran(words, process.returncode, stdout + stderr)
         assert "Traceback" not in said, said
         assert not check or process.returncode == 0, said
         return Result(words, process.returncode, stdout, stderr)

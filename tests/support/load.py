@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import evidence
+import seed
 from lab_commands import Lab
 
 SERVICE = "consul-demo-server"
@@ -257,12 +259,15 @@ class Load:
         self.clients = clients
         self.timeout = timeout
         self.options = (
-            f"--clients {clients} --pause {pause} --timeout {timeout} --path '/?format=json'"
+            f"--clients {clients} --pause {pause} --timeout {timeout} --path '/?format=json' "
+            f"--seed {seed.SEED}"
         )
         self.fixed = list(fixed)
         self.events = Events()
         self.marks: dict[str, float] = {}
         self.read = 0  # bytes of the generator's file
+        self.lines: list[str] = []  # of that file
+        evidence.loads.append(self)
 
     def __enter__(self) -> Self:
         self._ssh(
@@ -343,6 +348,7 @@ class Load:
         complete = found[: found.rfind("\n") + 1]
         self.read += len(complete.encode())
         for line in complete.splitlines():
+            self.lines.append(line)
             self.events.add(line)
 
     def _until(self, condition: Any, what: str) -> None:

@@ -257,7 +257,10 @@ def main() -> None:
     parser.add_argument("--pause", type=float, required=True, help="seconds between two requests")
     parser.add_argument("--timeout", type=float, required=True)
     parser.add_argument("--path", required=True)
-    generator = Generator(parser.parse_args())
+    parser.add_argument("--seed", help="of what clients choose at random")
+    options = parser.parse_args()
+    random.seed(options.seed)
+    generator = Generator(options)
     signal.signal(signal.SIGTERM, lambda *_: generator.stopping.set())
     sys.setswitchinterval(0.0005)  # a client that is woken need not wait for another
     gc.freeze()

@@ -7,8 +7,12 @@ from lab_commands import Lab
 
 HOSTS = ("drakar", "cheetah")
 SPARE = ("ormen", "skeid")
-# A release that is put back is not what is tested: the default is to watch it for 3 s.
-QUICK = ("--data", "min_healthy_time=1")
+# Beside the inventory; what --data says still comes before it.
+SETTINGS = """
+# The application needs none to serve: installing them takes most of a deploy to a new machine.
+app_requirements = None
+min_healthy_time = 1
+"""
 
 
 class SharedFleet(Fleet):
@@ -20,6 +24,9 @@ class SharedFleet(Fleet):
     def __init__(self, path: Path, lab: Lab) -> None:
         super().__init__(path)
         self.lab = lab
+        settings = path.with_name("group_data") / "all.py"
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text(SETTINGS)
 
     def more(self, *names: str) -> None:
         """Start more machines, of :data:`SPARE`; `reset` empties them."""
@@ -45,6 +52,6 @@ class SharedFleet(Fleet):
         self.build_once()
         # Of a deploy that a test killed; without Consul there is none.
         run("invoke", "unlock", "--yes", "--inventory", str(self.path), check=False)
-        if self.changes(*QUICK):
-            assert self.changes(*QUICK) == {}
+        if self.changes():
+            assert self.changes() == {}
         self.verify("--wait", "10")
