@@ -28,7 +28,7 @@ from uwsgi_consul_fleet.lock.session import (
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
 TEXT = Path(lock_session.__file__).read_text()
-TWICE_THE_TTL = 20  # seconds
+TWICE_THE_TTL = 20  # seconds; Consul takes no shorter ttl than 10 s
 
 
 class Session:
@@ -191,6 +191,7 @@ class TestLettingGo:
         (entry,) = audit(agent)
         assert (entry["who"], entry["outcome"]) == ("anna", "interrupted")
 
+    @pytest.mark.takes(20)
     def test_it_is_free_when_nothing_is_heard_from_the_holder(
         self, agent: Agent, session: Start
     ) -> None:
@@ -200,6 +201,7 @@ class TestLettingGo:
         one.process.wait(10)
         assert [entry["outcome"] for entry in audit(agent)] == ["interrupted"]
 
+    @pytest.mark.takes(20)
     def test_it_is_free_when_the_server_that_keeps_it_stands_still(
         self, agent: Agent, session: Start
     ) -> None:
@@ -211,6 +213,7 @@ class TestLettingGo:
 
 
 class TestHolding:
+    @pytest.mark.takes(20)
     def test_beats_keep_it(self, agent: Agent, session: Start) -> None:
         one = session(agent)
         one.ask("take", claim=ANNA)

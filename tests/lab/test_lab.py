@@ -1,128 +1,30 @@
 """The lab's machines are what a cloud hands out, and nothing that happens to them is lasting.
 
 What could disturb this host, or another clone's lab, happens on a host of its own: one
-with a network, processes and mounts that nobody else sees.
+with a network, processes and mounts that nobody else sees. Its tests share it, in the order in
+which they stand here: each finds the machines that the one before left.
 """
 
-import hashlib
 import os
+import random
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lab_commands import SUDO, Lab
+from consul_processes import until
+from lab_commands import Lab
+from lab_host import Host, clone_id, kill_python, kill_up
 
 CACHE = Path(os.environ.get("UWSGI_CONSUL_FLEET_CACHE", "/var/cache/uwsgi-consul-fleet"))
 DISKS = Path("/var/lib/uwsgi-consul-fleet/lab")
 RUN = Path("/run/uwsgi-consul-fleet")
 RELEASES = [11, 12, 13]
 BOOT = "systemctl show --value -p UserspaceTimestampMonotonic -p InvocationID; cat /etc/machine-id"
-REAPER = "import signal as s; s.signal(s.SIGCHLD, s.SIG_IGN)\nwhile True: s.pause()"
 
 Checkouts = Callable[[], Path]
-
-
-class Host:
-    """A host of its own within this one; only the cached base trees are the same."""
-
-    SETUP = """
-        set -e
-        mount --make-rprivate /
-        # This network's own /sys, with the control groups that the first one has.
-        mount -t tmpfs none /mnt
-        mkdir /mnt/cgroup
-        mount --rbind /sys/fs/cgroup /mnt/cgroup
-        mount -t sysfs sysfs /sys
-        mount --rbind /mnt/cgroup /sys/fs/cgroup
-        umount --recursive /mnt
-        # Where systemd runs, it knows nothing of this host: let nobody find it.
-        if [ -d /run/systemd/system ]; then
-            cp -rL /run/systemd/resolve /mnt 2>/dev/null || true
-            mount -t tmpfs none /run/systemd
-            if [ -d /mnt/resolve ]; then mv /mnt/resolve /run/systemd; fi
-        fi
-        # Machines of the first host come and go: none of them is seen here.
-        grep -o ' /var/lib/uwsgi-consul-fleet/[^ ]*' /proc/mounts | xargs -r umount || true
-        mkdir -p /run/uwsgi-consul-fleet /var/lib/uwsgi-consul-fleet
-        mount -t tmpfs none /run/uwsgi-consul-fleet
-        mount --bind "$1" /var/lib/uwsgi-consul-fleet
-        echo 0 >/proc/sys/net/ipv4/ip_forward
-        ip link set lo up
-        echo ready
-        exec "$2" -c "$3"
-    """
-    TRACES = """
-        PATH=$PATH:/usr/sbin:/sbin
-        ip -oneline link | cut -d ' ' -f 2
-        ip -oneline address | awk '{print $2, $4}'
-        ip route show table all | sort
-        ip rule
-        ip netns
-        nft list ruleset
-        sysctl -a 2>/dev/null | grep 'net[.]ipv4[.].*forwarding\\|ip_forward '
-        cut -d ' ' -f 1,2,3 /proc/mounts
-        for folder in /proc/[0-9]*; do
-            tr '\\0' ' ' <"$folder/cmdline" && echo
-        done 2>/dev/null | grep -E '[n]spawn|[a]pt-cacher|[s]ystemd|[s]shd|[d]bus'
-        find /var/lib/uwsgi-consul-fleet -mindepth 2
-        for id; do find /sys/fs/cgroup -maxdepth 2 -name "uwsgi-consul-fleet-$id-*"; done
-    """
-
-    def __init__(self, disk: Path) -> None:
-        self.disk = disk
-        self._boot()
-
-    def _boot(self) -> None:
-        command = [*SUDO, "unshare", "--fork", "--pid", "--mount-proc", "--mount", "--net"]
-        setup = ["sh", "-c", self.SETUP, "sh", str(self.disk), sys.executable, REAPER]
-        self.process = subprocess.Popen(
-            [*command, "--kill-child", "--", *setup],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said == "ready\n", said
-        self.first_pid = self.process.pid
-        while below := children(self.first_pid):
-            self.first_pid = int(below[0])
-
-    def off(self) -> None:
-        """Every process is killed at once, and all that was in memory is gone."""
-        subprocess.run([*SUDO, "kill", "-KILL", str(self.first_pid)], check=True)
-        self.process.wait()
-
-    def reboot(self) -> None:
-        self.off()
-        self._boot()
-
-    def lab(self, checkout: Path, **environment: str) -> Lab:
-        spaces = [f"--target={self.first_pid}", "--pid", "--mount", "--net"]
-        inside = [*SUDO, "nsenter", *spaces, f"--wdns={checkout}", "--"]
-        return Lab(checkout, *inside, **environment)
-
-    def traces(self, *labs: Lab) -> str:
-        """All that a lab could leave behind on this host."""
-        ids = [clone_id(each) for each in labs]
-        return self.lab(Path("/")).run("sh", "-c", self.TRACES, "sh", *ids).stdout
-
-    def forwards(self) -> bool:
-        forward = "cat /proc/sys/net/ipv4/ip_forward"
-        return self.lab(Path("/")).run("sh", "-c", forward).stdout == "1\n"
-
-
-def children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def clone_id(lab: Lab) -> str:
-    return hashlib.sha256(str(lab.checkout).encode()).hexdigest()[:8]
 
 
 @pytest.fixture(scope="module")
@@ -134,51 +36,65 @@ def ship(copy_checkout: Checkouts) -> Iterator[Lab]:
     found.down()
 
 
-@pytest.fixture
-def host(ship: Lab, tmp_path: Path) -> Iterator[Host]:
-    found = Host(tmp_path)
+@pytest.fixture(scope="module")
+def cloud(ship: Lab) -> Lab:
+    """The same, with a machine of each release."""
+    ship.up(*(f"debian{release}:{release}" for release in RELEASES))
+    return ship
+
+
+@pytest.fixture(scope="module")
+def host(ship: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    found = Host(tmp_path_factory.mktemp("host"))
     yield found
     found.off()
 
 
-@pytest.fixture
-def island(host: Host, copy_checkout: Checkouts) -> Iterator[Lab]:
-    """A lab that is alone on a host of its own; it leaves no trace there."""
-    found = host.lab(copy_checkout())
-    before = host.traces(found)
-    yield found
-    found = host.lab(found.checkout)  # the host may have been rebooted
+@pytest.fixture(scope="module")
+def fresh(host: Host, copy_checkout: Checkouts) -> Iterator[tuple[Path, str]]:
+    """A checkout whose lab is alone on a host of its own, and the traces there without any lab.
+
+    All that happened to it leaves none either.
+    """
+    checkout = copy_checkout()
+    before = host.traces(host.lab(checkout))
+    yield checkout, before
+    found = host.lab(checkout)
     found.down()
     assert host.traces(found) == before
+
+
+@pytest.fixture
+def island(host: Host, fresh: tuple[Path, str]) -> Lab:
+    """That lab, with such machines as the tests before left it."""
+    return host.lab(fresh[0])  # since then the host may have been rebooted
 
 
 # --- What a machine is ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_machine_is_what_a_cloud_hands_out(ship: Lab, release: int) -> None:
+def test_a_machine_is_what_a_cloud_hands_out(cloud: Lab, release: int) -> None:
     name = f"debian{release}"
-    ship.up(f"{name}:{release}")
-    assert ship.status()[name] == {
+    status = {
         "name": name,
         "release": release,
-        "address": ship.address(name),
+        "address": cloud.address(name),
         "state": "runs",
     }
+    assert cloud.status()[name] == status
 
     def on(command: str) -> list[str]:
-        return ship.ssh(name, command).stdout.split()
+        return cloud.ssh(name, command).stdout.split()
 
     assert on("systemctl is-system-running --wait") == ["running"]
     assert on("cat /proc/1/comm") == ["systemd"]
     assert on("hostname; hostname --fqdn; sudo hostnamectl --static") == [name] * 3
-    assert on("ip -4 -o address show dev host0 | awk '{print $4}'") == [f"{ship.address(name)}/24"]
+    assert on("ip -4 -o address show dev host0 | awk '{print $4}'") == [f"{cloud.address(name)}/24"]
     assert on(". /etc/os-release; echo $ID $VERSION_ID") == ["debian", str(release)]
     assert on("id -un; sudo -n id -u") == ["debian", "0"]
     ours = "uwsgi consul gcc cc make git pip3"
-    assert ship.ssh(name, f"command -v {ours}", check=False).stdout == ""
-    ship.down(name)
-    assert name not in ship.status()
+    assert cloud.ssh(name, f"command -v {ours}", check=False).stdout == ""
 
 
 def test_ssh_takes_only_our_key_as_the_user_and_knows_the_host_key(ship: Lab) -> None:
@@ -214,42 +130,49 @@ def test_rebuild_gives_the_first_state_back(ship: Lab) -> None:
 # --- Mistakes ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["up", "cheetah", "Drakar"], "'Drakar' is no name for a machine: 2 to 32 lower-case"),
-        (["up", "cheetah", "../etc"], "'../etc' is no name for a machine: "),
-        (["up", "cheetah", "c:10"], "'c' is no name for a machine: "),
-        (["up", "cheetah:10"], "cheetah:10: '10' is no Debian release of the lab: 11, 12, 13"),
-        (["up", "cheetah:"], "cheetah:: '' is no Debian release of the lab: 11, 12, 13"),
-        (["up", "cheetah", "drakar:13"], "drakar is there with Debian 12; to change that: "),
-        (["up", "cheetah:13", "cheetah:12"], "cheetah is named with Debian 13 and with Debian 12"),
-        (["down", "drakar", "cheetah"], "no machine cheetah; there is: drakar"),
-        (["rebuild", "drakar", "cheetah"], "no machine cheetah; there is: drakar"),
-        (["kill", "drakar", "cheetah"], "no machine cheetah; there is: drakar"),
-        (["down", "drakar", "--purge"], "--purge removes what all machines need: name none"),
-    ],
-)
-def test_a_mistake_is_one_line_and_nothing_is_touched(
-    ship: Lab, words: list[str], line: str
-) -> None:
+MISTAKES = [
+    (["up", "cheetah", "Drakar"], "'Drakar' is no name for a machine: 2 to 32 lower-case"),
+    (["up", "cheetah", "../etc"], "'../etc' is no name for a machine: "),
+    (["up", "cheetah", "c:10"], "'c' is no name for a machine: "),
+    (["up", "cheetah:10"], "cheetah:10: '10' is no Debian release of the lab: 11, 12, 13"),
+    (["up", "cheetah:"], "cheetah:: '' is no Debian release of the lab: 11, 12, 13"),
+    (["up", "cheetah", "drakar:13"], "drakar is there with Debian 12; to change that: "),
+    (["up", "cheetah:13", "cheetah:12"], "cheetah is named with Debian 13 and with Debian 12"),
+    (["down", "drakar", "cheetah"], "no machine cheetah; there is: drakar"),
+    (["rebuild", "drakar", "cheetah"], "no machine cheetah; there is: drakar"),
+    (["kill", "drakar", "cheetah"], "no machine cheetah; there is: drakar"),
+    (["down", "drakar", "--purge"], "--purge removes what all machines need: name none"),
+]
+
+
+def test_a_mistake_is_one_line_and_nothing_is_touched(ship: Lab) -> None:
+    def state() -> tuple[object, ...]:
+        return ship.status(), ship.ssh("drakar", BOOT).stdout, ship.config.read_text()
+
+    ship.down()
     ship.up("drakar")
-    before = ship.status(), ship.ssh("drakar", BOOT).stdout, (ship.config).read_text()
-    result = ship.command(*words, check=False)
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith(f"Error: {line}"), result.stderr
-    assert result.stderr.count("\n") == 1
-    assert (ship.status(), ship.ssh("drakar", BOOT).stdout, (ship.config).read_text()) == before
+    before = state()
+    for words, line in MISTAKES:
+        result = ship.command(*words, check=False)
+        assert result.returncode == 1
+        assert result.stdout == ""
+        assert result.stderr.startswith(f"Error: {line}"), result.stderr
+        assert result.stderr.count("\n") == 1
+    assert state() == before
 
 
 def test_the_same_machine_twice_is_started_once(ship: Lab) -> None:
     result = ship.up("cheetah", "cheetah:12")
     assert result.stdout.count("cheetah: ") == 1
     ship.down("cheetah", "cheetah")
+    assert "cheetah" not in ship.status()
 
 
 # --- Crashes -------------------------------------------------------------------------
+
+
+def wait_until(look: Callable[[], bool], seconds: float = 15) -> None:
+    until(look, "what was waited for", seconds)
 
 
 def leave_a_mark(lab: Lab, name: str) -> None:
@@ -313,14 +236,9 @@ def test_a_machine_that_was_shut_down_from_within_starts_again(island: Lab) -> N
     assert has_mark(island, "drakar")
 
 
-def wait_until(look: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_a_reboot_of_the_host_keeps_the_disks(island: Lab, host: Host) -> None:
+def test_a_reboot_of_the_host_keeps_the_disks_until_down(
+    island: Lab, host: Host, fresh: tuple[Path, str]
+) -> None:
     island.up("drakar", "cheetah")
     leave_a_mark(island, "drakar")
     host.reboot()
@@ -328,75 +246,39 @@ def test_a_reboot_of_the_host_keeps_the_disks(island: Lab, host: Host) -> None:
     assert {row["state"] for row in island.status().values()} == {"stopped"}
     island.up()
     assert has_mark(island, "drakar")
-
-
-def test_down_after_a_reboot_of_the_host(island: Lab, host: Host) -> None:
-    island.up("drakar")
     host.reboot()
     island = host.lab(island.checkout)
     island.down()
     assert island.status() == {}
+    assert host.traces(island) == fresh[1]
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 def test_up_killed_at_any_moment_is_mended_by_up_or_down(
-    island: Lab, host: Host, group: bool
+    island: Lab, host: Host, fresh: tuple[Path, str], rng: random.Random
 ) -> None:
-    before = host.traces(island)
-    for moment in (0.15, 0.3, 0.5, 0.8, 1.3):
-        killed(island, moment, group, "up", "drakar")
-        if moment in (0.3, 0.8):
-            island.up("drakar")
-            assert island.ssh("drakar", "hostname").stdout == "drakar\n"
-        island.down()
-        assert host.traces(island) == before
+    """bench/lab_killed.py does it for longer."""
+    island.down()
+    for group in (False, True):
+        for mended_by_up in (True, False):
+            kill_up(island, rng.uniform(0.1, 1.5), group=group, mended_by_up=mended_by_up)
+            assert host.traces(island) == fresh[1]
 
 
-def killed(lab: Lab, moment: float, group: bool, *words: str) -> None:
-    process = lab.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", *words)
-    try:
-        process.communicate(timeout=moment)
-    except subprocess.TimeoutExpired:
-        if group:
-            subprocess.run([*SUDO, "kill", "-KILL", "--", f"-{process.pid}"], check=True)
-        else:
-            kill_python(process)
-        process.communicate()
-
-
-def kill_python(process: subprocess.Popen[str]) -> None:
-    """Not the nsenter in front of it, which would leave it running."""
-    pid = process.pid
-
-    def is_python() -> bool:
-        nonlocal pid
-        if Path(f"/proc/{pid}/cmdline").read_text().startswith(sys.executable):
-            return True
-        # The nsenter may not have come so far that there is one.
-        pid = int((children(pid) or [pid])[0])
-        return False
-
-    wait_until(is_python)
-    subprocess.run([*SUDO, "kill", "-KILL", str(pid)], check=True)
-
-
-@pytest.mark.parametrize("command", ["rebuild", "down"])
-def test_a_killed_rebuild_or_down_leaves_no_half_disk(
-    island: Lab, host: Host, command: str
-) -> None:
-    island.up("drakar")
-    island.kill("drakar")
+def test_a_killed_rebuild_or_down_leaves_no_half_disk(island: Lab, host: Host) -> None:
     folder = host.disk / "lab" / clone_id(island) / "drakar"
     many = folder / "upper/home/debian/many"
-    island.run("sh", "-c", f"mkdir {many} && cd {many} && seq 30000 | xargs touch")
-    process = island.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", command, "drakar")
-    wait_until(lambda: (folder / "old").exists() or not (folder / "machine.json").exists())
-    kill_python(process)
-    process.communicate()
-    assert folder.exists()
-    assert process.returncode != 0
-    island.up("drakar")
-    assert island.ssh("drakar", "ls").stdout == ""
+    for command in ("rebuild", "down"):
+        island.up("drakar")
+        island.kill("drakar")
+        island.run("sh", "-c", f"mkdir {many} && cd {many} && seq 30000 | xargs touch")
+        process = island.start(sys.executable, "-m", "uwsgi_consul_fleet.lab", command, "drakar")
+        wait_until(lambda: (folder / "old").exists() or not (folder / "machine.json").exists())
+        kill_python(process)
+        process.communicate()
+        assert folder.exists()
+        assert process.returncode != 0
+        island.up("drakar")
+        assert island.ssh("drakar", "ls").stdout == ""
 
 
 def test_what_crashes_leave_around_is_cleared_away(island: Lab, host: Host) -> None:
@@ -420,7 +302,9 @@ def test_what_crashes_leave_around_is_cleared_away(island: Lab, host: Host) -> N
     assert host.forwards()
 
 
-def test_down_needs_nothing_of_what_it_clears_away(island: Lab) -> None:
+def test_down_needs_nothing_of_what_it_clears_away(
+    island: Lab, host: Host, fresh: tuple[Path, str]
+) -> None:
     island.up("drakar")
     folder = DISKS / clone_id(island)
     island.run("ip", "link", "delete", "ucf-lab0")
@@ -429,6 +313,7 @@ def test_down_needs_nothing_of_what_it_clears_away(island: Lab) -> None:
     island.run("rm", "-r", str(island.config.parent))
     island.down()
     assert "no machines" in island.down().stdout
+    assert host.traces(island) == fresh[1]
 
 
 # --- Clones side by side -------------------------------------------------------------
@@ -493,6 +378,7 @@ def test_machines_of_a_deleted_clone_are_removed(island: Lab, neighbour: Lab) ->
 def test_purge_keeps_what_another_clone_needs(
     island: Lab, neighbour: Lab, host: Host, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    island.down()
     cache = tmp_path_factory.mktemp("cache")
     (cache / "base-12").symlink_to(CACHE / "base-12")
     cached = {"UWSGI_CONSUL_FLEET_CACHE": str(cache)}
@@ -594,6 +480,7 @@ def test_half_a_base_is_never_taken_for_one(
 
 
 def test_invoke_takes_the_same_words(island: Lab) -> None:
+    island.down()
     said = island.invoke("lab.up", "drakar:13", "cheetah").stdout.splitlines()
     assert f"drakar: started, Debian 13, {island.address('drakar')}" in said
     assert island.invoke("lab.status").stdout.splitlines() == [

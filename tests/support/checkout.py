@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,9 @@ def enter() -> None:
     """Make this worker's copy, and let this process and those that it starts use it."""
     if str(BIN) not in os.environ["PATH"].split(":"):
         os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell starts what goes on in the background: what tests interrupt would ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     consul_version.install(RUN / "bin" if RUN else ORIGIN / ".lab/bin")
     if ROOT == ORIGIN or ROOT.exists():  # also in what a test of a worker starts
         return
