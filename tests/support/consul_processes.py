@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import requests
-from checkout import ROOT
+from checkout import ROOT, WORKER
 from consul_version import agent_options
 
 SERVICE = "consul-demo-server"
@@ -33,14 +34,24 @@ def until(condition: Callable[[], Any], what: str, timeout: float = 15.0) -> Any
     raise AssertionError(f"not within {timeout:g} s: {what}")
 
 
+# Of each worker its own, and none that an outgoing connection could get before it is used.
+_first_port = 10_000 + 2_000 * int((WORKER or "gw0").removeprefix("gw"))
+_ports = itertools.cycle(range(_first_port, _first_port + 2_000))
+for _ in range(os.getpid() % 2_000):  # another run, of another checkout, begins elsewhere
+    next(_ports)
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    return list(itertools.islice(filter(_is_free, _ports), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Agent:
