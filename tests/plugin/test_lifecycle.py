@@ -22,22 +22,26 @@ Start = Callable[..., Uwsgi]
 
 @contextlib.contextmanager
 def never_absent(agent: Agent, name: str) -> Iterator[None]:
-    """Watches `?passing` all the time; a change can be missed only if it is over in some ms."""
+    """Told by the agent of each change of `?passing`; one can be missed if it is over in a ms."""
     counts: list[int] = []
     ended = threading.Event()
+    url = f"{agent.url}/v1/health/service/{name}?passing&wait=200ms"
 
     def watch() -> None:
+        index = "0"
         with requests.Session() as session:
             while not ended.is_set():
-                found = session.get(f"{agent.url}/v1/health/service/{name}?passing", timeout=5)
+                found = session.get(f"{url}&index={index}", timeout=5)
+                index = found.headers["X-Consul-Index"]
                 counts.append(len(found.json()))
-                time.sleep(0.002)  # else little is left for whom it watches
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
+        until(lambda: counts, "the first look")
         yield
-        until(lambda: len(counts) > 20, "enough looks")
+        seen = len(counts)
+        until(lambda: len(counts) > seen + 1, "a look that began now")
     finally:
         ended.set()
         watcher.join()
@@ -117,21 +121,21 @@ def test_daemonize2(start: Start, agent: Agent, name: str, tmp_path: Path) -> No
 @pytest.mark.quick
 @pytest.mark.everywhere
 def test_reload_in_place(start: Start, agent: Agent, name: str) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=1")
+    uwsgi = start(f"url={agent.url},name={name},ttl=2")
     is_passing(agent, name)
     before = agent.passing(name)
     with never_absent(agent, name):
         for count in (2, 3):
             uwsgi.signal(signal.SIGHUP)
             until(lambda n=count: registrations(uwsgi) == n, "it has reloaded")
-        time.sleep(1.2)  # longer than the ttl
+        time.sleep(2.2)  # longer than the ttl
     assert agent.passing(name)[0]["Meta"] == before[0]["Meta"]
 
 
 def test_reload_with_an_application_that_loads_for_longer_than_a_ttl(
     start: Start, agent: Agent, name: str
 ) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=1", env={"APP_LOADS_FOR": "2"})
+    uwsgi = start(f"url={agent.url},name={name},ttl=2", env={"APP_LOADS_FOR": "3"})
     is_passing(agent, name)
     with never_absent(agent, name):
         uwsgi.signal(signal.SIGHUP)
@@ -199,7 +203,7 @@ def test_reload_asked_for_by_the_application(start: Start, agent: Agent, name: s
 @pytest.mark.everywhere
 def test_chain_reload(start: Start, agent: Agent, name: str) -> None:
     options = ["lazy-apps = true", "master-fifo = fifo"]
-    uwsgi = start(f"url={agent.url},name={name},ttl=1", options=options)
+    uwsgi = start(f"url={agent.url},name={name},ttl=2", options=options)
     is_passing(agent, name)
     with never_absent(agent, name):
         uwsgi.command("c")
@@ -209,7 +213,7 @@ def test_chain_reload(start: Start, agent: Agent, name: str) -> None:
 @pytest.mark.everywhere
 @pytest.mark.parametrize("lazy", ["lazy-apps = true", "lazy-apps = false"])
 def test_respawn_of_the_only_worker(start: Start, agent: Agent, name: str, lazy: str) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=1, options=[lazy]).ready()
+    uwsgi = start(f"url={agent.url},name={name},ttl=2", processes=1, options=[lazy]).ready()
     is_passing(agent, name)
     with never_absent(agent, name):
         worker = int(uwsgi.get())
@@ -221,7 +225,7 @@ def test_respawn_of_the_only_worker(start: Start, agent: Agent, name: str, lazy:
 @pytest.mark.everywhere
 def test_cheaper_scaling_down(start: Start, agent: Agent, name: str) -> None:
     options = ["cheaper = 1", "cheaper-initial = 4", "cheaper-overload = 1", "cheaper-step = 3"]
-    uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=4, options=options)
+    uwsgi = start(f"url={agent.url},name={name},ttl=2", processes=4, options=options)
     is_passing(agent, name)
     with never_absent(agent, name):
         until(lambda: "uWSGI worker 3 cheaped" in uwsgi.log, "workers are cheaped")
@@ -400,7 +404,7 @@ def test_a_killed_master_becomes_critical(start: Start, agent: Agent, name: str)
 
 @pytest.mark.everywhere
 def test_a_successor_keeps_the_id(start: Start, agent: Agent, name: str) -> None:
-    line = f"url={agent.url},name={name},port=PORT,ttl=1"
+    line = f"url={agent.url},name={name},port=PORT,ttl=2"
     old = start(line, options=["exit-on-reload = true"]).ready()
     is_passing(agent, name)
     new = start(line, options=["exit-on-reload = true"]).ready()
@@ -429,7 +433,7 @@ def test_an_old_process_does_not_drain_for_its_successor(
 def test_an_old_process_takes_the_id_back_when_its_successor_fails(
     start: Start, agent: Agent, name: str
 ) -> None:
-    line = f"url={agent.url},name={name},port=PORT,ttl=1,drain=0"
+    line = f"url={agent.url},name={name},port=PORT,ttl=2,drain=0"
     old = start(line).ready()
     is_passing(agent, name)
     new = start(line).ready()
@@ -442,14 +446,14 @@ def test_an_old_process_takes_the_id_back_when_its_successor_fails(
 def test_a_stuck_old_process_does_not_speak_for_its_successor(
     start: Start, agent: Agent, name: str
 ) -> None:
-    line = f"url={agent.url},name={name},port=PORT,ttl=1"
+    line = f"url={agent.url},name={name},port=PORT,ttl=2"
     old = start(line, processes=1).ready()
     is_passing(agent, name)
     new = start(line).ready()
     until(lambda: old.said("registered by another process"), "the old one notices")
     with never_absent(agent, name):
         old.stuck_requests(1)
-        time.sleep(2)
+        time.sleep(3)  # longer than the ttl
     assert agent.passing(name)[0]["Port"] == new.port
 
 
@@ -471,7 +475,7 @@ WAYS = {
 @pytest.mark.everywhere
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_run(start: Start, agent: Agent, name: str, way: str) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=1,drain=0", options=WAYS[way]).ready()
+    uwsgi = start(f"url={agent.url},name={name},ttl=2,drain=0", options=WAYS[way]).ready()
     is_passing(agent, name)
     until(lambda: agent.check(name)["Output"] == "2 workers", "a beat arrives")
     with never_absent(agent, name):
@@ -564,7 +568,7 @@ def test_a_socket_that_systemd_holds(start: Start, agent: Agent, name: str, tmp_
             "wrapper": wrapper,
             "pass_fds": [listener.fileno()],
         }
-        line = f"url={agent.url},name={name},port=PORT,ttl=1,meta=release:"
+        line = f"url={agent.url},name={name},port=PORT,ttl=2,meta=release:"
         old = start(line + "1", **how)
         is_passing(agent, name)
         new = start(line + "2", **how)
@@ -582,7 +586,7 @@ def test_a_socket_that_systemd_holds(start: Start, agent: Agent, name: str, tmp_
 def test_a_vassal_of_the_emperor(start: Start, agent: Agent, name: str, tmp_path: Path) -> None:
     vassals = tmp_path / "vassals"
     vassals.mkdir()
-    vassal = start(f"url={agent.url},name={name},port=PORT,ttl=1,drain=3")
+    vassal = start(f"url={agent.url},name={name},port=PORT,ttl=2,drain=3")
     vassal.destroy()
     emperor = start([], module=None, socket="", options=[f"emperor = {vassals}"])
     agent_entries = lambda: agent.passing(name)  # noqa: E731
@@ -627,6 +631,7 @@ def test_a_stop_under_discovering_clients(
                         served.append(port)
                     except requests.RequestException as error:
                         failures.append(str(error))
+                ended.wait(0.01)  # else little is left for whom they ask
 
     clients = [threading.Thread(target=client) for _ in range(8)]
     for one in clients:
