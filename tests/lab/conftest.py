@@ -23,8 +23,12 @@ def pytest_runtest_makereport(
     """Before a machine is gone or put back: what happened on it."""
     report = yield
     if report.failed:
-        folder = evidence.collect(f"{item.path.stem}-{item.name}")
-        report.sections.append(("Journals, Consul's state, commands, load", f"are in {folder}"))
+        title = "Journals, Consul's state, commands, load"
+        try:
+            folder = evidence.collect(f"{item.path.stem}-{item.name}")
+            report.sections.append((title, f"are in {folder}"))
+        except Exception as error:  # it must not hide why the test failed
+            report.sections.append((title, f"could not be collected: {error!r}"))
     return report
 
 

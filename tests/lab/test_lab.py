@@ -112,19 +112,20 @@ def test_ssh_takes_only_our_key_as_the_user_and_knows_the_host_key(ship: Lab) ->
     assert "stricthostkeychecking true" in config
 
 
-def test_up_again_changes_nothing(ship: Lab) -> None:
-    before = ship.ssh("drakar", BOOT).stdout
-    result = ship.up("drakar")
-    assert f"drakar: runs, Debian 12, {ship.address('drakar')}" in result.stdout.splitlines()
-    assert ship.ssh("drakar", BOOT).stdout == before
+def test_up_again_changes_nothing(island: Lab) -> None:
+    island.up("drakar")
+    before = island.ssh("drakar", BOOT).stdout
+    result = island.up("drakar")
+    assert f"drakar: runs, Debian 12, {island.address('drakar')}" in result.stdout.splitlines()
+    assert island.ssh("drakar", BOOT).stdout == before
 
 
-def test_rebuild_gives_the_first_state_back(ship: Lab) -> None:
-    ship.ssh("drakar", "touch mine; sudo touch /etc/mine")
-    address = ship.address("drakar")
-    ship.rebuild("drakar")
-    assert ship.ssh("drakar", "ls; ls /etc/mine", check=False).stdout == ""
-    assert ship.address("drakar") == address
+def test_rebuild_gives_the_first_state_back(island: Lab) -> None:
+    island.ssh("drakar", "touch mine; sudo touch /etc/mine")
+    address = island.address("drakar")
+    island.rebuild("drakar")
+    assert island.ssh("drakar", "ls; ls /etc/mine", check=False).stdout == ""
+    assert island.address("drakar") == address
 
 
 # --- Mistakes ------------------------------------------------------------------------
@@ -145,15 +146,15 @@ MISTAKES = [
 ]
 
 
-def test_a_mistake_is_one_line_and_nothing_is_touched(ship: Lab) -> None:
+def test_a_mistake_is_one_line_and_nothing_is_touched(island: Lab) -> None:
     def state() -> tuple[object, ...]:
-        return ship.status(), ship.ssh("drakar", BOOT).stdout, ship.config.read_text()
+        return island.status(), island.ssh("drakar", BOOT).stdout, island.config.read_text()
 
-    ship.down()
-    ship.up("drakar")
+    island.down()
+    island.up("drakar")
     before = state()
     for words, line in MISTAKES:
-        result = ship.command(*words, check=False)
+        result = island.command(*words, check=False)
         assert result.returncode == 1
         assert result.stdout == ""
         assert result.stderr.startswith(f"Error: {line}"), result.stderr
@@ -161,11 +162,11 @@ def test_a_mistake_is_one_line_and_nothing_is_touched(ship: Lab) -> None:
     assert state() == before
 
 
-def test_the_same_machine_twice_is_started_once(ship: Lab) -> None:
-    result = ship.up("cheetah", "cheetah:12")
+def test_the_same_machine_twice_is_started_once(island: Lab) -> None:
+    result = island.up("cheetah", "cheetah:12")
     assert result.stdout.count("cheetah: ") == 1
-    ship.down("cheetah", "cheetah")
-    assert "cheetah" not in ship.status()
+    island.down("cheetah", "cheetah")
+    assert "cheetah" not in island.status()
 
 
 # --- Crashes -------------------------------------------------------------------------

@@ -70,5 +70,7 @@ def _look_at(lab: Lab, folder: Path) -> None:
     asked = f"timeout 60 sh -c {shlex.quote(script)}"
     for name in re.findall(r"^Host (\S+)$", lab.config.read_text(), re.MULTILINE):
         folder.mkdir(exist_ok=True)
-        said = lab.ssh(name, asked, check=False, options="-o ConnectTimeout=5")
-        (folder / f"{name}.txt").write_text(said.stdout + said.stderr)
+        config = ["-F", str(lab.config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
+        process = lab.start("ssh", *config, name, asked)
+        stdout, stderr = process.communicate()
+        (folder / f"{name}.txt").write_text(stdout + stderr)
