@@ -529,6 +529,7 @@ def test_ctrl_c_is_one_line_and_the_next_up_goes_on(ship: Lab, copy_checkout: Ch
 
 
 def test_a_machine_may_be_on_another_network(island: Lab) -> None:
+    island.down()
     island.up("drakar", "cheetah@dc2", "ormen@dc2")
     ours, theirs = (island.address(name).rpartition(".")[0] for name in ("drakar", "cheetah"))
     assert ours != theirs
