@@ -27,12 +27,15 @@ def is_controller(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    needs_lab = any(map(_is_of_the_lab, config.args))
     if is_controller(config):
         run = checkout.begin()
         consul_version.install(run / "bin")
         config.add_cleanup(lambda: checkout.end(run))
-        if any(map(_is_of_the_lab, config.args)):
+        if needs_lab:
             _make_base_trees(run)
+    elif consul_version.GIVEN and needs_lab and not checkout.WORKER:
+        raise pytest.UsageError("CONSUL=... for lab machines is said in a worker's copy: use -n1")
 
 
 def pytest_report_header() -> list[str]:
