@@ -44,6 +44,8 @@ def install(folder: Path) -> None:
     :param folder: for a `consul` of its own, that comes first on PATH
     """
     if GIVEN:
+        if not os.access(GIVEN, os.X_OK) or not GIVEN.is_file():
+            raise SystemExit(f"CONSUL={GIVEN}: is not a program")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "consul").unlink(missing_ok=True)
         (folder / "consul").symlink_to(GIVEN)
