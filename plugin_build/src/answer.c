@@ -6,7 +6,7 @@
  */
 #define _GNU_SOURCE
 
-#include "consul.h"
+#include "http.h"
 
 #include <string.h>
 

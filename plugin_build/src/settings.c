@@ -275,15 +275,14 @@ static int build_beat_urls(struct consul_service *service, const char *agent, ch
 static int build_urls(struct consul_service *service, char *error) {
     const struct consul_options *options = &service->options;
     const char *agent = service->agent->access.url;
-    return build_url(&service->register_url, options->register_url, agent, REGISTER_PATH, "",
-                     error) ||
-                   build_url(&service->deregister_url, options->deregister_url, agent,
-                             DEREGISTER_PATH, options->id, error) ||
-                   build_url(&service->lookup_url, NULL, agent, "/v1/agent/service/", options->id,
-                             error) ||
-                   build_beat_urls(service, agent, error)
-               ? -1
-               : 0;
+    if (build_url(&service->register_url, options->register_url, agent, REGISTER_PATH, "", error) ||
+        build_url(&service->deregister_url, options->deregister_url, agent, DEREGISTER_PATH,
+                  options->id, error) ||
+        build_url(&service->lookup_url, NULL, agent, "/v1/agent/service/", options->id, error) ||
+        build_beat_urls(service, agent, error))
+        return -1;
+    service->talk.can_look_up = service->lookup_url != NULL;
+    return 0;
 }
 
 static int check_unique(const struct consul_plugin *plugin, const struct consul_service *service,
@@ -317,6 +316,10 @@ static int complete_service(struct consul_plugin *plugin, struct consul_service 
         return -1;
     if (service->options.debug)
         service->agent->debug = 1;
+    service->talk.state = CONSUL_ABSENT;
+    service->talk.wait_workers = (int)service->options.wait_workers;
+    if (service->check == CONSUL_CHECK_TTL)
+        service->talk.beat_interval = service->options.ttl * 1000 / 3;
     return build_urls(service, error) || check_unique(plugin, service, error) ? -1 : 0;
 }
 
@@ -344,50 +347,50 @@ static int make_owner(struct consul_plugin *plugin, char *error) {
  * one program to the next in the environment. With the process id, because other programs
  * inherit the environment as well.
  */
-#define LEGACY_VARIABLE "UWSGI_CONSUL_OWNER"
+#define EXPORT_VARIABLE "UWSGI_CONSUL_OWNER"
 
-static void add_to_legacy(struct consul_text *legacy, const struct consul_service *service) {
+static void export_service(struct consul_text *lines, const struct consul_service *service) {
     const struct consul_access *access = &service->agent->access;
     if (!access->url)
         return;
-    consul_text_say(legacy, "\n");
-    consul_text_say(legacy, access->socket ? "unix://" : access->url);
-    consul_text_say(legacy, access->socket ? access->socket : "");
-    consul_text_say(legacy, "\t");
-    consul_text_say(legacy, service->options.id);
+    consul_text_say(lines, "\n");
+    consul_text_say(lines, access->socket ? "unix://" : access->url);
+    consul_text_say(lines, access->socket ? access->socket : "");
+    consul_text_say(lines, "\t");
+    consul_text_say(lines, service->options.id);
 }
 
-int consul_settings_bequeath(const struct consul_plugin *plugin) {
+int consul_settings_export(const struct consul_plugin *plugin) {
     const struct consul_service *service;
-    struct consul_text legacy = {0};
+    struct consul_text value = {0};
     int result;
-    consul_text_number(&legacy, (long)getpid());
-    consul_text_say(&legacy, ":");
-    consul_text_say(&legacy, plugin->owner);
+    consul_text_number(&value, (long)getpid());
+    consul_text_say(&value, ":");
+    consul_text_say(&value, plugin->owner);
     for (service = plugin->services; service; service = service->next)
-        add_to_legacy(&legacy, service);
-    result = legacy.failed ? -1 : setenv(LEGACY_VARIABLE, legacy.data, 1);
-    consul_text_free(&legacy);
+        export_service(&value, service);
+    result = value.failed ? -1 : setenv(EXPORT_VARIABLE, value.data, 1);
+    consul_text_free(&value);
     return result;
 }
 
-/* The lines of the legacy, for the caller to free, or NULL if there is none for this process. */
-static char *inherit(struct consul_plugin *plugin) {
-    const char *value = getenv(LEGACY_VARIABLE);
+/* The lines that this process exported before the reload, for the caller to free, or NULL. */
+static char *import_owner(struct consul_plugin *plugin) {
+    const char *value = getenv(EXPORT_VARIABLE);
     char *end = NULL;
     if (!value || strtol(value, &end, 10) != (long)getpid() || *end != ':' ||
         strcspn(end + 1, "\n") != CONSUL_OWNER_LENGTH)
         return NULL;
     memcpy(plugin->owner, end + 1, CONSUL_OWNER_LENGTH);
-    plugin->inherited = 1;
+    plugin->imported = 1;
     return join(end + 1 + CONSUL_OWNER_LENGTH, "");
 }
 
-int consul_settings_has_legacy(void) {
-    return getenv(LEGACY_VARIABLE) != NULL;
+int consul_settings_is_exported(void) {
+    return getenv(EXPORT_VARIABLE) != NULL;
 }
 
-/* The service of the present configuration that is the one of the legacy. */
+/* The service of the present configuration that is the one that was exported. */
 static struct consul_service *find_service(const struct consul_plugin *plugin,
                                            const struct consul_access *access, const char *id) {
     struct consul_service *service;
@@ -421,7 +424,7 @@ static void add_service(struct consul_plugin *plugin, struct consul_service *ser
 }
 
 /* The line is kept: the service's strings are in it. */
-static int inherit_service(struct consul_plugin *plugin, char *line, char *error) {
+static int import_service(struct consul_plugin *plugin, char *line, char *error) {
     struct consul_options options = {.url = line, .ttl = 30};
     struct consul_access access;
     struct consul_service *service;
@@ -434,27 +437,27 @@ static int inherit_service(struct consul_plugin *plugin, char *line, char *error
         return -1;
     service = find_service(plugin, &access, options.id);
     if (service) {
-        service->inherited = 1;
+        service->talk.state = CONSUL_OUTDATED_UNVERIFIED;
         free((void *)(uintptr_t)access.url);
         return 0;
     }
     service = calloc(1, sizeof(struct consul_service));
     if (!service)
         return out_of_memory(error);
-    service->inherited = service->leftover = 1;
     service->options = options;
     service->agent = find_agent_at(plugin, &access, service, error);
     if (!service->agent || build_urls(service, error))
         return -1;
+    service->talk.state = CONSUL_UNWANTED_UNVERIFIED;
     add_service(plugin, service);
     return 0;
 }
 
-static int inherit_services(struct consul_plugin *plugin, char *lines, char *error) {
+static int import_services(struct consul_plugin *plugin, char *lines, char *error) {
     char *rest = NULL;
     char *line = strtok_r(lines, "\n", &rest);
     for (; line; line = strtok_r(NULL, "\n", &rest)) {
-        if (inherit_service(plugin, line, error))
+        if (import_service(plugin, line, error))
             return -1;
     }
     return 0;
@@ -462,12 +465,12 @@ static int inherit_services(struct consul_plugin *plugin, char *lines, char *err
 
 int consul_settings_complete(struct consul_plugin *plugin, char *error) {
     struct consul_service *service;
-    char *legacy = inherit(plugin);
-    if (!legacy && make_owner(plugin, error))
+    char *lines = import_owner(plugin);
+    if (!lines && make_owner(plugin, error))
         return -1;
     for (service = plugin->services; service; service = service->next) {
         if (complete_service(plugin, service, error))
             return -1;
     }
-    return legacy ? inherit_services(plugin, legacy, error) : 0;
+    return lines ? import_services(plugin, lines, error) : 0;
 }

@@ -1,8 +1,9 @@
 /* Text that grows, and what values from outside become inside JSON and URLs. */
 #define _GNU_SOURCE
 
-#include "consul.h"
+#include "text.h"
 
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* HTTP requests that never block: each is begun here and goes on inside curl's multi handle. */
 #define _GNU_SOURCE
 
-#include "consul.h"
+#include "http.h"
 
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -16,6 +16,9 @@
  * over, so that an agent that comes back is found within one. */
 #define CONNECT_LIMIT 700L
 #define UNACKNOWLEDGED_LIMIT 1000
+
+#define SECOND_ATTEMPT 700  /* until a request that hangs is sent again beside the first */
+#define REQUEST_LIMIT 10000 /* until it is given up */
 
 /* An answer that goes on for longer than this is not one of Consul's. */
 #define ANSWER_LIMIT (64L * 1024 * 1024)
@@ -106,15 +109,15 @@ static int add_header(struct curl_slist **headers, const char *line) {
     return 0;
 }
 
-static int build_headers(struct consul_attempt *attempt, const char *token, int has_body) {
+static int build_headers(struct consul_attempt *attempt, const struct consul_request *request) {
     char line[CONSUL_TOKEN_SIZE + 32];
     /* Without a "100 Continue" to wait for. */
     if (add_header(&attempt->headers, "Expect:") ||
-        (has_body && add_header(&attempt->headers, "Content-Type: application/json")))
+        (request->body && add_header(&attempt->headers, "Content-Type: application/json")))
         return -1;
-    if (!*token)
+    if (!*request->token)
         return 0;
-    snprintf(line, sizeof(line), "X-Consul-Token: %s", token);
+    snprintf(line, sizeof(line), "X-Consul-Token: %s", request->token);
     return add_header(&attempt->headers, line);
 }
 
@@ -168,41 +171,102 @@ static void set_request(CURL *curl, struct consul_attempt *attempt,
     curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE, request->body ? (long)request->body->length : 0L);
 }
 
-int consul_attempt_start(CURLM *multi, struct consul_attempt *attempt,
-                         const struct consul_access *access, const char *token,
-                         const struct consul_request *request) {
-    if (!attempt->curl)
-        attempt->curl = curl_easy_init();
-    if (!attempt->curl)
-        return -1;
-    curl_easy_reset(attempt->curl);
-    if (build_headers(attempt, token, request->body != NULL)) {
-        consul_attempt_stop(multi, attempt);
-        return -1;
-    }
-    consul_answer_start(&attempt->answer, request->owner);
-    set_transport(attempt->curl, access, request->fresh);
-    set_request(attempt->curl, attempt, request);
-    if (curl_multi_add_handle(multi, attempt->curl) != CURLM_OK) {
-        consul_attempt_stop(multi, attempt);
-        return -1;
-    }
-    attempt->active = 1;
-    return 0;
-}
-
 /* What was under way is broken off, and its connection closed. */
-void consul_attempt_stop(CURLM *multi, struct consul_attempt *attempt) {
+static void stop_attempt(struct consul_attempt *attempt) {
     if (attempt->active)
-        curl_multi_remove_handle(multi, attempt->curl);
+        curl_multi_remove_handle(attempt->exchange->multi, attempt->curl);
     attempt->active = 0;
     curl_slist_free_all(attempt->headers);
     attempt->headers = NULL;
 }
 
-void consul_attempt_free(CURLM *multi, struct consul_attempt *attempt) {
-    consul_attempt_stop(multi, attempt);
-    if (attempt->curl)
-        curl_easy_cleanup(attempt->curl);
-    attempt->curl = NULL;
+static int start_attempt(struct consul_exchange *exchange, size_t number) {
+    struct consul_attempt *attempt = &exchange->attempts[number];
+    const struct consul_request *request = &exchange->request;
+    stop_attempt(attempt);
+    if (!attempt->curl)
+        attempt->curl = curl_easy_init();
+    if (!attempt->curl)
+        return -1;
+    curl_easy_reset(attempt->curl);
+    attempt->exchange = exchange;
+    consul_answer_start(&attempt->answer, request->owner);
+    if (build_headers(attempt, request))
+        return -1;
+    set_transport(attempt->curl, request->access, number > 0);
+    set_request(attempt->curl, attempt, request);
+    if (curl_multi_add_handle(exchange->multi, attempt->curl) != CURLM_OK)
+        return -1;
+    attempt->active = 1;
+    return 0;
+}
+
+int consul_exchange_start(struct consul_exchange *exchange, CURLM *multi,
+                          const struct consul_request *request, int64_t now) {
+    exchange->multi = multi;
+    exchange->request = *request;
+    exchange->started_at = exchange->attempt_at = now;
+    return start_attempt(exchange, 0);
+}
+
+int64_t consul_exchange_watch(struct consul_exchange *exchange, int64_t now) {
+    if (now - exchange->started_at >= REQUEST_LIMIT) {
+        consul_exchange_stop(exchange);
+        return 0;
+    }
+    if (now - exchange->attempt_at >= SECOND_ATTEMPT) {
+        exchange->attempt_at = now;
+        (void)start_attempt(exchange, 1); /* tried again, like one that hangs */
+    }
+    return exchange->attempt_at + SECOND_ATTEMPT;
+}
+
+/* Returns 0 if the other attempt may still be answered. */
+static int end_attempt(struct consul_attempt *attempt, CURLcode code) {
+    struct consul_exchange *exchange = attempt->exchange;
+    struct consul_attempt *other = &exchange->attempts[attempt == &exchange->attempts[0]];
+    long number = 0;
+    exchange->http = 0;
+    if (code == CURLE_OK)
+        curl_easy_getinfo(attempt->curl, CURLINFO_RESPONSE_CODE, &exchange->http);
+    else if (code == CURLE_COULDNT_CONNECT)
+        curl_easy_getinfo(attempt->curl, CURLINFO_OS_ERRNO, &number);
+    stop_attempt(attempt);
+    if (!exchange->http && other->active)
+        return 0;
+    consul_exchange_stop(exchange);
+    exchange->answer = &attempt->answer;
+    /* curl's own text has the milliseconds in it: different each time. */
+    exchange->error = number ? 1000 + (int)number : (int)code;
+    exchange->reason = number ? strerror((int)number) : curl_easy_strerror(code);
+    return 1;
+}
+
+struct consul_exchange *consul_exchange_ended(CURLM *multi) {
+    CURLMsg *message;
+    int left;
+    while ((message = curl_multi_info_read(multi, &left))) {
+        struct consul_attempt *attempt = NULL;
+        CURLcode code = message->data.result;
+        if (message->msg != CURLMSG_DONE)
+            continue;
+        curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &attempt);
+        if (end_attempt(attempt, code))
+            return attempt->exchange;
+    }
+    return NULL;
+}
+
+void consul_exchange_stop(struct consul_exchange *exchange) {
+    stop_attempt(&exchange->attempts[0]);
+    stop_attempt(&exchange->attempts[1]);
+}
+
+void consul_exchange_free(struct consul_exchange *exchange) {
+    size_t i;
+    consul_exchange_stop(exchange);
+    for (i = 0; i < 2; i++) {
+        curl_easy_cleanup(exchange->attempts[i].curl);
+        exchange->attempts[i].curl = NULL;
+    }
 }
