@@ -71,6 +71,10 @@ static void note_debug(const struct consul_agent *agent, int64_t now) {
               exchange->http, (long)(now - exchange->started_at), line);
 }
 
+static int is_missing(enum consul_state state) {
+    return state == CONSUL_ABSENT || state == CONSUL_UNCONFIRMED;
+}
+
 static void note_change(const struct consul_service *service, enum consul_state before,
                         enum consul_event event) {
     const char *id = service->options.id;
@@ -82,7 +86,7 @@ static void note_change(const struct consul_service *service, enum consul_state 
         uwsgi_log("[consul] deregistered %s\n", id);
     else if (event == CONSUL_ON_OTHERS && before != CONSUL_TAKEN)
         uwsgi_log("[consul] %s is registered by another process now: left alone\n", id);
-    else if (before != CONSUL_ABSENT && service->talk.state == CONSUL_ABSENT)
+    else if (is_missing(service->talk.state) && !is_missing(before))
         uwsgi_log(before == CONSUL_TAKEN ? "[consul] %s is free again\n"
                                          : "[consul] %s: the agent has lost the registration\n",
                   id);
@@ -278,8 +282,7 @@ void consul_service_judge(struct consul_service *service, const struct consul_he
     service->status = consul_health_judge(health, service->options.ttl, service->note);
     if (service->check != CONSUL_CHECK_TTL)
         service->status = CONSUL_PASSING;
-    if (service->status == before || talk->state == CONSUL_ABSENT ||
-        talk->state == CONSUL_UNCONFIRMED)
+    if (service->status == before || is_missing(talk->state))
         return;
     if (service->status == CONSUL_PASSING)
         uwsgi_log("[consul] %s is passing again\n", service->options.id);

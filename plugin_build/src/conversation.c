@@ -54,6 +54,7 @@ static const enum consul_state transitions[CONSUL_STATES][CONSUL_EVENTS] = {
                          [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
     [CONSUL_TAKEN] = {[CONSUL_ON_OURS] = CONSUL_OUTDATED,
                       [CONSUL_ON_NOTHING] = CONSUL_ABSENT,
+                      [CONSUL_ON_UNCLEAR] = CONSUL_TAKEN,
                       [CONSUL_ON_STOP] = CONSUL_GONE},
     [CONSUL_UNWANTED_UNVERIFIED] = {[CONSUL_ON_REGISTERED] = CONSUL_UNWANTED,
                                     [CONSUL_ON_OURS] = CONSUL_UNWANTED,
@@ -124,7 +125,7 @@ static enum consul_state state_after(const struct consul_talk *talk, enum consul
         return talk->state;
     /* Without a way to look it up there is no better guess. */
     if (asks[next] == CONSUL_ASK_LOOKUP && !talk->can_look_up)
-        return transitions[next][next == CONSUL_REJECTED ? CONSUL_ON_NOTHING : CONSUL_ON_UNCLEAR];
+        return next == CONSUL_REJECTED ? CONSUL_UNCONFIRMED : transitions[next][CONSUL_ON_UNCLEAR];
     return next;
 }
 
