@@ -128,24 +128,21 @@ static int start_request(struct consul_agent *agent, int64_t now) {
                                      .token = agent->token.text,
                                      .method = "PUT",
                                      .owner = agent->owner};
+    free(agent->built);
+    agent->built = NULL;
     if (agent->ask == CONSUL_ASK_LIST || agent->ask == CONSUL_ASK_LOOKUP) {
         request.method = "GET";
         request.url = agent->ask == CONSUL_ASK_LIST ? agent->list_url : service->lookup_url;
     } else if (agent->ask == CONSUL_ASK_REGISTER) {
-        consul_registration_build(&agent->body, service);
         request.url = service->register_url;
-        request.body = &agent->body;
+        request.body = agent->built = consul_registration_build(service);
     } else if (agent->ask == CONSUL_ASK_BEAT) {
-        consul_beat_build(&agent->url, service);
-        request.url = agent->url.data;
+        request.url = agent->built = consul_beat_build(service);
     } else {
         request.url = service->deregister_url;
     }
-    if (agent->body.failed || agent->url.failed) {
-        consul_text_clear(&agent->body);
-        consul_text_clear(&agent->url);
+    if (!request.url || (agent->ask == CONSUL_ASK_REGISTER && !request.body))
         return -1;
-    }
     return consul_exchange_start(&agent->exchange, agent->multi, &request, now);
 }
 
@@ -270,8 +267,8 @@ void consul_agent_stop(struct consul_agent *agent, int64_t now) {
 
 void consul_agent_free(struct consul_agent *agent) {
     consul_exchange_free(&agent->exchange);
-    consul_text_free(&agent->body);
-    consul_text_free(&agent->url);
+    free(agent->built);
+    agent->built = NULL;
 }
 
 void consul_service_judge(struct consul_service *service, const struct consul_health *health) {

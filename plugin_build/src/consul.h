@@ -2,11 +2,21 @@
 #ifndef CONSUL_PLUGIN_H
 #define CONSUL_PLUGIN_H
 
-#include <sys/types.h>
+#include <stdio.h>
 
 #include "conversation.h"
 #include "http.h"
-#include "text.h"
+
+/* ---- text.c: what values from outside become inside JSON, URLs and lines of a log ---- */
+
+/* As a part of a JSON string. */
+void consul_text_json(FILE *text, const char *value, size_t length);
+/* As one segment of a URL's path, or one value of its query. */
+void consul_text_url(FILE *text, const char *value);
+/* Ends what open_memstream() began. Returns -1, and `data` is NULL, if there was no memory. */
+int consul_text_end(FILE *text, char **data);
+/* A URL as far as a log may show it: without credentials and without its query. */
+void consul_url_line(const char *url, char *line, size_t size);
 
 /* ---- options.c: what a consul-register line says ---- */
 
@@ -60,11 +70,10 @@ struct consul_agent;
 struct consul_plugin;
 struct consul_service;
 
-/* Returns 0, or -1 and one line in `error`. */
+/* With what was exported before a reload. Returns 0, or -1 and one line in `error`. */
 int consul_settings_complete(struct consul_plugin *plugin, char *error);
 /* Lets the program that a reload starts in this process know what this one registered. */
 int consul_settings_export(const struct consul_plugin *plugin);
-int consul_settings_is_exported(void);
 
 /* ---- health.c: how the workers are ---- */
 
@@ -133,8 +142,7 @@ struct consul_agent {
     struct consul_service *services; /* of all agents */
     struct consul_exchange exchange;
     struct consul_token token;
-    struct consul_text url;
-    struct consul_text body;
+    char *built;         /* the body or URL of the last request that needed one */
     enum consul_ask ask; /* what is under way */
     struct consul_service *service;
     int64_t list_due;
@@ -162,8 +170,9 @@ void consul_service_judge(struct consul_service *service, const struct consul_he
 
 extern const char *const consul_status_names[CONSUL_STATUSES];
 
-void consul_registration_build(struct consul_text *json, const struct consul_service *service);
-void consul_beat_build(struct consul_text *url, const struct consul_service *service);
+/* Each for the caller to free, or NULL if there was no memory for it. */
+char *consul_registration_build(const struct consul_service *service);
+char *consul_beat_build(const struct consul_service *service);
 
 /* ---- stop.c: holding uWSGI's stop back until clients had time to look elsewhere ---- */
 

@@ -8,64 +8,46 @@
 #define PAUSE_LIMIT 15000       /* where the request is wrong */
 #define PAUSE_LIMIT_SERVER 1000 /* where the agent is in trouble itself */
 
-/* OUTDATED has a better one as soon as the workers are ready. */
-static const enum consul_ask asks[CONSUL_STATES] = {
-    [CONSUL_ABSENT] = CONSUL_ASK_REGISTER,
-    [CONSUL_UNCONFIRMED] = CONSUL_ASK_REGISTER,
-    [CONSUL_REGISTERED] = CONSUL_ASK_BEAT,
-    [CONSUL_REGISTERED_UNVERIFIED] = CONSUL_ASK_LOOKUP,
-    [CONSUL_OUTDATED] = CONSUL_ASK_BEAT,
-    [CONSUL_OUTDATED_UNVERIFIED] = CONSUL_ASK_LOOKUP,
-    [CONSUL_REJECTED] = CONSUL_ASK_LOOKUP,
-    [CONSUL_TAKEN] = CONSUL_ASK_LOOKUP,
-    [CONSUL_UNWANTED_UNVERIFIED] = CONSUL_ASK_LOOKUP,
-    [CONSUL_UNWANTED] = CONSUL_ASK_DEREGISTER,
-};
+#define ON(event, state) [CONSUL_ON_##event] = CONSUL_##state
 
-/* A registration that is under way when uWSGI stops may still be answered afterwards. */
-static const enum consul_state transitions[CONSUL_STATES][CONSUL_EVENTS] = {
-    [CONSUL_ABSENT] = {[CONSUL_ON_REGISTERED] = CONSUL_REGISTERED,
-                       [CONSUL_ON_UNCONFIRMED] = CONSUL_UNCONFIRMED,
-                       [CONSUL_ON_STOP] = CONSUL_GONE},
-    [CONSUL_UNCONFIRMED] =
-        {[CONSUL_ON_REGISTERED] = CONSUL_REGISTERED, [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
-    [CONSUL_REGISTERED] = {[CONSUL_ON_BEAT_REFUSED] = CONSUL_REJECTED,
-                           [CONSUL_ON_SHORT_LIST] = CONSUL_REGISTERED_UNVERIFIED,
-                           [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
-    [CONSUL_REGISTERED_UNVERIFIED] = {[CONSUL_ON_OURS] = CONSUL_REGISTERED,
-                                      [CONSUL_ON_OTHERS] = CONSUL_TAKEN,
-                                      [CONSUL_ON_NOTHING] = CONSUL_ABSENT,
-                                      [CONSUL_ON_UNCLEAR] = CONSUL_REGISTERED,
-                                      [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
-    [CONSUL_OUTDATED] = {[CONSUL_ON_REGISTERED] = CONSUL_REGISTERED,
-                         [CONSUL_ON_BEAT_REFUSED] = CONSUL_REJECTED,
-                         [CONSUL_ON_SHORT_LIST] = CONSUL_OUTDATED_UNVERIFIED,
-                         [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
-    [CONSUL_OUTDATED_UNVERIFIED] = {[CONSUL_ON_OURS] = CONSUL_OUTDATED,
-                                    [CONSUL_ON_OTHERS] = CONSUL_TAKEN,
-                                    [CONSUL_ON_NOTHING] = CONSUL_ABSENT,
-                                    [CONSUL_ON_UNCLEAR] = CONSUL_OUTDATED,
-                                    [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
+/* For each state what is asked next, and which events lead to another state. */
+static const struct {
+    enum consul_ask ask;
+    enum consul_state after[CONSUL_EVENTS];
+} states[CONSUL_STATES] = {
+    [CONSUL_ABSENT] = {CONSUL_ASK_REGISTER,
+                       {ON(REGISTERED, REGISTERED), ON(UNCONFIRMED, UNCONFIRMED), ON(STOP, GONE)}},
+    [CONSUL_UNCONFIRMED] = {CONSUL_ASK_REGISTER,
+                            {ON(REGISTERED, REGISTERED), ON(STOP, UNWANTED_UNVERIFIED)}},
+    [CONSUL_REGISTERED] = {CONSUL_ASK_BEAT,
+                           {ON(BEAT_REFUSED, REJECTED), ON(SHORT_LIST, REGISTERED_UNVERIFIED),
+                            ON(STOP, UNWANTED_UNVERIFIED)}},
+    [CONSUL_REGISTERED_UNVERIFIED] = {CONSUL_ASK_LOOKUP,
+                                      {ON(OURS, REGISTERED), ON(OTHERS, TAKEN), ON(NOTHING, ABSENT),
+                                       ON(UNCLEAR, REGISTERED), ON(STOP, UNWANTED_UNVERIFIED)}},
+    /* There is a better question as soon as the workers are ready. */
+    [CONSUL_OUTDATED] = {CONSUL_ASK_BEAT,
+                         {ON(REGISTERED, REGISTERED), ON(BEAT_REFUSED, REJECTED),
+                          ON(SHORT_LIST, OUTDATED_UNVERIFIED), ON(STOP, UNWANTED_UNVERIFIED)}},
+    [CONSUL_OUTDATED_UNVERIFIED] = {CONSUL_ASK_LOOKUP,
+                                    {ON(OURS, OUTDATED), ON(OTHERS, TAKEN), ON(NOTHING, ABSENT),
+                                     ON(UNCLEAR, OUTDATED), ON(STOP, UNWANTED_UNVERIFIED)}},
     /* Where it is still ours, its check is not there any more. */
-    [CONSUL_REJECTED] = {[CONSUL_ON_OURS] = CONSUL_OUTDATED,
-                         [CONSUL_ON_OTHERS] = CONSUL_TAKEN,
-                         [CONSUL_ON_NOTHING] = CONSUL_ABSENT,
-                         [CONSUL_ON_UNCLEAR] = CONSUL_OUTDATED,
-                         [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
-    [CONSUL_TAKEN] = {[CONSUL_ON_OURS] = CONSUL_OUTDATED,
-                      [CONSUL_ON_NOTHING] = CONSUL_ABSENT,
-                      [CONSUL_ON_UNCLEAR] = CONSUL_TAKEN,
-                      [CONSUL_ON_STOP] = CONSUL_GONE},
-    [CONSUL_UNWANTED_UNVERIFIED] = {[CONSUL_ON_REGISTERED] = CONSUL_UNWANTED,
-                                    [CONSUL_ON_OURS] = CONSUL_UNWANTED,
-                                    [CONSUL_ON_OTHERS] = CONSUL_GONE,
-                                    [CONSUL_ON_NOTHING] = CONSUL_GONE,
-                                    [CONSUL_ON_UNCLEAR] = CONSUL_UNWANTED},
-    [CONSUL_UNWANTED] = {[CONSUL_ON_DEREGISTERED] = CONSUL_GONE,
-                         [CONSUL_ON_SHORT_LIST] = CONSUL_UNWANTED_UNVERIFIED,
-                         [CONSUL_ON_STOP] = CONSUL_UNWANTED_UNVERIFIED},
-    [CONSUL_GONE] = {[CONSUL_ON_REGISTERED] = CONSUL_UNWANTED,
-                     [CONSUL_ON_UNCONFIRMED] = CONSUL_UNWANTED_UNVERIFIED},
+    [CONSUL_REJECTED] = {CONSUL_ASK_LOOKUP,
+                         {ON(OURS, OUTDATED), ON(OTHERS, TAKEN), ON(NOTHING, ABSENT),
+                          ON(UNCLEAR, OUTDATED), ON(STOP, UNWANTED_UNVERIFIED)}},
+    [CONSUL_TAKEN] = {CONSUL_ASK_LOOKUP,
+                      {ON(OURS, OUTDATED), ON(NOTHING, ABSENT), ON(UNCLEAR, TAKEN),
+                       ON(STOP, GONE)}},
+    [CONSUL_UNWANTED_UNVERIFIED] = {CONSUL_ASK_LOOKUP,
+                                    {ON(REGISTERED, UNWANTED), ON(OURS, UNWANTED), ON(OTHERS, GONE),
+                                     ON(NOTHING, GONE), ON(UNCLEAR, UNWANTED)}},
+    [CONSUL_UNWANTED] = {CONSUL_ASK_DEREGISTER,
+                         {ON(DEREGISTERED, GONE), ON(SHORT_LIST, UNWANTED_UNVERIFIED),
+                          ON(STOP, UNWANTED_UNVERIFIED)}},
+    /* A registration that was under way may still be answered. */
+    [CONSUL_GONE] = {CONSUL_ASK_NOTHING,
+                     {ON(REGISTERED, UNWANTED), ON(UNCONFIRMED, UNWANTED_UNVERIFIED)}},
 };
 
 static int64_t sooner(int64_t a, int64_t b) {
@@ -83,7 +65,7 @@ static int64_t beat_at(const struct consul_talk *talk, const struct consul_momen
 
 struct consul_step consul_next_step(const struct consul_talk *talk,
                                     const struct consul_moment *moment) {
-    struct consul_step step = {asks[talk->state], talk->due};
+    struct consul_step step = {states[talk->state].ask, talk->due};
     if (talk->state == CONSUL_OUTDATED && moment->ready) {
         step.ask = CONSUL_ASK_REGISTER;
         step.at = 0;
@@ -120,12 +102,12 @@ enum consul_event consul_event_of(enum consul_ask ask, long http, size_t owners)
 }
 
 static enum consul_state state_after(const struct consul_talk *talk, enum consul_event event) {
-    enum consul_state next = transitions[talk->state][event];
+    enum consul_state next = states[talk->state].after[event];
     if (next == CONSUL_UNCHANGED)
         return talk->state;
     /* Without a way to look it up there is no better guess. */
-    if (asks[next] == CONSUL_ASK_LOOKUP && !talk->can_look_up)
-        return next == CONSUL_REJECTED ? CONSUL_UNCONFIRMED : transitions[next][CONSUL_ON_UNCLEAR];
+    if (states[next].ask == CONSUL_ASK_LOOKUP && !talk->can_look_up)
+        return next == CONSUL_REJECTED ? CONSUL_UNCONFIRMED : states[next].after[CONSUL_ON_UNCLEAR];
     return next;
 }
 
@@ -141,7 +123,7 @@ static void hold_back(struct consul_talk *talk, enum consul_event event, int64_t
 /* The agent answered as it should: the next beat can wait, and anything else can't. */
 static void go_on(struct consul_talk *talk, int64_t now) {
     talk->refusals = 0;
-    talk->due = now + (asks[talk->state] == CONSUL_ASK_BEAT ? talk->beat_interval : 0);
+    talk->due = now + (states[talk->state].ask == CONSUL_ASK_BEAT ? talk->beat_interval : 0);
 }
 
 void consul_transition(struct consul_talk *talk, enum consul_event event, int64_t now) {
@@ -179,7 +161,7 @@ void consul_transition(struct consul_talk *talk, enum consul_event event, int64_
         break;
     case CONSUL_ON_STATUS:
         /* News does not wait for the next beat. */
-        if (asks[talk->state] == CONSUL_ASK_BEAT)
+        if (states[talk->state].ask == CONSUL_ASK_BEAT)
             talk->due = 0;
         break;
     case CONSUL_ON_TOKEN:
@@ -192,7 +174,7 @@ void consul_transition(struct consul_talk *talk, enum consul_event event, int64_
 }
 
 int consul_is_listed(const struct consul_talk *talk) {
-    enum consul_ask ask = asks[talk->state];
+    enum consul_ask ask = states[talk->state].ask;
     return talk->state != CONSUL_TAKEN && ask != CONSUL_ASK_NOTHING && ask != CONSUL_ASK_REGISTER;
 }
 

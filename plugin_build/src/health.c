@@ -141,18 +141,18 @@ static void note_time(char *note, const char *format, int a, int b, int64_t dura
 /* No worker accepts requests. That is so for a moment at each respawn and reload. */
 static enum consul_status judge_absence(const struct consul_health *health, long ttl, char *note) {
     int64_t absent = health->now - health->ready_at;
-    int64_t limit = ttl * 1000 > LOADING_LIMIT ? ttl * 1000 : LOADING_LIMIT;
+    int64_t limit = RESPAWN_LIMIT;
     uint64_t deaths = health->spawns - health->spawns_when_ready;
     if (deaths > 2 * (uint64_t)health->workers) {
         note_time(note, "workers die as they start: %d started, %d wanted, none ready for %ld s",
                   (int)deaths, health->workers, absent);
-        return absent > RESPAWN_LIMIT ? CONSUL_CRITICAL : CONSUL_PASSING;
+        return absent > limit ? CONSUL_CRITICAL : CONSUL_PASSING;
     }
     note_time(note, "%d/%d workers alive, none ready for %ld s", health->alive, health->workers,
               absent);
     if (uwsgi_instance_is_reloading || health->alive || !health->spawns)
-        return absent > limit ? CONSUL_CRITICAL : CONSUL_PASSING;
-    return absent > RESPAWN_LIMIT ? CONSUL_CRITICAL : CONSUL_PASSING;
+        limit = ttl * 1000 > LOADING_LIMIT ? ttl * 1000 : LOADING_LIMIT;
+    return absent > limit ? CONSUL_CRITICAL : CONSUL_PASSING;
 }
 
 static void note_no_progress(const struct consul_health *health, char *note) {

@@ -23,46 +23,43 @@
 /* An answer that goes on for longer than this is not one of Consul's. */
 #define ANSWER_LIMIT (64L * 1024 * 1024)
 
-static int64_t seconds_and_nanoseconds(struct timespec moment) {
-    return (int64_t)moment.tv_sec * 1000000000 + moment.tv_nsec;
+/* What changes with a file. */
+static void read_stamp(const struct stat *file, int64_t stamp[4]) {
+    stamp[0] = (int64_t)file->st_dev;
+    stamp[1] = (int64_t)file->st_ino;
+    stamp[2] = (int64_t)file->st_size;
+    stamp[3] = (int64_t)file->st_mtim.tv_sec * 1000000000 + file->st_mtim.tv_nsec;
 }
 
-/* The first line of a file. */
-static int read_line(int fd, char *line, size_t size) {
-    ssize_t length = read(fd, line, size - 1);
+/* The first line of the file becomes the token; returns whether it is another one, or -1. */
+static int read_token_file(struct consul_token *token, const char *path) {
+    char line[CONSUL_TOKEN_SIZE];
+    struct stat file;
+    ssize_t length = -1;
+    int changed;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return -1;
+    if (!fstat(fd, &file))
+        length = read(fd, line, sizeof(line) - 1);
+    close(fd);
     if (length < 0)
         return -1;
     line[length] = 0;
     line[strcspn(line, "\r\n")] = 0;
-    return 0;
-}
-
-static int read_token_file(struct consul_token *token, const char *path) {
-    char line[CONSUL_TOKEN_SIZE];
-    struct stat file;
-    int changed = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return -1;
-    if (fstat(fd, &file) || read_line(fd, line, sizeof(line))) {
-        close(fd);
-        return -1;
-    }
-    close(fd);
     changed = strcmp(line, token->text) != 0;
     memcpy(token->text, line, sizeof(line));
-    token->stamp[0] = (int64_t)file.st_dev;
-    token->stamp[1] = (int64_t)file.st_ino;
-    token->stamp[2] = (int64_t)file.st_size;
-    token->stamp[3] = seconds_and_nanoseconds(file.st_mtim);
+    read_stamp(&file, token->stamp);
     return changed;
 }
 
 static int is_current(const struct consul_token *token, const char *path) {
+    int64_t stamp[4];
     struct stat file;
-    return !stat(path, &file) && token->stamp[0] == (int64_t)file.st_dev &&
-           token->stamp[1] == (int64_t)file.st_ino && token->stamp[2] == (int64_t)file.st_size &&
-           token->stamp[3] == seconds_and_nanoseconds(file.st_mtim);
+    if (stat(path, &file))
+        return 0;
+    read_stamp(&file, stamp);
+    return !memcmp(stamp, token->stamp, sizeof(stamp));
 }
 
 int consul_token_refresh(struct consul_token *token, const struct consul_access *access) {
@@ -143,18 +140,14 @@ static void set_transport(CURL *curl, const struct consul_access *access, int fr
     /* A proxy is for the world outside, not for an agent on this host. */
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "localhost,127.0.0.1,::1");
     set_protocols(curl);
-    if (access->socket)
-        curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, access->socket);
+    curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, access->socket);
+    /* Without one it is the system's; NULL would mean none. */
     if (access->ca_file)
         curl_easy_setopt(curl, CURLOPT_CAINFO, access->ca_file);
-    if (access->cert_file)
-        curl_easy_setopt(curl, CURLOPT_SSLCERT, access->cert_file);
-    if (access->key_file)
-        curl_easy_setopt(curl, CURLOPT_SSLKEY, access->key_file);
-    if (access->ssl_no_verify) {
-        curl_easy_setopt(curl, CURLOPT_SSL_VERIFYPEER, 0L);
-        curl_easy_setopt(curl, CURLOPT_SSL_VERIFYHOST, 0L);
-    }
+    curl_easy_setopt(curl, CURLOPT_SSLCERT, access->cert_file);
+    curl_easy_setopt(curl, CURLOPT_SSLKEY, access->key_file);
+    curl_easy_setopt(curl, CURLOPT_SSL_VERIFYPEER, access->ssl_no_verify ? 0L : 1L);
+    curl_easy_setopt(curl, CURLOPT_SSL_VERIFYHOST, access->ssl_no_verify ? 0L : 2L);
 }
 
 static void set_request(CURL *curl, struct consul_attempt *attempt,
@@ -167,8 +160,7 @@ static void set_request(CURL *curl, struct consul_attempt *attempt,
     if (!strcmp(request->method, "GET"))
         return;
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, request->method);
-    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, request->body ? request->body->data : "");
-    curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE, request->body ? (long)request->body->length : 0L);
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, request->body ? request->body : "");
 }
 
 /* What was under way is broken off, and its connection closed. */

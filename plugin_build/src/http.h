@@ -1,12 +1,10 @@
-/* HTTP requests that never block, and what is read from the agent's answers. Not for uWSGI only. */
+/* HTTP requests that never block, and what is read from their answers; without uWSGI. */
 #ifndef CONSUL_HTTP_H
 #define CONSUL_HTTP_H
 
 #include <curl/curl.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "text.h"
 
 /* ---- answer.c ---- */
 
@@ -59,8 +57,8 @@ struct consul_request {
     const char *token;
     const char *method;
     const char *url;
-    const struct consul_text *body; /* or NULL */
-    const char *owner;              /* to count in the answer */
+    const char *body;  /* or NULL */
+    const char *owner; /* to count in the answer */
 };
 
 struct consul_attempt {

@@ -155,15 +155,9 @@ static void allow_stop(struct loop *loop) {
 }
 
 static int is_over(const struct loop *loop) {
-    switch (get_end()) {
-    case END_RELOAD:
-        return 1;
-    case END_STOP:
-        return loop->stopping_since && (!somebody_remains() || consul_now() >= control.deadline);
-    case END_NOT:
-        break;
-    }
-    return 0;
+    if (get_end() == END_STOP && loop->stopping_since)
+        return !somebody_remains() || consul_now() >= control.deadline;
+    return get_end() == END_RELOAD;
 }
 
 /* Lets each agent go on; returns until when to sleep. */
@@ -249,13 +243,19 @@ static void *run(void *unused) {
 
 /* ---- the master ---- */
 
+/* As the functions of pthread take it. */
+static struct timespec deadline_after(long milliseconds) {
+    struct timespec deadline;
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_nsec += milliseconds * 1000000L;
+    deadline.tv_sec += deadline.tv_nsec / 1000000000L;
+    deadline.tv_nsec %= 1000000000L;
+    return deadline;
+}
+
 static void before_fork(void) {
-    struct timespec limit;
-    clock_gettime(CLOCK_REALTIME, &limit);
-    limit.tv_nsec += FORK_TIMEOUT * 1000000L;
-    limit.tv_sec += limit.tv_nsec / 1000000000L;
-    limit.tv_nsec %= 1000000000L;
-    paused = !pthread_mutex_timedlock(&at_work, &limit);
+    struct timespec deadline = deadline_after(FORK_TIMEOUT);
+    paused = !pthread_mutex_timedlock(&at_work, &deadline);
 }
 
 static void after_fork(void) {
@@ -321,7 +321,7 @@ static void consul_master_cycle(void) {
 /* Ends the thread; a bounded wait, as it never blocks in a request. */
 static void end_thread(void) {
     uint64_t one = 1;
-    struct timespec limit;
+    struct timespec deadline = deadline_after(END_TIMEOUT + 300);
     enum end end = END_STOP;
     if (!has_thread())
         return;
@@ -331,9 +331,7 @@ static void end_thread(void) {
     __atomic_store_n(&control.end, end, __ATOMIC_RELEASE);
     if (write(control.wake_fd, &one, sizeof(one)) < 0)
         uwsgi_error("[consul] write()");
-    clock_gettime(CLOCK_REALTIME, &limit);
-    limit.tv_sec += 1;
-    if (pthread_timedjoin_np(control.thread, NULL, &limit))
+    if (pthread_timedjoin_np(control.thread, NULL, &deadline))
         uwsgi_log("[consul] the thread does not end: going on without it\n");
     close(control.wake_fd);
     control.wake_fd = -1;
@@ -360,13 +358,10 @@ static void consul_add(char *option, char *value, void *unused) {
 
 static int consul_init(void) {
     char error[CONSUL_ERROR_SIZE];
-    /* Without a service there may still be one to deregister, from before a reload. */
-    if (!plugin.services && !consul_settings_is_exported())
-        return 0;
-    if (curl_global_init(CURL_GLOBAL_ALL))
-        refuse("can't initialise libcurl");
     if (consul_settings_complete(&plugin, error))
         refuse(error);
+    if (plugin.services && curl_global_init(CURL_GLOBAL_ALL))
+        refuse("can't initialise libcurl");
     return 0;
 }
 

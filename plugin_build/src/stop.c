@@ -90,25 +90,17 @@ static void on_signal(int signum) {
     errno = saved;
 }
 
-static void on_fifo_kill(int unused) {
-    (void)unused;
-    note(kill_them_all, 0);
-}
+/* A command of the fifo does not know by which letter it was called. */
+#define STAND_IN(name, uwsgis)                                                                     \
+    static void name(int unused) {                                                                 \
+        (void)unused;                                                                              \
+        note(uwsgis, 0);                                                                           \
+    }
 
-static void on_fifo_graceful(int unused) {
-    (void)unused;
-    note(gracefully_kill_them_all, 0);
-}
-
-static void on_fifo_grace(int unused) {
-    (void)unused;
-    note(grace_them_all, 0);
-}
-
-static void on_fifo_reap(int unused) {
-    (void)unused;
-    note(reap_them_all, 0);
-}
+STAND_IN(on_fifo_kill, kill_them_all)
+STAND_IN(on_fifo_graceful, gracefully_kill_them_all)
+STAND_IN(on_fifo_grace, grace_them_all)
+STAND_IN(on_fifo_reap, reap_them_all)
 
 static const struct {
     function uwsgis;

@@ -11,7 +11,7 @@ from uwsgi_processes import SANITIZERS, SOURCES, Agent, FakeAgent, Seen
 
 SRC = SOURCES / "src"
 PROGRAMS = Path(__file__).parent / "alone"
-NEEDS = {"conversation": ["conversation"], "http": ["http", "answer", "text"]}
+NEEDS = {"conversation": ["conversation"], "http": ["http", "answer"]}
 OWNER = "0123456789abcdef0123456789abcdef"
 TOKEN = "s3cr3t-s3cr3t"
 
@@ -35,7 +35,7 @@ def test_neither_knows_anything_of_uwsgi(name: str) -> None:
             ["gcc", "-MM", str(SRC / f"{part}.c")], capture_output=True, text=True, check=True
         )
         headers = {Path(word).name for word in listed.stdout.split() if word.endswith(".h")}
-        assert headers <= {"conversation.h", "http.h", "text.h"}
+        assert headers <= {"conversation.h", "http.h"}
         text = "".join((SRC / name).read_text() for name in [f"{part}.c", *headers])
         assert "uwsgi.h" not in text
         assert "uwsgi_" not in text

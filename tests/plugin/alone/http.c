@@ -63,7 +63,6 @@ static int converse(CURLM *multi, const struct consul_request *request) {
 
 int main(int argc, char **argv) {
     static const struct consul_access access;
-    struct consul_text body = {0};
     struct consul_request request = {.access = &access};
     CURLM *multi;
     int result;
@@ -73,14 +72,10 @@ int main(int argc, char **argv) {
     request.url = argv[2];
     request.owner = argv[3];
     request.token = argv[4];
-    if (argc > 5) {
-        consul_text_say(&body, argv[5]);
-        request.body = &body;
-    }
+    request.body = argc > 5 ? argv[5] : NULL;
     multi = curl_multi_init();
     result = multi ? converse(multi, &request) : 2;
     curl_multi_cleanup(multi);
-    consul_text_free(&body);
     curl_global_cleanup();
     return result;
 }
