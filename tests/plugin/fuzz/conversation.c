@@ -14,6 +14,7 @@ enum mood { HONEST, FORBIDS, FAILS, IS_DEAF, IS_MUTE, MOODS };
 
 #define NO_WAIT_LIMIT 12 /* requests in a row */
 #define LIST_INTERVAL 500
+#define REST 100000 /* more than the longest pause and the longest time between two beats */
 
 static struct {
     struct consul_talk talk;
@@ -163,7 +164,7 @@ static void come_to_rest(void) {
     int requests = 0;
     world.moment.ready = 1;
     world.moment.reloading = 0;
-    for (end = world.moment.now + 200000; world.moment.now < end; list()) {
+    for (end = world.moment.now + REST; world.moment.now < end; list()) {
         int64_t next = world.moment.now + LIST_INTERVAL;
         while (consul_next_step(&world.talk, &world.moment).at <= next) {
             converse(HONEST, 0);
@@ -171,7 +172,7 @@ static void come_to_rest(void) {
         }
         world.moment.now = next > world.moment.now ? next : world.moment.now;
     }
-    demand(requests < 4 * 200000 / 400);
+    demand(requests < 4 * REST / 400);
 }
 
 static void judge(void) {
