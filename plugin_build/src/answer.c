@@ -6,8 +6,9 @@
  */
 #define _GNU_SOURCE
 
-#include "consul.h"
+#include "http.h"
 
+#include <stdio.h>
 #include <string.h>
 
 void consul_answer_start(struct consul_answer *answer, const char *owner) {
@@ -55,8 +56,7 @@ void consul_answer_line(const struct consul_answer *answer, const char *secret, 
     size_t length = 0;
     size_t known = secret ? strlen(secret) : 0;
     if (known && memmem(answer->excerpt, answer->excerpt_length, secret, known)) {
-        strncpy(line, "(hidden, it repeats the token)", size - 1);
-        line[size - 1] = 0;
+        snprintf(line, size, "(hidden, it repeats the token)");
         return;
     }
     for (i = 0; i < answer->excerpt_length && length + 1 < size; i++) {

@@ -9,12 +9,12 @@
 extern struct uwsgi_server uwsgi;
 
 /* Milliseconds. Time that is granted to workers which load the application. */
-#define LOADING_PATIENCE 60000
+#define LOADING_LIMIT 60000
 /* A worker that dies is replaced by uWSGI in its next cycle, which may be a second away, and two
  * seconds later (its forkbomb-delay) if it had just been started. */
-#define RESPAWN_PATIENCE 4000
+#define RESPAWN_LIMIT 4000
 /* A listen queue may be full for this long. */
-#define QUEUE_PATIENCE 1000
+#define QUEUE_LIMIT 1000
 
 int64_t consul_now(void) {
     struct timespec now;
@@ -141,18 +141,18 @@ static void note_time(char *note, const char *format, int a, int b, int64_t dura
 /* No worker accepts requests. That is so for a moment at each respawn and reload. */
 static enum consul_status judge_absence(const struct consul_health *health, long ttl, char *note) {
     int64_t absent = health->now - health->ready_at;
-    int64_t patience = ttl * 1000 > LOADING_PATIENCE ? ttl * 1000 : LOADING_PATIENCE;
+    int64_t limit = RESPAWN_LIMIT;
     uint64_t deaths = health->spawns - health->spawns_when_ready;
     if (deaths > 2 * (uint64_t)health->workers) {
         note_time(note, "workers die as they start: %d started, %d wanted, none ready for %ld s",
                   (int)deaths, health->workers, absent);
-        return absent > RESPAWN_PATIENCE ? CONSUL_CRITICAL : CONSUL_PASSING;
+        return absent > limit ? CONSUL_CRITICAL : CONSUL_PASSING;
     }
     note_time(note, "%d/%d workers alive, none ready for %ld s", health->alive, health->workers,
               absent);
     if (uwsgi_instance_is_reloading || health->alive || !health->spawns)
-        return absent > patience ? CONSUL_CRITICAL : CONSUL_PASSING;
-    return absent > RESPAWN_PATIENCE ? CONSUL_CRITICAL : CONSUL_PASSING;
+        limit = ttl * 1000 > LOADING_LIMIT ? ttl * 1000 : LOADING_LIMIT;
+    return absent > limit ? CONSUL_CRITICAL : CONSUL_PASSING;
 }
 
 static void note_no_progress(const struct consul_health *health, char *note) {
@@ -180,7 +180,7 @@ enum consul_status consul_health_judge(const struct consul_health *health, long 
         note_no_progress(health, note);
         return CONSUL_CRITICAL;
     }
-    if (health->now - health->queue_free_at > QUEUE_PATIENCE) {
+    if (health->now - health->queue_free_at > QUEUE_LIMIT) {
         note_time(note, "listen queue full: %d connections wait, %d workers busy for %ld s",
                   health->waiting, health->busy, health->now - health->queue_free_at);
         return CONSUL_WARNING;

@@ -295,13 +295,13 @@ static int check_address(const struct consul_options *options, char *error) {
 }
 
 static int check_duration(const struct consul_options *options, char *error) {
-    char number[24];
     if (options->deregister_after <= 0 || options->deregister_after >= 60)
         return 0;
-    snprintf(number, sizeof(number), "%ld", options->deregister_after);
-    return refuse(error, "deregister_after", number,
-                  "a number from 60 to 31536000 is allowed, or 0 for never: Consul's minimum is a "
-                  "minute");
+    snprintf(error, CONSUL_ERROR_SIZE,
+             "deregister_after=%ld: a number from 60 to 31536000 is allowed, or 0 for never: "
+             "Consul's minimum is a minute",
+             options->deregister_after);
+    return -1;
 }
 
 /* One word of `meta`, against the rules of Consul's agent. */

@@ -20,16 +20,16 @@ extern struct uwsgi_server uwsgi;
 #define LOOK_STARTING 10 /* between two looks at workers that are not ready */
 #define LOOK_SLOWEST 500 /* and at others */
 #define LOOK_QUICKEST 100
-#define LOOK_LEAVING 20
-#define HESITATION 500 /* how long a stop waits for an agent that does not answer */
-#define FAREWELL 700   /* until a deregistration is given up, when the workers are gone */
-#define FORK_WAIT 100  /* how long a fork waits for the thread to pause */
+#define LOOK_STOPPING 20
+#define STOP_TIMEOUT 500 /* how long a stop waits for an agent that does not answer */
+#define END_TIMEOUT 700  /* the same when the workers are gone */
+#define FORK_TIMEOUT 100 /* how long a fork waits for the thread to pause */
 #define STACK_SIZE (512 * 1024)
 
 enum end {
     END_NOT,
-    END_FAREWELL, /* for good: deregister what still is registered, if the agent answers */
-    END_RELOAD    /* the program that comes next keeps the registrations */
+    END_STOP,  /* for good: deregister what still is registered, if the agent answers */
+    END_RELOAD /* the program that comes next keeps the registrations */
 };
 
 static struct consul_plugin plugin;
@@ -39,7 +39,7 @@ static struct {
     pid_t pid; /* of the process that the thread is in */
     int wake_fd;
     enum end end;
-    int64_t end_by;
+    int64_t deadline;
     int may_stop;
     int prepared;
 } control = {.wake_fd = -1};
@@ -54,11 +54,12 @@ static pthread_mutex_t at_work = PTHREAD_MUTEX_INITIALIZER;
 static __thread int paused;
 
 struct loop {
+    CURLM *multi;
     struct consul_moment moment;
     struct consul_health health;
     int64_t look_at;
     int64_t look_interval;
-    int64_t leaving_since;
+    int64_t stopping_since; /* 0: it does not stop */
 };
 
 static enum end get_end(void) {
@@ -66,37 +67,37 @@ static enum end get_end(void) {
 }
 
 /* How long a stop may be held back; not at all where no service asks for it. */
-static int64_t patience(void) {
+static int64_t stop_limit(void) {
     const struct consul_service *service;
     int64_t longest = 0;
     for (service = plugin.services; service; service = service->next) {
         if (service->options.drain * 1000 > longest)
             longest = service->options.drain * 1000;
     }
-    return longest ? longest + HESITATION : 0;
+    return longest ? longest + STOP_TIMEOUT : 0;
 }
 
 /* ---- the thread ---- */
 
 static void start_loop(struct loop *loop) {
-    struct consul_service *service;
+    struct consul_agent *agent;
+    const struct consul_service *service;
     memset(loop, 0, sizeof(*loop));
-    loop->moment.multi = curl_multi_init();
-    loop->moment.services = plugin.services;
+    loop->multi = curl_multi_init();
     loop->look_interval = LOOK_SLOWEST;
     consul_health_start(&loop->health);
     for (service = plugin.services; service; service = service->next) {
         int64_t interval = service->options.ttl * 1000 / 10;
         if (interval < loop->look_interval)
             loop->look_interval = interval < LOOK_QUICKEST ? LOOK_QUICKEST : interval;
-        service->state = service->inherited ? CONSUL_HELD : CONSUL_APART;
-        service->verify = service->inherited;
     }
+    for (agent = plugin.agents; agent; agent = agent->next)
+        consul_agent_start(agent, loop->multi, plugin.services);
 }
 
 static void look(struct loop *loop) {
     struct consul_service *service;
-    if (loop->moment.now < loop->look_at || loop->moment.leaving)
+    if (loop->moment.now < loop->look_at || loop->stopping_since)
         return;
     consul_health_look(&loop->health);
     loop->moment.ready |= consul_health_is_ready(&loop->health);
@@ -105,27 +106,26 @@ static void look(struct loop *loop) {
         consul_service_judge(service, &loop->health);
 }
 
-static void begin_to_leave(struct loop *loop) {
+static void begin_to_stop(struct loop *loop) {
     struct consul_agent *agent;
-    if (loop->moment.leaving)
+    if (loop->stopping_since)
         return;
-    if (!consul_stop_asked() && !consul_is_ending() && get_end() != END_FAREWELL)
+    if (!consul_stop_asked() && !consul_is_ending() && get_end() != END_STOP)
         return;
-    loop->moment.leaving = 1;
-    loop->leaving_since = loop->moment.now;
+    loop->stopping_since = loop->moment.now;
     for (agent = plugin.agents; agent; agent = agent->next)
-        consul_agent_leave(agent, &loop->moment);
+        consul_agent_stop(agent, loop->moment.now);
 }
 
 static int somebody_remains(void) {
     const struct consul_agent *agent;
     const struct consul_service *service;
     for (agent = plugin.agents; agent; agent = agent->next) {
-        if (agent->job != CONSUL_IDLE)
+        if (agent->ask != CONSUL_ASK_NOTHING)
             return 1;
     }
     for (service = plugin.services; service; service = service->next) {
-        if (consul_service_remains(service))
+        if (consul_is_unwanted(&service->talk))
             return 1;
     }
     return 0;
@@ -136,8 +136,8 @@ static int64_t drained_at(void) {
     const struct consul_service *service;
     int64_t latest = 0;
     for (service = plugin.services; service; service = service->next) {
-        int64_t drained = service->left_at + service->options.drain * 1000;
-        if (service->left_at && drained > latest)
+        int64_t drained = service->talk.gone_at + service->options.drain * 1000;
+        if (service->talk.gone_at && drained > latest)
             latest = drained;
     }
     return latest;
@@ -146,30 +146,24 @@ static int64_t drained_at(void) {
 /* Tells the master when there is nothing left to wait for before it stops. */
 static void allow_stop(struct loop *loop) {
     int64_t now = loop->moment.now;
-    if (!loop->moment.leaving)
+    if (!loop->stopping_since)
         return;
-    if (now >= drained_at() && (!somebody_remains() || now >= loop->leaving_since + HESITATION))
+    if (now >= drained_at() && (!somebody_remains() || now >= loop->stopping_since + STOP_TIMEOUT))
         __atomic_store_n(&control.may_stop, 1, __ATOMIC_RELEASE);
     if (__atomic_load_n(&control.may_stop, __ATOMIC_ACQUIRE))
-        consul_stop_nudge();
+        consul_stop_wake_master();
 }
 
 static int is_over(const struct loop *loop) {
-    switch (get_end()) {
-    case END_RELOAD:
-        return 1;
-    case END_FAREWELL:
-        return loop->moment.leaving && (!somebody_remains() || consul_now() >= control.end_by);
-    case END_NOT:
-        break;
-    }
-    return 0;
+    if (get_end() == END_STOP && loop->stopping_since)
+        return !somebody_remains() || consul_now() >= control.deadline;
+    return get_end() == END_RELOAD;
 }
 
 /* Lets each agent go on; returns until when to sleep. */
 static int64_t step(struct loop *loop) {
     struct consul_agent *agent;
-    int64_t until = loop->moment.leaving ? loop->moment.now + LOOK_LEAVING : loop->look_at;
+    int64_t until = loop->stopping_since ? loop->moment.now + LOOK_STOPPING : loop->look_at;
     for (agent = plugin.agents; agent; agent = agent->next) {
         int64_t next = consul_agent_step(agent, &loop->moment);
         if (next < until)
@@ -186,8 +180,7 @@ static void wait_until(struct loop *loop, int64_t until) {
     /* At least one, so that no mistake anywhere can make this a busy loop. */
     int timeout = left < 1 ? 1 : left > LOOK_SLOWEST ? LOOK_SLOWEST : (int)left;
     pthread_mutex_unlock(&at_work);
-    if (curl_multi_wait(loop->moment.multi, extra, extra[1].fd < 0 ? 1 : 2, timeout, NULL) !=
-        CURLM_OK)
+    if (curl_multi_wait(loop->multi, extra, extra[1].fd < 0 ? 1 : 2, timeout, NULL) != CURLM_OK)
         poll(NULL, 0, timeout);
     pthread_mutex_lock(&at_work);
     if ((extra[0].revents & CURL_WAIT_POLLIN) && read(control.wake_fd, &wakes, sizeof(wakes)) < 0 &&
@@ -199,31 +192,25 @@ static void wait_until(struct loop *loop, int64_t until) {
 
 /* Moves the requests on, and takes in those that ended. */
 static void collect(struct loop *loop) {
-    CURLMsg *message;
+    struct consul_exchange *exchange;
     int count;
-    curl_multi_perform(loop->moment.multi, &count);
+    curl_multi_perform(loop->multi, &count);
     loop->moment.now = consul_now();
-    while ((message = curl_multi_info_read(loop->moment.multi, &count))) {
-        struct consul_attempt *attempt = NULL;
-        CURLcode code = message->data.result;
-        if (message->msg != CURLMSG_DONE)
-            continue;
-        curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &attempt);
-        consul_agent_finish(attempt->agent, attempt, code, &loop->moment);
-    }
+    while ((exchange = consul_exchange_ended(loop->multi)))
+        consul_agent_finish(exchange->context, loop->moment.now);
 }
 
 static void finish_loop(struct loop *loop) {
     struct consul_agent *agent;
     const struct consul_service *service;
     for (service = plugin.services; service; service = service->next) {
-        if (get_end() == END_FAREWELL && consul_service_remains(service))
+        if (get_end() == END_STOP && consul_is_unwanted(&service->talk))
             uwsgi_log("[consul] %s: not deregistered, the agent at %s does not answer\n",
                       service->options.id, service->agent->label);
     }
     for (agent = plugin.agents; agent; agent = agent->next)
-        consul_agent_free(agent, loop->moment.multi);
-    curl_multi_cleanup(loop->moment.multi);
+        consul_agent_free(agent);
+    curl_multi_cleanup(loop->multi);
 }
 
 static void converse(struct loop *loop) {
@@ -232,7 +219,7 @@ static void converse(struct loop *loop) {
         loop->moment.now = consul_now();
         loop->moment.reloading = uwsgi_instance_is_reloading != 0;
         look(loop);
-        begin_to_leave(loop);
+        begin_to_stop(loop);
         until = step(loop);
         allow_stop(loop);
         wait_until(loop, until);
@@ -246,7 +233,7 @@ static void *run(void *unused) {
     (void)unused;
     pthread_mutex_lock(&at_work);
     start_loop(&loop);
-    if (loop.moment.multi)
+    if (loop.multi)
         converse(&loop);
     else
         uwsgi_log("[consul] out of memory: nothing is registered\n");
@@ -256,13 +243,19 @@ static void *run(void *unused) {
 
 /* ---- the master ---- */
 
+/* As the functions of pthread take it. */
+static struct timespec deadline_after(long milliseconds) {
+    struct timespec deadline;
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_nsec += milliseconds * 1000000L;
+    deadline.tv_sec += deadline.tv_nsec / 1000000000L;
+    deadline.tv_nsec %= 1000000000L;
+    return deadline;
+}
+
 static void before_fork(void) {
-    struct timespec limit;
-    clock_gettime(CLOCK_REALTIME, &limit);
-    limit.tv_nsec += FORK_WAIT * 1000000L;
-    limit.tv_sec += limit.tv_nsec / 1000000000L;
-    limit.tv_nsec %= 1000000000L;
-    paused = !pthread_mutex_timedlock(&at_work, &limit);
+    struct timespec deadline = deadline_after(FORK_TIMEOUT);
+    paused = !pthread_mutex_timedlock(&at_work, &deadline);
 }
 
 static void after_fork(void) {
@@ -295,7 +288,7 @@ static void start_thread(void) {
         uwsgi_error("[consul] eventfd()");
         return;
     }
-    if (consul_settings_bequeath(&plugin))
+    if (consul_settings_export(&plugin))
         uwsgi_error("[consul] setenv()");
     if (pthread_atfork(before_fork, after_fork, after_fork))
         uwsgi_log("[consul] pthread_atfork() failed\n");
@@ -320,7 +313,7 @@ static void consul_master_cycle(void) {
         return;
     if (!control.prepared) {
         control.prepared = 1;
-        consul_stop_prepare(control.wake_fd, patience());
+        consul_stop_prepare(control.wake_fd, stop_limit());
     }
     consul_stop_cycle(__atomic_load_n(&control.may_stop, __ATOMIC_ACQUIRE));
 }
@@ -328,19 +321,17 @@ static void consul_master_cycle(void) {
 /* Ends the thread; a bounded wait, as it never blocks in a request. */
 static void end_thread(void) {
     uint64_t one = 1;
-    struct timespec limit;
-    enum end end = END_FAREWELL;
+    struct timespec deadline = deadline_after(END_TIMEOUT + 300);
+    enum end end = END_STOP;
     if (!has_thread())
         return;
     if (uwsgi_instance_is_reloading && !uwsgi.exit_on_reload)
         end = END_RELOAD;
-    control.end_by = consul_now() + FAREWELL;
+    control.deadline = consul_now() + END_TIMEOUT;
     __atomic_store_n(&control.end, end, __ATOMIC_RELEASE);
     if (write(control.wake_fd, &one, sizeof(one)) < 0)
         uwsgi_error("[consul] write()");
-    clock_gettime(CLOCK_REALTIME, &limit);
-    limit.tv_sec += 1;
-    if (pthread_timedjoin_np(control.thread, NULL, &limit))
+    if (pthread_timedjoin_np(control.thread, NULL, &deadline))
         uwsgi_log("[consul] the thread does not end: going on without it\n");
     close(control.wake_fd);
     control.wake_fd = -1;
@@ -367,13 +358,10 @@ static void consul_add(char *option, char *value, void *unused) {
 
 static int consul_init(void) {
     char error[CONSUL_ERROR_SIZE];
-    /* Without a service there may still be one to deregister, from before a reload. */
-    if (!plugin.services && !consul_settings_has_legacy())
-        return 0;
-    if (curl_global_init(CURL_GLOBAL_ALL))
-        refuse("can't initialise libcurl");
     if (consul_settings_complete(&plugin, error))
         refuse(error);
+    if (plugin.services && curl_global_init(CURL_GLOBAL_ALL))
+        refuse("can't initialise libcurl");
     return 0;
 }
 
@@ -383,7 +371,7 @@ static int consul_init(void) {
  * application can't be loaded the process ends without having been a master.
  */
 static void consul_preinit_apps(void) {
-    if (!plugin.services || !plugin.inherited)
+    if (!plugin.services || !plugin.imported)
         return;
     start_thread();
     if (atexit(end_thread))

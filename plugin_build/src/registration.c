@@ -7,107 +7,94 @@
 
 const char *const consul_status_names[CONSUL_STATUSES] = {"passing", "warning", "critical"};
 
-static void add_field(struct consul_text *json, const char *before, const char *value) {
-    consul_text_say(json, before);
+static void add_string(FILE *json, const char *before, const char *value) {
+    fputs(before, json);
     consul_text_json(json, value, strlen(value));
+    putc('"', json);
 }
 
-static void add_seconds(struct consul_text *json, const char *before, long seconds) {
-    consul_text_say(json, before);
-    consul_text_number(json, seconds);
-    consul_text_say(json, "s\"");
-}
-
-/* The words of `list`, separated by blanks. */
-static void add_tags(struct consul_text *json, const char *list) {
-    const char *separator = "";
-    consul_text_say(json, ",\"Tags\":[");
+/* The words of `list`, separated by blanks: each a string, or KEY:VALUE as two. */
+static void add_words(FILE *json, const char *list, int are_pairs, const char *separator) {
     for (list += strspn(list, " "); *list; list += strspn(list, " ")) {
         size_t length = strcspn(list, " ");
-        consul_text_say(json, separator);
-        consul_text_json(json, list, length);
+        size_t key = are_pairs ? strcspn(list, ":") : length;
+        fprintf(json, "%s\"", separator);
+        consul_text_json(json, list, key);
+        if (are_pairs) {
+            fputs("\":\"", json);
+            consul_text_json(json, list + key + 1, length - key - 1);
+        }
+        putc('"', json);
         separator = ",";
         list += length;
     }
-    consul_text_say(json, "]");
-}
-
-/* The words of `list`, each KEY:VALUE, after the owner. */
-static void add_meta(struct consul_text *json, const char *list, const char *owner) {
-    add_field(json, ",\"Meta\":{\"" CONSUL_OWNER_KEY "\":", owner);
-    for (list += strspn(list, " "); *list; list += strspn(list, " ")) {
-        size_t length = strcspn(list, " ");
-        size_t name = strcspn(list, ":");
-        consul_text_say(json, ",");
-        consul_text_json(json, list, name);
-        consul_text_say(json, ":");
-        consul_text_json(json, list + name + 1, length - name - 1);
-        list += length;
-    }
-    consul_text_say(json, "}");
 }
 
 /* Where the agent finds the instance, for a check that it makes itself. */
-static void add_target(struct consul_text *json, const struct consul_options *options) {
-    struct consul_text target = {0};
+static void add_target(FILE *json, const struct consul_options *options) {
     const char *host = options->address ? options->address : "127.0.0.1";
     int bare = strchr(host, ':') && *host != '[';
-    const char *path = options->check + strlen("http:");
     int http = consul_options_check(options) == CONSUL_CHECK_HTTP;
-    consul_text_say(&target, http ? "http://" : "");
-    consul_text_say(&target, bare ? "[" : "");
-    consul_text_say(&target, host);
-    consul_text_say(&target, bare ? "]:" : ":");
-    consul_text_number(&target, options->port);
-    consul_text_say(&target, http ? path : "");
-    json->failed |= target.failed;
-    if (!target.failed)
-        add_field(json, http ? ",\"HTTP\":" : ",\"TCP\":", target.data);
-    consul_text_free(&target);
+    fprintf(json, ",\"%s%s", http ? "HTTP\":\"http://" : "TCP\":\"", bare ? "[" : "");
+    consul_text_json(json, host, strlen(host));
+    fprintf(json, "%s:%ld", bare ? "]" : "", options->port);
+    if (http)
+        consul_text_json(json, options->check + strlen("http:"),
+                         strlen(options->check) - strlen("http:"));
+    putc('"', json);
 }
 
-static void add_check(struct consul_text *json, const struct consul_service *service) {
+static void add_check(FILE *json, const struct consul_service *service) {
     const struct consul_options *options = &service->options;
-    add_field(json, ",\"Check\":{\"Status\":", consul_status_names[service->status]);
+    fprintf(json, ",\"Check\":{\"Status\":\"%s\"", consul_status_names[service->status]);
     if (service->check == CONSUL_CHECK_TTL) {
-        add_seconds(json, ",\"TTL\":\"", options->ttl);
+        fprintf(json, ",\"TTL\":\"%lds\"", options->ttl);
     } else {
         add_target(json, options);
-        add_seconds(json, ",\"Interval\":\"", options->interval);
-        add_seconds(json, ",\"Timeout\":\"", options->timeout);
+        fprintf(json, ",\"Interval\":\"%lds\",\"Timeout\":\"%lds\"", options->interval,
+                options->timeout);
     }
     if (options->deregister_after)
-        add_seconds(json, ",\"DeregisterCriticalServiceAfter\":\"", options->deregister_after);
-    consul_text_say(json, "}");
+        fprintf(json, ",\"DeregisterCriticalServiceAfter\":\"%lds\"", options->deregister_after);
+    putc('}', json);
 }
 
-void consul_registration_build(struct consul_text *json, const struct consul_service *service) {
+char *consul_registration_build(const struct consul_service *service) {
     const struct consul_options *options = &service->options;
-    consul_text_clear(json);
-    add_field(json, "{\"Name\":", options->name);
-    add_field(json, ",\"ID\":", options->id);
+    char *data = NULL;
+    size_t length;
+    FILE *json = open_memstream(&data, &length);
+    if (!json)
+        return NULL;
+    add_string(json, "{\"Name\":\"", options->name);
+    add_string(json, ",\"ID\":\"", options->id);
     if (options->address)
-        add_field(json, ",\"Address\":", options->address);
-    if (options->port > 0) {
-        consul_text_say(json, ",\"Port\":");
-        consul_text_number(json, options->port);
+        add_string(json, ",\"Address\":\"", options->address);
+    if (options->port > 0)
+        fprintf(json, ",\"Port\":%ld", options->port);
+    if (options->weight > 0)
+        fprintf(json, ",\"Weights\":{\"Warning\":1,\"Passing\":%ld}", options->weight);
+    if (options->tags) {
+        fputs(",\"Tags\":[", json);
+        add_words(json, options->tags, 0, "");
+        putc(']', json);
     }
-    if (options->weight > 0) {
-        consul_text_say(json, ",\"Weights\":{\"Warning\":1,\"Passing\":");
-        consul_text_number(json, options->weight);
-        consul_text_say(json, "}");
-    }
-    if (options->tags)
-        add_tags(json, options->tags);
-    add_meta(json, options->meta ? options->meta : "", service->agent->owner);
+    add_string(json, ",\"Meta\":{\"" CONSUL_OWNER_KEY "\":\"", service->agent->owner);
+    add_words(json, options->meta ? options->meta : "", 1, ",");
+    putc('}', json);
     add_check(json, service);
-    consul_text_say(json, "}");
+    putc('}', json);
+    return consul_text_end(json, &data) ? NULL : data;
 }
 
-void consul_beat_build(struct consul_text *url, const struct consul_service *service) {
+char *consul_beat_build(const struct consul_service *service) {
     const char *base = service->beat_urls[service->status];
-    consul_text_clear(url);
-    consul_text_say(url, base);
-    consul_text_say(url, strchr(base, '?') ? "&note=" : "?note=");
+    char *data = NULL;
+    size_t length;
+    FILE *url = open_memstream(&data, &length);
+    if (!url)
+        return NULL;
+    fprintf(url, "%s%cnote=", base, strchr(base, '?') ? '&' : '?');
     consul_text_url(url, service->note);
+    return consul_text_end(url, &data) ? NULL : data;
 }

@@ -40,18 +40,6 @@ static void complete_numbers(struct consul_options *options) {
     default_number(&options->debug, 0);
 }
 
-/* Joins two strings; the caller owns the result. */
-static char *join(const char *a, const char *b) {
-    size_t first = strlen(a);
-    size_t second = strlen(b);
-    char *joined = malloc(first + second + 1);
-    if (joined) {
-        memcpy(joined, a, first);
-        memcpy(joined + first, b, second + 1);
-    }
-    return joined;
-}
-
 static int out_of_memory(char *error) {
     snprintf(error, CONSUL_ERROR_SIZE, "out of memory");
     return -1;
@@ -69,23 +57,22 @@ static int refuse_url(char *error, const char *source, const char *url) {
 /* Splits where the agent is into a socket and the URL of its API, which `access` then owns. */
 static int locate(struct consul_access *access, const char *source, const char *url, char *error) {
     const char *tls = from_environment("CONSUL_HTTP_SSL");
+    const char *scheme = "";
     char *located;
     if (!strncmp(url, "unix://", 7)) {
         if (url[7] != '/')
             return refuse_url(error, source, url);
         access->socket = url + 7;
-        located = join("http://", "localhost");
+        url = "http://localhost";
     } else if (strstr(url, "://")) {
         if ((strncmp(url, "http://", 7) && strncmp(url, "https://", 8)) ||
             !strcspn(strstr(url, "://") + 3, "/?#"))
             return refuse_url(error, source, url);
-        located = join(url, "");
     } else {
         /* As CONSUL_HTTP_ADDR may be: only HOST:PORT. */
-        located =
-            join(tls && (!strcmp(tls, "true") || !strcmp(tls, "1")) ? "https://" : "http://", url);
+        scheme = tls && (!strcmp(tls, "true") || !strcmp(tls, "1")) ? "https://" : "http://";
     }
-    if (!located)
+    if (asprintf(&located, "%s%s", scheme, url) < 0)
         return out_of_memory(error);
     while (located[strlen(located) - 1] == '/')
         located[strlen(located) - 1] = 0;
@@ -97,16 +84,10 @@ static int locate(struct consul_access *access, const char *source, const char *
 static int locate_by_register_url(struct consul_access *access, const char *url, char *error) {
     size_t length = strlen(url);
     size_t path = strlen(REGISTER_PATH);
-    char *located;
-    access->url = NULL;
     if (length <= path || strcmp(url + length - path, REGISTER_PATH))
         return 0;
-    located = join(url, "");
-    if (!located)
-        return out_of_memory(error);
-    located[length - path] = 0;
-    access->url = located;
-    return 0;
+    access->url = strndup(url, length - path);
+    return access->url ? 0 : out_of_memory(error);
 }
 
 static int find_agent_url(struct consul_access *access, const struct consul_options *options,
@@ -121,25 +102,21 @@ static int find_agent_url(struct consul_access *access, const struct consul_opti
     return locate(access, "url", DEFAULT_URL, error);
 }
 
-static int check_file(const char *source, const char *path, char *error) {
+/* A file by key, or by the environment, with the name of where it comes from in errors. */
+static int find_file(const char **file, const char *path, const char *key, const char *variable,
+                     char *error) {
     int fd;
-    if (!path)
+    *file = path ? path : from_environment(variable);
+    if (!*file)
         return 0;
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    fd = open(*file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
-        snprintf(error, CONSUL_ERROR_SIZE, "%s=%.256s: a readable file is required: %s", source,
-                 path, strerror(errno));
+        snprintf(error, CONSUL_ERROR_SIZE, "%s=%.256s: a readable file is required: %s",
+                 path ? key : variable, *file, strerror(errno));
         return -1;
     }
     close(fd);
     return 0;
-}
-
-/* A file by key, or by the environment, with the name of where it comes from in errors. */
-static int find_file(const char **file, const char *path, const char *key, const char *variable,
-                     char *error) {
-    *file = path ? path : from_environment(variable);
-    return check_file(path ? key : variable, *file, error);
 }
 
 static int find_token(struct consul_access *access, const struct consul_options *options,
@@ -179,11 +156,14 @@ static int same(const char *a, const char *b) {
     return a == b || (a && b && !strcmp(a, b));
 }
 
+static int same_place(const struct consul_access *a, const struct consul_access *b) {
+    return same(a->url, b->url) && same(a->socket, b->socket);
+}
+
 static int same_access(const struct consul_access *a, const struct consul_access *b) {
-    return same(a->url, b->url) && same(a->socket, b->socket) && same(a->token, b->token) &&
-           same(a->token_file, b->token_file) && same(a->ca_file, b->ca_file) &&
-           same(a->cert_file, b->cert_file) && same(a->key_file, b->key_file) &&
-           a->ssl_no_verify == b->ssl_no_verify;
+    return same_place(a, b) && same(a->token, b->token) && same(a->token_file, b->token_file) &&
+           same(a->ca_file, b->ca_file) && same(a->cert_file, b->cert_file) &&
+           same(a->key_file, b->key_file) && a->ssl_no_verify == b->ssl_no_verify;
 }
 
 static void name_agent(struct consul_agent *agent, const struct consul_service *service) {
@@ -196,25 +176,23 @@ static void name_agent(struct consul_agent *agent, const struct consul_service *
 
 /* Our services only: an agent may have thousands of others. */
 static int build_list_url(struct consul_agent *agent, const char *owner, char *error) {
-    struct consul_text url = {0};
-    if (!agent->access.url)
-        return 0;
-    consul_text_say(&url, agent->access.url);
-    consul_text_say(&url, "/v1/agent/services?filter=Meta." CONSUL_OWNER_KEY "%20%3D%3D%20%22");
-    consul_text_say(&url, owner);
-    consul_text_say(&url, "%22");
-    if (url.failed)
+    if (agent->access.url &&
+        asprintf(&agent->list_url,
+                 "%s/v1/agent/services?filter=Meta." CONSUL_OWNER_KEY "%%20%%3D%%3D%%20%%22%s%%22",
+                 agent->access.url, owner) < 0)
         return out_of_memory(error);
-    agent->list_url = url.data;
     return 0;
 }
 
-/* Takes over what `access` owns. */
+/* The agent for this access, or with the token that its place is sent now. Takes over `access`. */
 static struct consul_agent *find_agent(struct consul_plugin *plugin, struct consul_access *access,
-                                       const struct consul_service *service, char *error) {
+                                       const struct consul_service *service,
+                                       int (*is_same)(const struct consul_access *,
+                                                      const struct consul_access *),
+                                       char *error) {
     struct consul_agent **last = &plugin->agents;
     for (; *last; last = &(*last)->next) {
-        if (same_access(&(*last)->access, access)) {
+        if (is_same(&(*last)->access, access)) {
             free((void *)(uintptr_t)access->url);
             return *last;
         }
@@ -233,18 +211,16 @@ static struct consul_agent *find_agent(struct consul_plugin *plugin, struct cons
 /* `given` by the user, or the agent's URL and a path. */
 static int build_url(char **url, const char *given, const char *agent, const char *path,
                      const char *id, char *error) {
-    struct consul_text text = {0};
+    size_t length;
+    FILE *text;
     if (!given && !agent)
         return 0;
-    consul_text_say(&text, given ? given : agent);
-    if (!given) {
-        consul_text_say(&text, path);
-        consul_text_url(&text, id);
-    }
-    if (text.failed)
+    text = open_memstream(url, &length);
+    if (!text)
         return out_of_memory(error);
-    *url = text.data;
-    return 0;
+    fprintf(text, "%s%s", given ? given : agent, given ? "" : path);
+    consul_text_url(text, given ? "" : id);
+    return consul_text_end(text, url) ? out_of_memory(error) : 0;
 }
 
 /* check_url is where "passing" goes; the other two statuses have a neighbouring URL. */
@@ -260,14 +236,10 @@ static int build_beat_urls(struct consul_service *service, const char *agent, ch
     if (!place)
         return 0;
     for (i = CONSUL_WARNING; i <= CONSUL_CRITICAL; i++) {
-        struct consul_text text = {0};
         const char *passing = service->beat_urls[CONSUL_PASSING];
-        consul_text_add(&text, passing, (size_t)(place - passing));
-        consul_text_say(&text, others[i]);
-        consul_text_say(&text, place + sizeof(pass) - 1);
-        if (text.failed)
+        if (asprintf(&service->beat_urls[i], "%.*s%s%s", (int)(place - passing), passing, others[i],
+                     place + sizeof(pass) - 1) < 0)
             return out_of_memory(error);
-        service->beat_urls[i] = text.data;
     }
     return 0;
 }
@@ -275,15 +247,14 @@ static int build_beat_urls(struct consul_service *service, const char *agent, ch
 static int build_urls(struct consul_service *service, char *error) {
     const struct consul_options *options = &service->options;
     const char *agent = service->agent->access.url;
-    return build_url(&service->register_url, options->register_url, agent, REGISTER_PATH, "",
-                     error) ||
-                   build_url(&service->deregister_url, options->deregister_url, agent,
-                             DEREGISTER_PATH, options->id, error) ||
-                   build_url(&service->lookup_url, NULL, agent, "/v1/agent/service/", options->id,
-                             error) ||
-                   build_beat_urls(service, agent, error)
-               ? -1
-               : 0;
+    if (build_url(&service->register_url, options->register_url, agent, REGISTER_PATH, "", error) ||
+        build_url(&service->deregister_url, options->deregister_url, agent, DEREGISTER_PATH,
+                  options->id, error) ||
+        build_url(&service->lookup_url, NULL, agent, "/v1/agent/service/", options->id, error) ||
+        build_beat_urls(service, agent, error))
+        return -1;
+    service->talk.can_look_up = service->lookup_url != NULL;
+    return 0;
 }
 
 static int check_unique(const struct consul_plugin *plugin, const struct consul_service *service,
@@ -312,11 +283,15 @@ static int complete_service(struct consul_plugin *plugin, struct consul_service 
         service->options.id = service->options.name;
     if (find_access(&access, &service->options, error))
         return -1;
-    service->agent = find_agent(plugin, &access, service, error);
+    service->agent = find_agent(plugin, &access, service, same_access, error);
     if (!service->agent)
         return -1;
     if (service->options.debug)
         service->agent->debug = 1;
+    service->talk.state = CONSUL_ABSENT;
+    service->talk.wait_workers = (int)service->options.wait_workers;
+    if (service->check == CONSUL_CHECK_TTL)
+        service->talk.beat_interval = service->options.ttl * 1000 / 3;
     return build_urls(service, error) || check_unique(plugin, service, error) ? -1 : 0;
 }
 
@@ -344,73 +319,49 @@ static int make_owner(struct consul_plugin *plugin, char *error) {
  * one program to the next in the environment. With the process id, because other programs
  * inherit the environment as well.
  */
-#define LEGACY_VARIABLE "UWSGI_CONSUL_OWNER"
+#define EXPORT_VARIABLE "UWSGI_CONSUL_OWNER"
 
-static void add_to_legacy(struct consul_text *legacy, const struct consul_service *service) {
-    const struct consul_access *access = &service->agent->access;
-    if (!access->url)
-        return;
-    consul_text_say(legacy, "\n");
-    consul_text_say(legacy, access->socket ? "unix://" : access->url);
-    consul_text_say(legacy, access->socket ? access->socket : "");
-    consul_text_say(legacy, "\t");
-    consul_text_say(legacy, service->options.id);
-}
-
-int consul_settings_bequeath(const struct consul_plugin *plugin) {
+int consul_settings_export(const struct consul_plugin *plugin) {
     const struct consul_service *service;
-    struct consul_text legacy = {0};
+    char *value = NULL;
+    size_t length;
     int result;
-    consul_text_number(&legacy, (long)getpid());
-    consul_text_say(&legacy, ":");
-    consul_text_say(&legacy, plugin->owner);
-    for (service = plugin->services; service; service = service->next)
-        add_to_legacy(&legacy, service);
-    result = legacy.failed ? -1 : setenv(LEGACY_VARIABLE, legacy.data, 1);
-    consul_text_free(&legacy);
+    FILE *text = open_memstream(&value, &length);
+    if (!text)
+        return -1;
+    fprintf(text, "%ld:%s", (long)getpid(), plugin->owner);
+    for (service = plugin->services; service; service = service->next) {
+        const struct consul_access *access = &service->agent->access;
+        if (access->url)
+            fprintf(text, "\n%s%s\t%s", access->socket ? "unix://" : "",
+                    access->socket ? access->socket : access->url, service->options.id);
+    }
+    result = consul_text_end(text, &value) ? -1 : setenv(EXPORT_VARIABLE, value, 1);
+    free(value);
     return result;
 }
 
-/* The lines of the legacy, for the caller to free, or NULL if there is none for this process. */
-static char *inherit(struct consul_plugin *plugin) {
-    const char *value = getenv(LEGACY_VARIABLE);
+/* The lines that this process exported before the reload, for the caller to free, or NULL. */
+static char *import_owner(struct consul_plugin *plugin) {
+    const char *value = getenv(EXPORT_VARIABLE);
     char *end = NULL;
     if (!value || strtol(value, &end, 10) != (long)getpid() || *end != ':' ||
         strcspn(end + 1, "\n") != CONSUL_OWNER_LENGTH)
         return NULL;
     memcpy(plugin->owner, end + 1, CONSUL_OWNER_LENGTH);
-    plugin->inherited = 1;
-    return join(end + 1 + CONSUL_OWNER_LENGTH, "");
+    plugin->imported = 1;
+    return strdup(end + 1 + CONSUL_OWNER_LENGTH);
 }
 
-int consul_settings_has_legacy(void) {
-    return getenv(LEGACY_VARIABLE) != NULL;
-}
-
-/* The service of the present configuration that is the one of the legacy. */
+/* The service of the present configuration that is the one that was exported. */
 static struct consul_service *find_service(const struct consul_plugin *plugin,
                                            const struct consul_access *access, const char *id) {
     struct consul_service *service;
     for (service = plugin->services; service; service = service->next) {
-        if (!strcmp(service->options.id, id) && same(service->agent->access.url, access->url) &&
-            same(service->agent->access.socket, access->socket))
+        if (!strcmp(service->options.id, id) && same_place(&service->agent->access, access))
             return service;
     }
     return NULL;
-}
-
-/* The agent at the same place, with the token that it is sent now; takes over `access`. */
-static struct consul_agent *find_agent_at(struct consul_plugin *plugin,
-                                          struct consul_access *access,
-                                          const struct consul_service *service, char *error) {
-    struct consul_agent *agent;
-    for (agent = plugin->agents; agent; agent = agent->next) {
-        if (same(agent->access.url, access->url) && same(agent->access.socket, access->socket)) {
-            free((void *)(uintptr_t)access->url);
-            return agent;
-        }
-    }
-    return find_agent(plugin, access, service, error);
 }
 
 static void add_service(struct consul_plugin *plugin, struct consul_service *service) {
@@ -421,7 +372,7 @@ static void add_service(struct consul_plugin *plugin, struct consul_service *ser
 }
 
 /* The line is kept: the service's strings are in it. */
-static int inherit_service(struct consul_plugin *plugin, char *line, char *error) {
+static int import_service(struct consul_plugin *plugin, char *line, char *error) {
     struct consul_options options = {.url = line, .ttl = 30};
     struct consul_access access;
     struct consul_service *service;
@@ -434,27 +385,27 @@ static int inherit_service(struct consul_plugin *plugin, char *line, char *error
         return -1;
     service = find_service(plugin, &access, options.id);
     if (service) {
-        service->inherited = 1;
+        service->talk.state = CONSUL_OUTDATED_UNVERIFIED;
         free((void *)(uintptr_t)access.url);
         return 0;
     }
     service = calloc(1, sizeof(struct consul_service));
     if (!service)
         return out_of_memory(error);
-    service->inherited = service->leftover = 1;
     service->options = options;
-    service->agent = find_agent_at(plugin, &access, service, error);
+    service->agent = find_agent(plugin, &access, service, same_place, error);
     if (!service->agent || build_urls(service, error))
         return -1;
+    service->talk.state = CONSUL_UNWANTED_UNVERIFIED;
     add_service(plugin, service);
     return 0;
 }
 
-static int inherit_services(struct consul_plugin *plugin, char *lines, char *error) {
+static int import_services(struct consul_plugin *plugin, char *lines, char *error) {
     char *rest = NULL;
     char *line = strtok_r(lines, "\n", &rest);
     for (; line; line = strtok_r(NULL, "\n", &rest)) {
-        if (inherit_service(plugin, line, error))
+        if (import_service(plugin, line, error))
             return -1;
     }
     return 0;
@@ -462,12 +413,15 @@ static int inherit_services(struct consul_plugin *plugin, char *lines, char *err
 
 int consul_settings_complete(struct consul_plugin *plugin, char *error) {
     struct consul_service *service;
-    char *legacy = inherit(plugin);
-    if (!legacy && make_owner(plugin, error))
+    char *lines = import_owner(plugin);
+    /* Without a service there may still be one to deregister, from before a reload. */
+    if (!lines && !plugin->services)
+        return 0;
+    if (!lines && make_owner(plugin, error))
         return -1;
     for (service = plugin->services; service; service = service->next) {
         if (complete_service(plugin, service, error))
             return -1;
     }
-    return legacy ? inherit_services(plugin, legacy, error) : 0;
+    return lines ? import_services(plugin, lines, error) : 0;
 }

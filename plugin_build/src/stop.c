@@ -32,8 +32,9 @@ enum emperor {
 
 static struct {
     int wake_fd;
-    int nudge_fd;
-    int64_t patience;
+    int master_fd;
+    int64_t limit;    /* how long a stop is held back, in milliseconds */
+    int64_t deadline; /* of the stop that was asked for */
     struct sigaction actions[SIGNALS];
     int held[SIGNALS];
     enum emperor emperor;
@@ -42,9 +43,8 @@ static struct {
     function asked;
     int signum;
     sig_atomic_t times;
-    int64_t noticed_at;
     int released;
-} stop = {.wake_fd = -1, .nudge_fd = -1};
+} stop = {.wake_fd = -1, .master_fd = -1};
 
 /* Whether this function ends the instance for good. */
 static int is_stop(function it) {
@@ -90,25 +90,17 @@ static void on_signal(int signum) {
     errno = saved;
 }
 
-static void on_fifo_kill(int unused) {
-    (void)unused;
-    note(kill_them_all, 0);
-}
+/* A command of the fifo does not know by which letter it was called. */
+#define STAND_IN(name, uwsgis)                                                                     \
+    static void name(int unused) {                                                                 \
+        (void)unused;                                                                              \
+        note(uwsgis, 0);                                                                           \
+    }
 
-static void on_fifo_graceful(int unused) {
-    (void)unused;
-    note(gracefully_kill_them_all, 0);
-}
-
-static void on_fifo_grace(int unused) {
-    (void)unused;
-    note(grace_them_all, 0);
-}
-
-static void on_fifo_reap(int unused) {
-    (void)unused;
-    note(reap_them_all, 0);
-}
+STAND_IN(on_fifo_kill, kill_them_all)
+STAND_IN(on_fifo_graceful, gracefully_kill_them_all)
+STAND_IN(on_fifo_grace, grace_them_all)
+STAND_IN(on_fifo_reap, reap_them_all)
 
 static const struct {
     function uwsgis;
@@ -201,7 +193,7 @@ void consul_stop_emperor_event(void) {
     } else {
         set_emperor(EMPEROR_HEARD);
     }
-    consul_stop_nudge();
+    consul_stop_wake_master();
 }
 
 static void cycle_emperor(void) {
@@ -219,15 +211,15 @@ int consul_is_ending(void) {
     return uwsgi_instance_is_dying || (uwsgi_instance_is_reloading && uwsgi.exit_on_reload);
 }
 
-void consul_stop_prepare(int wake_fd, int64_t patience) {
+void consul_stop_prepare(int wake_fd, int64_t limit) {
     stop.wake_fd = wake_fd;
-    stop.patience = patience;
-    stop.nudge_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (stop.nudge_fd < 0 || event_queue_add_fd_read(uwsgi.master_queue, stop.nudge_fd)) {
+    stop.limit = limit;
+    stop.master_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (stop.master_fd < 0 || event_queue_add_fd_read(uwsgi.master_queue, stop.master_fd)) {
         uwsgi_error("[consul] can't hold a stop back");
         return;
     }
-    if (!patience)
+    if (!limit)
         return;
     hold_signals();
     swap_fifo(1);
@@ -235,9 +227,9 @@ void consul_stop_prepare(int wake_fd, int64_t patience) {
 }
 
 /* Lets the master go through its cycle: it would sleep for up to a second otherwise. */
-void consul_stop_nudge(void) {
-    if (stop.nudge_fd >= 0)
-        write_one(stop.nudge_fd);
+void consul_stop_wake_master(void) {
+    if (stop.master_fd >= 0)
+        write_one(stop.master_fd);
 }
 
 int consul_stop_asked(void) {
@@ -262,15 +254,15 @@ static void release(void) {
 }
 
 void consul_stop_cycle(int may_stop) {
-    uint64_t nudges;
+    uint64_t wakes;
     /* Nothing to read is the usual case. */
-    if (stop.nudge_fd >= 0 && read(stop.nudge_fd, &nudges, sizeof(nudges)) < 0 && errno != EAGAIN)
+    if (stop.master_fd >= 0 && read(stop.master_fd, &wakes, sizeof(wakes)) < 0 && errno != EAGAIN)
         uwsgi_error("[consul] read()");
     cycle_emperor();
     if (stop.released || !consul_stop_asked())
         return;
-    if (!stop.noticed_at)
-        stop.noticed_at = consul_now();
-    if (may_stop || stop.times > 1 || consul_now() - stop.noticed_at > stop.patience)
+    if (!stop.deadline)
+        stop.deadline = consul_now() + stop.limit;
+    if (may_stop || stop.times > 1 || consul_now() > stop.deadline)
         release();
 }

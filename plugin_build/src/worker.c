@@ -23,9 +23,9 @@
 
 extern struct uwsgi_server uwsgi;
 
-#define NUDGE_AFTER 10 /* milliseconds */
+#define REPEAT_AFTER 10 /* milliseconds */
 /* Then uWSGI's handler has its way: it is no request that keeps this worker. */
-#define NUDGES 100
+#define REPEATS 100
 
 #ifndef sigev_notify_thread_id
 #define sigev_notify_thread_id _sigev_un._tid
@@ -34,10 +34,10 @@ extern struct uwsgi_server uwsgi;
 static struct {
     pid_t pid;
     timer_t timer;
-    int nudges;
+    int repeats;
 } worker;
 
-static int nudge_after(long milliseconds) {
+static int repeat_after(long milliseconds) {
     struct itimerspec once = {.it_value = {0, milliseconds * 1000000L}};
     return timer_settime(worker.timer, 0, &once, NULL);
 }
@@ -48,8 +48,8 @@ static void on_hangup(int signum) {
     int is_child = getpid() != worker.pid;
     if (!is_child)
         uwsgi.workers[uwsgi.mywid].manage_next_request = 0;
-    if (is_child || uwsgi.workers[uwsgi.mywid].cores[0].in_request || worker.nudges++ >= NUDGES ||
-        nudge_after(NUDGE_AFTER))
+    if (is_child || uwsgi.workers[uwsgi.mywid].cores[0].in_request || worker.repeats++ >= REPEATS ||
+        repeat_after(REPEAT_AFTER))
         gracefully_kill(signum);
     errno = saved;
 }
@@ -59,7 +59,7 @@ static void on_exit_begins(void) {
     if (getpid() != worker.pid)
         return;
     signal(SIGHUP, SIG_IGN);
-    nudge_after(0);
+    repeat_after(0);
 }
 
 /* As uwsgi_simple_wait_write_hook(), but for signals. */

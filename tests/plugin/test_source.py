@@ -40,12 +40,12 @@ def test_the_fuzzers_find_nothing(tmp_path: Path) -> None:
     """In all that they once collected, and in a second of new input each."""
     corpus = tmp_path / "corpus"
     shutil.copytree(FUZZ / "corpus", corpus)
-    for target in ("options", "answer"):
+    for target in ("options", "answer", "conversation"):
         assert len(list((corpus / target).iterdir())) > 50
     command = [str(ROOT / "script/fuzz"), "1", str(corpus)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("no finding; the corpus has") == 2
+    assert ran.stdout.count("no finding; the corpus has") == 3
 
 
 def test_no_function_is_longer_than_a_screen() -> None:

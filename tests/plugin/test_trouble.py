@@ -242,3 +242,20 @@ def test_it_beats_three_times_a_ttl_and_not_more(start: Start, fake: FakeAgent) 
     begin = len(fake.requests("/check/"))
     time.sleep(2)
     assert 3 <= len(fake.requests("/check/")) - begin <= 8
+
+
+def test_an_agent_too_slow_for_all_services_hears_of_each(start: Start, fake: FakeAgent) -> None:
+    """Sixty beats a second are due, and it takes twenty requests: who waits longest comes first."""
+
+    def slowly(_: object) -> None:
+        time.sleep(0.05)
+
+    fake.behave = slowly
+    start([f"url={fake.url},name=a,id=a{number},ttl=1,drain=0" for number in range(20)])
+    until(lambda: len(fake.services) == 20, "all are registered", 10)
+    begin = len(fake.seen)
+
+    def beating() -> set[str]:
+        return {seen.path for seen in fake.seen[begin:] if "/check/" in seen.path}
+
+    until(lambda: len(beating()) == 20, "all of them beat", 10)

@@ -59,21 +59,21 @@ static const char *value(const char *json) {
 static void register_it(struct consul_options *options) {
     static struct consul_agent agent = {.owner = "0123456789abcdef0123456789abcdef"};
     struct consul_service service = {.options = *options, .agent = &agent};
-    struct consul_text json = {0};
-    struct consul_text url = {0};
     const char *end;
+    char *json;
+    char *url;
     if (!service.options.id)
         service.options.id = service.options.name;
     service.check = consul_options_check(&service.options);
     service.beat_urls[CONSUL_PASSING] = service.options.id;
     snprintf(service.note, sizeof(service.note), "%s", service.options.name);
-    consul_registration_build(&json, &service);
-    consul_beat_build(&url, &service);
-    end = value(json.data);
+    json = consul_registration_build(&service);
+    url = consul_beat_build(&service);
+    end = json && url ? value(json) : NULL;
     if (!end || *end)
         abort();
-    consul_text_free(&json);
-    consul_text_free(&url);
+    free(json);
+    free(url);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
