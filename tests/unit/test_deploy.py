@@ -13,6 +13,7 @@ import pytest
 from uwsgi_consul_fleet.build import builder, identity
 from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.package import Package, prepare
 from uwsgi_consul_fleet.operations.applications.release import File, _digest, _name, _read, _tracked
@@ -29,6 +30,7 @@ PLUGIN = RemoteFile("/opt/plugins/1/consul_plugin.so", b"")
 def host_with(**settings: object) -> Host:
     groups = frozenset({"consul_servers", "app_servers"})
     data = {
+        **DEMO,
         "app_source": str(ROOT / "app"),
         "app_requirements": str(ROOT / "app/requirements.txt"),
         "app_ini": str(ROOT / "app/uwsgi.ini.j2"),

@@ -8,12 +8,13 @@ import pytest
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host import store
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases.releases import HostReleases, Release, targets
 
 
 def host(name: str, app: str) -> Host:
     groups = frozenset({"consul_servers", "app_servers"})
-    entry = InventoryHost(name, groups, {"app_name": app, "instances": {"a": 1}})
+    entry = InventoryHost(name, groups, {**DEMO, "app_name": app, "instances": {"a": 1}})
     return build([entry], (), (), lambda _: "10.0.0.1").host(name)
 
 
