@@ -167,9 +167,11 @@ def test_a_service_name_is_a_dns_label(name: str) -> None:
 
 def test_pyinfras_own_keys_are_those_of_this_pyinfra() -> None:
     from pyinfra.api.arguments import all_global_arguments
+    from pyinfra.connectors.fake import FakeConnector
     from pyinfra.connectors.ssh import connector_data_meta
 
-    theirs = {name for name, _ in all_global_arguments()} | set(connector_data_meta)
+    theirs = {name for name, _ in all_global_arguments()}
+    theirs |= {*connector_data_meta, *FakeConnector.data_meta}
     # A roll-out that stopped must not be tried again behind its back.
     assert theirs - {"_retries", "_retry_delay", "_retry_until"} == PYINFRA_KEYS
 

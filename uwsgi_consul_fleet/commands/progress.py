@@ -9,7 +9,7 @@ from rich.text import Text
 
 from uwsgi_consul_fleet.build import builder, dist
 from uwsgi_consul_fleet.build.builder import Build, Outcome, Place
-from uwsgi_consul_fleet.build.identity import PLUGIN_FOLDER, Uwsgi
+from uwsgi_consul_fleet.build.identity import DIST, Uwsgi
 from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.commands.tables import console, table
 
@@ -43,7 +43,7 @@ def _done(path: Path, outcomes: Sequence[Outcome]) -> str:
     version = users[0].uwsgi.version if users[0].uwsgi else ""
     names = ", ".join(outcome.host for outcome in users)
     done = "built" if any(outcome.built for outcome in users) else "up to date"
-    return f"{done}: {path.relative_to(PLUGIN_FOLDER.parent)} (uWSGI {version}: {names})"
+    return f"{done}: {path.relative_to(DIST.parents[1])} (uWSGI {version}: {names})"
 
 
 def _show_errors(failed: Sequence[Outcome], count: int) -> None:

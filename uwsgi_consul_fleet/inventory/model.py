@@ -190,7 +190,8 @@ def _group_problems(
     hosts: list[InventoryHost], group_files: set[str], implicit: set[str]
 ) -> list[str]:
     """A group is one of our roles, or one that the operator gave a file in group_data/."""
-    used = {group for host in hosts for group in host.groups}
+    # pyinfra makes those with an @, one for each way to reach a host.
+    used = {group for host in hosts for group in host.groups if not group.startswith("@")}
     problems = [
         f"inventory.py: unknown group {group!r}{nearest(group, ROLES)}"
         " (a group of your own needs a file in group_data/)"

@@ -17,7 +17,7 @@ from uwsgi_consul_fleet.shipped import shipped
 # pyinfra orders operations by the call stack and asks `inspect` for each frame's module.
 # It runs deploy/__main__.py outside the module system, where `inspect` then searches
 # every module there is: 4 ms for each operation and host, unless it has an entry.
-_main = sys.modules.setdefault("deploy.__main__", ModuleType("deploy.__main__"))
+_main = sys.modules.setdefault("uwsgi_consul_fleet._deploy", ModuleType("_deploy"))
 _main.__file__ = str(shipped("deploy/__main__.py"))
 
 
