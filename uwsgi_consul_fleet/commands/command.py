@@ -95,5 +95,6 @@ def read(inventory: str) -> "Fleet":
     """The fleet of an inventory file."""
     # Not above: `invoke --list` needs none of it, and it takes a fifth of a second to load.
     from uwsgi_consul_fleet.inventory import reading
+    from uwsgi_consul_fleet.ssh import transport
 
-    return reading.read(inventory)
+    return reading.read(inventory, transport.resolve)

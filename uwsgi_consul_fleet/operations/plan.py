@@ -13,6 +13,7 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading as fleet_inventory
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost
 from uwsgi_consul_fleet.shipped import shipped
+from uwsgi_consul_fleet.ssh import transport
 
 # pyinfra orders operations by the call stack and asks `inspect` for each frame's module.
 # It runs deploy/__main__.py outside the module system, where `inspect` then searches
@@ -36,7 +37,7 @@ def fleet() -> Fleet:
         InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in inventory
     ]
     try:
-        found = fleet_inventory.build(inventory_file(sys.argv), hosts)
+        found = fleet_inventory.build(inventory_file(sys.argv), hosts, transport.resolve)
     except FleetError as error:
         raise DeployError(str(error)) from error
     for warning in found.warnings:
