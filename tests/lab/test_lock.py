@@ -240,7 +240,7 @@ def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Any) ->
         result = fleet.deploy("--data", "app_processes=3", check=False)
         assert result.returncode == 1, output(result)
         # Depending on what cheetah's agent has noticed by then.
-        why = "the application was left as it is, because the lock|Failed to join any nodes"
+        why = "the application was left as it is: cannot acquire the lock|Failed to join any nodes"
         assert "typo.json" in output(result)
         assert re.search(rf"\[cheetah\] .*({why})", output(result)), output(result)
         assert lab.ssh("cheetah", look).stdout == before

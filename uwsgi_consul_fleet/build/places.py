@@ -30,7 +30,9 @@ def of_fleet(fleet: Fleet, names: Sequence[str], inventory: str) -> list[Place]:
     for name in names:
         if name not in known:
             hint = nearest(name, known)
-            raise FleetError(f"--host {name}: {inventory} has no such host in app_servers{hint}")
+            raise FleetError(
+                f"--host {name}: {inventory} has no host of this name in app_servers{hint}"
+            )
     places = [
         Place(Remote(host), host.settings)
         for host in fleet.app_servers

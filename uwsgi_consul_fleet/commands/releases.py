@@ -28,8 +28,8 @@ def releases(fleet: "Fleet") -> Answer:
 )
 def rollback(fleet: "Fleet", names: list[str]) -> None:
     """Let the release before serve again, or another that is on the hosts. Sends nothing."""
-    from uwsgi_consul_fleet.releases import releases as fleet_releases
+    from uwsgi_consul_fleet.releases import rollback as going_back
 
     if len(names) > 1:
         raise FleetError(f"one release, not {len(names)}: {' '.join(names)}")
-    fleet_releases.rollback(fleet, "".join(names))
+    going_back.rollback(fleet, "".join(names))

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from uwsgi_consul_fleet.commands.tables import console, table
 from uwsgi_consul_fleet.consul.audit import Entry
-from uwsgi_consul_fleet.releases.releases import HostReleases, Release
+from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
 from uwsgi_consul_fleet.verify.comparison import Report, Row
 
 
@@ -47,18 +47,18 @@ def show_releases(found: Iterable[HostReleases]) -> None:
     rows = table("node", "release", "with its settings", "state", "since")
     listed = list(found)
     for each in listed:
-        for release in each.releases:
-            rows.add_row(each.host.name, *_release_cells(release))
+        for generation in each.generations:
+            rows.add_row(each.host.name, *_generation_cells(generation))
     screen.print(rows)
     for each in listed:
         if each.problem:
             screen.print(Text(each.problem, style="red"), soft_wrap=True)
 
 
-def _release_cells(release: Release) -> tuple[str | Text, ...]:
-    state = Text("✓ serves", style="green") if release.current else Text("kept")
-    since = _moment(release.since) if release.since else "never served"
-    return release.release, release.settings, state, since
+def _generation_cells(found: Generation) -> tuple[str | Text, ...]:
+    state = Text("✓ serves", style="green") if found.current else Text("kept")
+    since = _moment(found.since) if found.since else "never served"
+    return found.release, found.settings, state, since
 
 
 def _moment(iso: str) -> str:

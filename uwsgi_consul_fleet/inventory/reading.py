@@ -26,7 +26,9 @@ def read(file: str | Path, resolve: Resolve) -> model.Fleet:
     """
     path = Path(file)
     if not path.is_file():
-        raise FleetError(f"{path}: no such inventory; run this from the folder that holds it")
+        raise FleetError(
+            f"{path}: there is no such file; run this from the folder that holds the inventory"
+        )
     pyinfra = Path(sys.executable).with_name("pyinfra")
     command = [str(pyinfra), str(path), "debug-inventory", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -69,7 +69,7 @@ class Lock:
                     continue
                 raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
             if time.monotonic() > deadline:
-                raise UnreachableError(f"the lock can't be had in Consul: {reply['reason']}")
+                raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
             time.sleep(INTERVAL)
         self._held = True
         self._checked = time.monotonic()
@@ -204,8 +204,10 @@ def told(held: Message) -> str:
 
 
 def _lost(reply: Message) -> str:
-    """Why a run has the lock no more, for the operator."""
-    reason = reply.get("reason") or "invoke unlock, or nothing was heard from here for too long"
+    """Why a run does not hold the lock any more, for the operator."""
+    reason = (
+        reply.get("reason") or "somebody removed it, or nothing was heard from here for too long"
+    )
     return f"the lock was lost: {told(reply['holder']) if reply.get('holder') else reason}"
 
 

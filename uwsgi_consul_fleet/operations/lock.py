@@ -1,6 +1,6 @@
 """One deploy at a time: a run holds the lock from its first operation to its end.
 
-:func:`guard` follows pyinfra's own callbacks, so that the lock is no operation of its own
+:func:`guard` follows pyinfra's own callbacks, so that the lock is not an operation
 that would show in the results; :func:`require` is one, for what must not go on without it.
 """
 
@@ -65,7 +65,7 @@ class Guard:
                 self.lock = _lock()
 
     def begin(self) -> None:
-        """Before each operation on each host: the lock, unless there is no Consul to have it in.
+        """Before each operation on each host: take the lock, if there is a Consul to hold it.
 
         :raises SystemExit: where somebody else has it
         """
@@ -88,7 +88,7 @@ class Guard:
             self._began = True
 
     def require(self) -> str:
-        """Why the lock can't be had even now, or nothing where it is held."""
+        """Why the lock is not held even now, or '' where it is."""
         with self._mutex:
             if not self.held and not self._required:
                 self._required = True
@@ -188,9 +188,9 @@ def missing() -> str:
 
 @operation()
 def require(me: Host) -> Generator[Any, None, None]:
-    """Fail the host where the lock can't be had, now that Consul runs."""
+    """Fail the host where the run cannot acquire the lock, now that Consul runs."""
     if run.is_executing and (reason := missing()):
-        yield fail(f"{me.name}: the application was left as it is, because {reason}")
+        yield fail(f"{me.name}: the application was left as it is: {reason}")
     else:
         host.noop("this run holds the lock")
 

@@ -42,7 +42,7 @@ def refuse_taken_ports(me: Host) -> None:
         if name != me.settings.app_name and taken:
             raise DeployError(
                 f"{me.name}: {name} serves on port {', '.join(map(str, taken))}, which "
-                f"{me.settings.app_name} is to have: give it other ports (instances), or deploy "
+                f"{me.settings.app_name} needs: give it other ports (instances), or deploy "
                 "once with the host out of app_servers; nothing was changed"
             )
 
@@ -161,7 +161,7 @@ def _unreachable(me: Host) -> str:
 
 def _to_go(me: Host) -> list[str]:
     """The applications on this host that it should not have. It may have its name from a group
-    that it is in no more: what counts is what is there. Of a host that stays in the cluster
+    that it is not in any more: what counts is what is there. Of a host that stays in the cluster
     only what is the fleet's goes."""
     # Without it only what was to be kept is left.
     here = {*current().applications} if PROGRAM in current().files else set()
@@ -188,6 +188,6 @@ def retire(me: Host) -> Generator[Any, None, None]:
     if not me.instances and PROGRAM in current().files and {*current().applications} <= {*names}:
         yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
     elif not names:
-        host.noop("no application is here that should not be")
+        host.noop("no application is to be removed here")
         return
     forget()

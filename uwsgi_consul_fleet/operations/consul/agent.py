@@ -183,7 +183,7 @@ def _restart(me: Host, label: str) -> Generator[Any, None, None]:
         return
     try:
         yield cluster.command("run.sh", f"{BINARIES}/{label}/consul", _role(me))
-    except GeneratorExit:  # it failed; or it is not run, but only looked at
+    except GeneratorExit:  # it failed; or it was only looked at
         if run.is_executing:
             _lost.add(me.name)
         raise
@@ -203,7 +203,7 @@ def _role(me: Host) -> str:
 def let_vote(me: Host) -> Generator[Any, None, None]:
     """New servers have their vote before any other is removed."""
     if me.name not in cluster.change().joining:
-        host.noop("it is no new Consul server")
+        host.noop("it is not a new Consul server")
         return
     yield cluster.command("vote.sh", me.name, str(VOTE))
 
@@ -239,13 +239,13 @@ def expel(me: Host) -> Generator[Any, None, None]:
 
 @operation()
 def demote(me: Host, source: Source) -> Generator[Any, None, None]:
-    """Make a client agent of a host that is no Consul server any more.
+    """Make a client agent of a host that is not a Consul server any more.
 
     It stays in the catalog with its services: its vote is taken away by a server that
     stays, and then its agent is restarted.
     """
     if me.is_consul_server or not current().consul_raft:
-        host.noop("it was no Consul server")
+        host.noop("it was not a Consul server")
         return
     if not run.is_executing:
         yield cluster.command("run.sh", source.label, "client")
@@ -277,7 +277,7 @@ def leave(me: Host, servers: bool) -> Generator[Any, None, None]:
     unit = known.units.get("consul.service")
     runs = unit is not None and unit.active in ("active", "activating")
     if not me.is_retired or not runs or bool(known.consul_raft) != servers:
-        host.noop("nobody here who is to leave now")
+        host.noop("this host does not leave now")
         return
     keeper = cluster.keeper()
     if servers and keeper and run.is_executing and (why_not := cluster.why_not(me, keeper)):

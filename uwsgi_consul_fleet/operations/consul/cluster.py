@@ -206,8 +206,8 @@ def _refuse(change: Change, asked: str, led: bool) -> None:
         raise DeployError(str(error)) from error
     if not led:
         raise DeployError(
-            f"consul_servers: no change is possible now, {asked} knows no leader; look at it with: "
-            "systemctl status consul; nothing was changed"
+            f"consul_servers: no change is possible now, {asked} does not know a leader; look at "
+            "it with: systemctl status consul; nothing was changed"
         )
     demoted = [name for name in sorted(change.leaving) if not fleet().host(name).is_retired]
     if demoted and not change.keeper:

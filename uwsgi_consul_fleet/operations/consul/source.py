@@ -177,7 +177,7 @@ def _unpack(content: bytes, folder: Path, archive: str) -> None:
             part.write_bytes(source.read())
     except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
         raise DeployError(
-            f"consul: {archive} is damaged or holds no consul: {error}; nothing was changed"
+            f"consul: {archive} is damaged or does not contain consul: {error}; nothing was changed"
         ) from error
     finally:
         stored.unlink(missing_ok=True)
