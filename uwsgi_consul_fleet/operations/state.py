@@ -1,23 +1,20 @@
 """What a host looks like now, read in one round trip.
 
 pyinfra does not keep facts, and most of a run that changes nothing is waiting for
-them. So everything our operations compare with comes from a single fact, kept until
-an operation of ours has changed something on that host.
+them. So everything our operations compare with comes from a single fact, which
+:class:`.run.Run` keeps until an operation of ours has changed something on that host.
 """
 
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from pyinfra import host
 from pyinfra.api import FactBase
-from pyinfra.context import state as run
 
 from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
-from uwsgi_consul_fleet.operations.plan import fleet
+from uwsgi_consul_fleet.inventory.settings import Settings
 
 SCRIPT = IDENTIFY + (Path(__file__).parent / "state.sh").read_text()
 
@@ -133,38 +130,8 @@ def parse(output: list[str]) -> HostState:
     return found
 
 
-_known: dict[tuple[str, bool], HostState] = {}
-_reading: dict[tuple[str, bool], Lock] = {}
-
-
-def _key(name: str) -> tuple[str, bool]:
-    # Between the preparation and the execution an operator may look at the proposed
-    # changes for as long as they like; with -y the one follows the other at once.
-    return name, bool(run.is_executing and run.check_for_changes)
-
-
-def current() -> HostState:
-    """The state of the host in context, read anew after :func:`forget`."""
-    return state_of(host)
-
-
-def state_of(target: Any) -> HostState:
-    """The same of any connected host of the run."""
-    key = _key(target.name)
-    # Hosts are prepared side by side: the second who wants to know waits for the first.
-    with _reading.setdefault(key, Lock()):
-        if key not in _known:
-            _known[key] = _read(target)
-        return _known[key]
-
-
-def forget() -> None:
-    """Call after a change: what was read before no longer holds."""
-    _known.pop(_key(host.name), None)
-
-
-def _read(target: Any) -> HostState:
-    settings = fleet().host(target.name).settings
+def read(target: Any, settings: Settings) -> HostState:
+    """How one of pyinfra's hosts looks."""
     found: HostState = target.get_fact(
         State, app_name=settings.app_name, uwsgi=identity.binary(settings)
     )
