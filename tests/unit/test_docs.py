@@ -5,8 +5,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+import settings_reference as reference
 
-from uwsgi_consul_fleet.inventory import reference
 from uwsgi_consul_fleet.inventory.settings import DEMO, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_the_settings_are_written_as_they_are() -> None:
-    how = "write it anew with: python -m uwsgi_consul_fleet.inventory.reference"
+    how = "write it anew with: python tests/support/settings_reference.py"
     assert reference.PAGE.read_text() == reference.page(), how
     assert reference.ALL.read_text() == reference.all_py(), how
     # What is written there is what these names come to in Python.

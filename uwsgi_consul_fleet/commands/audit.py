@@ -1,16 +1,11 @@
 """invoke audit"""
 
-from typing import TYPE_CHECKING
-
-from uwsgi_consul_fleet.commands.command import Answer, command
+from uwsgi_consul_fleet.commands.command import Answer, Fleet, command
 from uwsgi_consul_fleet.errors import FleetError
-
-if TYPE_CHECKING:
-    from uwsgi_consul_fleet.inventory.model import Fleet
 
 
 @command(failure=2, json="print it as JSON", help={"last": "only the last so many entries"})
-def audit(fleet: "Fleet", last: str = "200") -> Answer:
+def audit(fleet: Fleet, last: str = "200") -> Answer:
     """Show who deployed what, when, and how it went."""
     from uwsgi_consul_fleet.commands import report
     from uwsgi_consul_fleet.consul import audit as fleet_audit

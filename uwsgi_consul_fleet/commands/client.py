@@ -1,13 +1,8 @@
 """invoke client"""
 
-from typing import TYPE_CHECKING
-
 from invoke import Exit
 
-from uwsgi_consul_fleet.commands.command import command
-
-if TYPE_CHECKING:
-    from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.commands.command import Fleet, command
 
 
 @command(
@@ -21,7 +16,7 @@ if TYPE_CHECKING:
     },
 )
 def client(
-    fleet: "Fleet",
+    fleet: Fleet,
     service: str = "",
     once: bool = False,
     json: bool = False,

@@ -12,7 +12,9 @@ from invoke import Exit, Task, task
 from uwsgi_consul_fleet.errors import FleetError
 
 if TYPE_CHECKING:
-    from uwsgi_consul_fleet.inventory.model import Fleet
+    from uwsgi_consul_fleet.inventory.model import Fleet as Fleet
+else:  # it takes a fifth of a second to load, and `invoke --list` does not need it
+    Fleet = Any
 
 INVENTORY = "inventory.py"
 
@@ -91,9 +93,8 @@ def _print(answer: Answer, as_json: bool) -> None:
     raise Exit(code=answer.exit_code)
 
 
-def read(inventory: str) -> "Fleet":
+def read(inventory: str) -> Fleet:
     """The fleet of an inventory file."""
-    # Not above: `invoke --list` needs none of it, and it takes a fifth of a second to load.
     from uwsgi_consul_fleet.inventory import reading
     from uwsgi_consul_fleet.ssh import transport
 

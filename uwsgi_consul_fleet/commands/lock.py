@@ -1,19 +1,15 @@
 """invoke unlock"""
 
 import sys
-from typing import TYPE_CHECKING
 
 from invoke import Exit
 
-from uwsgi_consul_fleet.commands.command import command
+from uwsgi_consul_fleet.commands.command import Fleet, command
 from uwsgi_consul_fleet.errors import FleetError
-
-if TYPE_CHECKING:
-    from uwsgi_consul_fleet.inventory.model import Fleet
 
 
 @command(failure=2, help={"yes": "do not ask"})
-def unlock(fleet: "Fleet", yes: bool = False) -> None:
+def unlock(fleet: Fleet, yes: bool = False) -> None:
     """Remove the lock of a deploy that is gone, after showing whose it is."""
     from uwsgi_consul_fleet.lock import lock
 

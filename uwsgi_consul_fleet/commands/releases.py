@@ -1,17 +1,12 @@
 """invoke releases, and going back to one of them"""
 
-from typing import TYPE_CHECKING
-
-from uwsgi_consul_fleet.commands.command import Answer, command
+from uwsgi_consul_fleet.commands.command import Answer, Fleet, command
 from uwsgi_consul_fleet.commands.names import NamesTask
 from uwsgi_consul_fleet.errors import FleetError
 
-if TYPE_CHECKING:
-    from uwsgi_consul_fleet.inventory.model import Fleet
-
 
 @command(failure=2, json="print them as JSON")
-def releases(fleet: "Fleet") -> Answer:
+def releases(fleet: Fleet) -> Answer:
     """Show which releases each host has, which one serves, and since when."""
     from uwsgi_consul_fleet.commands import report
     from uwsgi_consul_fleet.releases import releases as fleet_releases
@@ -26,7 +21,7 @@ def releases(fleet: "Fleet") -> Answer:
     klass=NamesTask,
     help={"names": "a release as `invoke releases` shows it (default: the one before)"},
 )
-def rollback(fleet: "Fleet", names: list[str]) -> None:
+def rollback(fleet: Fleet, names: list[str]) -> None:
     """Let the release before serve again, or another that is on the hosts. Sends nothing."""
     from uwsgi_consul_fleet.releases import rollback as going_back
 

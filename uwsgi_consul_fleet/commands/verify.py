@@ -1,12 +1,7 @@
 """invoke verify"""
 
-from typing import TYPE_CHECKING
-
-from uwsgi_consul_fleet.commands.command import Answer, command
+from uwsgi_consul_fleet.commands.command import Answer, Fleet, command
 from uwsgi_consul_fleet.errors import FleetError
-
-if TYPE_CHECKING:
-    from uwsgi_consul_fleet.inventory.model import Fleet
 
 
 @command(
@@ -17,7 +12,7 @@ if TYPE_CHECKING:
         "probe": "also make an HTTP request to each instance",
     },
 )
-def verify(fleet: "Fleet", wait: str = "0", probe: bool = False) -> Answer:
+def verify(fleet: Fleet, wait: str = "0", probe: bool = False) -> Answer:
     """Compare the catalog with the inventory. Exit 0: agree, 1: differ, 2: could not ask."""
     from uwsgi_consul_fleet.commands import report
     from uwsgi_consul_fleet.verify import inspection

@@ -71,7 +71,7 @@ class Settings(BaseModel):
     """The settings of one host, after groups and host data were merged by pyinfra.
 
     Under each is its explanation, of which group_data/all.py and docs/settings.md are made
-    (see reference.py).
+    (by tests/support/settings_reference.py).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -205,57 +205,17 @@ DEMO: dict[str, Any] = {
 
 # pyinfra reads these from the same place; a unit test holds them against pyinfra's own lists.
 PYINFRA_KEYS = frozenset(
-    [
-        "_chdir",
-        "_continue_on_error",
-        "_doas",
-        "_doas_user",
-        "_dzdo",
-        "_dzdo_user",
-        "_env",
-        "_get_pty",
-        "_if",
-        "_ignore_errors",
-        "_parallel",
-        "_preserve_su_env",
-        "_preserve_sudo_env",
-        "_run_once",
-        "_serial",
-        "_shell_executable",
-        "_stdin",
-        "_su_password",
-        "_su_shell",
-        "_su_user",
-        "_success_exit_codes",
-        "_sudo",
-        "_sudo_password",
-        "_sudo_user",
-        "_temp_dir",
-        "_timeout",
-        "_use_su_login",
-        "_use_sudo_login",
-        "fake_delay",
-        "fake_delay_jitter",
-        "fake_responses",
-        "name",
-        "ssh_allow_agent",
-        "ssh_config_file",
-        "ssh_connect_retries",
-        "ssh_connect_retry_max_delay",
-        "ssh_connect_retry_min_delay",
-        "ssh_file_transfer_protocol",
-        "ssh_forward_agent",
-        "ssh_hostname",
-        "ssh_key",
-        "ssh_key_password",
-        "ssh_known_hosts_file",
-        "ssh_look_for_keys",
-        "ssh_paramiko_connect_kwargs",
-        "ssh_password",
-        "ssh_port",
-        "ssh_strict_host_key_checking",
-        "ssh_user",
-    ]
+    """
+    _chdir _continue_on_error _doas _doas_user _dzdo _dzdo_user _env _get_pty _if
+    _ignore_errors _parallel _preserve_su_env _preserve_sudo_env _run_once _serial
+    _shell_executable _stdin _su_password _su_shell _su_user _success_exit_codes _sudo
+    _sudo_password _sudo_user _temp_dir _timeout _use_su_login _use_sudo_login
+    fake_delay fake_delay_jitter fake_responses name
+    ssh_allow_agent ssh_config_file ssh_connect_retries ssh_connect_retry_max_delay
+    ssh_connect_retry_min_delay ssh_file_transfer_protocol ssh_forward_agent ssh_hostname
+    ssh_key ssh_key_password ssh_known_hosts_file ssh_look_for_keys
+    ssh_paramiko_connect_kwargs ssh_password ssh_port ssh_strict_host_key_checking ssh_user
+    """.split()  # noqa: SIM905 - a name a line would be two pages
 )
 KNOWN_KEYS = frozenset(Settings.model_fields) | PYINFRA_KEYS
 

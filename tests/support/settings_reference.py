@@ -1,7 +1,7 @@
-"""The settings for people: `python -m uwsgi_consul_fleet.inventory.reference` writes it anew.
+"""The settings for people: `python tests/support/settings_reference.py` writes them anew.
 
-A setting's default and its explanation are in settings.py and nowhere else: from there they
-go into group_data/all.py and docs/settings.md, which a test compares with what is written here.
+A setting's default and its explanation are in inventory/settings.py and nowhere else: from there
+they go into group_data/all.py and docs/settings.md, which a test compares with what they should be.
 """
 
 import ast
