@@ -16,8 +16,8 @@ from pyinfra import host, logger
 from pyinfra.api import operation
 
 from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
+from uwsgi_consul_fleet.host.lock_session import AND
 from uwsgi_consul_fleet.lock.lock import Lock
-from uwsgi_consul_fleet.lock.session import AND
 from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.run import Here, Run

@@ -108,7 +108,7 @@ class PyinfraRun:
                 command,
                 print_output=show or self._state.print_output,
                 print_input=self._state.print_input,
-                **known,
+                **{**known, **command.connector_arguments},
             )
             return bool(fine), output
 

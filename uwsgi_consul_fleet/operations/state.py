@@ -5,6 +5,7 @@ them. So everything our operations compare with comes from a single fact, which
 :class:`.run.Run` keeps until an operation of ours has changed something on that host.
 """
 
+import json
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
+from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
 from uwsgi_consul_fleet.inventory.settings import Settings
@@ -40,9 +42,14 @@ class UnitState:
 
 @dataclass
 class HostState:
-    """What state.sh printed, taken apart."""
+    """What state.sh printed, taken apart.
+
+    ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
+    could not be asked.
+    """
 
     architecture: str = ""
+    python: str = ""
     uwsgi: Uwsgi | None = None
     consul_in_use: str = ""
     consul_running: str = ""
@@ -58,6 +65,7 @@ class HostState:
     consul_raft: str = ""
     consul_leader: str = ""
     consul_peers: tuple[str, ...] = ()
+    consul_problem: str = ""
 
     def active_units(self, prefix: str, suffix: str) -> set[str]:
         """Units that run or are about to, by the start and the end of their names."""
@@ -69,6 +77,7 @@ class HostState:
 
 
 IDLE = {"inactive", "failed"}
+NOT_ASKED = "it has no Python to ask its agent with"
 
 
 class State(FactBase[HostState]):
@@ -79,10 +88,25 @@ class State(FactBase[HostState]):
         return HostState()
 
     def command(self, app_name: str, uwsgi: str) -> str:
-        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, uwsgi])
+        program = (host_program.PROGRAM, host_program.digest(), host_program.RUN)
+        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, uwsgi, *program])
 
     def process(self, output: list[str]) -> HostState:
         return parse(output)
+
+
+class ConsulStatus(FactBase[str]):
+    """What the host program says of the Consul server, where it has to be brought along."""
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def command(self) -> str:
+        return shlex.join([*host_program.carried(), "consul", "status"])
+
+    def process(self, output: list[str]) -> str:
+        return output[-1]
 
 
 WORDS = frozenset(
@@ -90,10 +114,9 @@ WORDS = frozenset(
         "architecture",
         "consul_data",
         "consul_in_use",
-        "consul_leader",
-        "consul_raft",
         "consul_running",
         "current_release",
+        "python",
     }
 )
 
@@ -112,10 +135,12 @@ def parse(output: list[str]) -> HostState:
         elif kind == "unit":
             name, active, stale, enabled = rest.split(" ", 3)
             found.units[name] = UnitState(active, enabled, stale == "yes")
+        elif kind == "consul_raft":
+            found.consul_raft, found.consul_problem = rest, NOT_ASKED
         elif kind in WORDS:
             setattr(found, kind, rest.strip())
-        elif kind == "consul_peers":
-            found.consul_peers = tuple(rest.split())
+        elif kind == "consul":
+            note_consul(found, rest)
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
@@ -130,9 +155,20 @@ def parse(output: list[str]) -> HostState:
     return found
 
 
+def note_consul(found: HostState, answer: str) -> None:
+    """Take apart what the program says of the Consul server; nothing, where it did not say it."""
+    if answer:
+        status = json.loads(answer)
+        found.consul_leader = status.get("leader", "")
+        found.consul_peers = tuple(status.get("peers", ()))
+        found.consul_problem = status.get("problem", "")
+
+
 def read(target: Any, settings: Settings) -> HostState:
     """How one of pyinfra's hosts looks."""
     found: HostState = target.get_fact(
         State, app_name=settings.app_name, uwsgi=identity.binary(settings)
     )
+    if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
+        note_consul(found, target.get_fact(ConsulStatus))
     return found

@@ -6,11 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.ssh import connection as ssh
-
-# On each host; see uwsgi_consul_fleet/host.
-PROGRAM = "/opt/uwsgi-consul-fleet/release"
 
 
 @dataclass(frozen=True)

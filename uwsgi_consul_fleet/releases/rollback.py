@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from fabric import Connection
 
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
+from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import lock
 from uwsgi_consul_fleet.releases.batches import batches
-from uwsgi_consul_fleet.releases.releases import PROGRAM, Generation, HostReleases, read
+from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 from uwsgi_consul_fleet.ssh import connection as ssh
 
@@ -176,8 +178,9 @@ def _switch(rollout: Rollout, target: Target) -> bool:
 
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
-    script = f"exec {shlex.join([PROGRAM, *words])} >&2"
-    result = ssh.run_script(connection, script, on_line=lambda line: _log(host, line))
+    script = f"exec {shlex.join([PROGRAM, *access().words, *words])} >&2"
+    stdin = access().stdin.encode()
+    result = ssh.run_script(connection, script, stdin, on_line=lambda line: _log(host, line))
     return result.exit_code == 0
 
 

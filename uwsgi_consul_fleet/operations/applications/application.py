@@ -14,16 +14,15 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications.package import REQUIREMENTS, Package
 from uwsgi_consul_fleet.operations.applications.package import prepare as prepare
-from uwsgi_consul_fleet.operations.applications.program_file import program
 from uwsgi_consul_fleet.operations.applications.step import step
-from uwsgi_consul_fleet.operations.files import converge, fail
+from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.lock import missing, rolled_out
 from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.program import command
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import HostState, UnitState
 from uwsgi_consul_fleet.operations.users import system_user
-from uwsgi_consul_fleet.operations.uwsgi.uwsgi import plugin_file
-from uwsgi_consul_fleet.releases.releases import PROGRAM
+from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, plugin_file
 from uwsgi_consul_fleet.releases.rollout import Step
 
 HERE = Path(__file__).parent
@@ -56,7 +55,6 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
     app_name = me.settings.app_name
     # Also where the release is there: a host that was retired may have kept it.
     yield from system_user(here, app_name)
-    yield from converge(here, [program()])
     name = package.generation(plugin)
     if name in known.releases:
         host.noop(f"release {name} is installed")
@@ -162,7 +160,7 @@ def _to_go(here: Here) -> list[str]:
     only what is the fleet's goes."""
     # Without it only what was to be kept is left.
     me, known = here.me, here.known
-    there = {*known.applications} if PROGRAM in known.files else set()
+    there = {*known.applications} if START in known.files else set()
     if me.is_retired:
         return sorted(there)
     mine = {me.settings.app_name} if me.instances else set()
@@ -179,12 +177,12 @@ def retire(here: Here) -> Generator[Any, None, None]:
     """Out of the catalog, then out of service, and then gone from a host that is not to have
     it: one that is retired, or stays for Consul alone, or has got another application."""
     me, known, names = here.me, here.known, _to_go(here)
-    keep = "" if me.settings.purge else "--keep-data"
+    keep = () if me.settings.purge else ("--keep-data",)
     for name in names:
-        yield StringCommand(PROGRAM, "stop", name)
-        yield StringCommand(PROGRAM, "remove", keep, name)
-    if not me.instances and PROGRAM in known.files and {*known.applications} <= {*names}:
-        yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
+        yield command(here, "stop", name)
+        yield command(here, "remove", *keep, name)
+    if not me.instances and START in known.files and {*known.applications} <= {*names}:
+        yield StringCommand("rm", "-rf", f"{FOLDER}/plugins", f"{FOLDER}/uwsgi", START)
     elif not names:
         host.noop("no application is to be removed here")
         return

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from paramiko import SSHException
 from pyinfra.api import StringCommand
 
+from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.releases.releases import PROGRAM
 from uwsgi_consul_fleet.releases.rollout import Step
 
 
@@ -26,8 +27,9 @@ def step(here: Here, release: str, before: str, after: str) -> Step:
         return False
 
     def execute(words: Sequence[str]) -> bool:
+        program = shlex.join([PROGRAM, *access().words, *words])
         try:
-            fine, output = run(StringCommand(shlex.join([PROGRAM, *words])), True)
+            fine, output = run(StringCommand(program, _stdin=access().stdin), True)
         except (OSError, EOFError, SSHException) as error:
             return lost(str(error))
         # The program says why it fails.

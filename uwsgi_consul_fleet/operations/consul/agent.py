@@ -10,10 +10,12 @@ from pyinfra import host
 from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
 
+from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
-from uwsgi_consul_fleet.operations import packages
+from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.consul import source as source
+from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.source import Source
 from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail, render
 from uwsgi_consul_fleet.operations.run import Here
@@ -23,7 +25,6 @@ from uwsgi_consul_fleet.operations.users import system_user
 HERE = Path(__file__).parent
 BINARIES = "/opt/consul"
 CONFIG = "/etc/consul.d/consul.json"
-UNIT = "/etc/systemd/system/consul.service"
 RUNNING = UnitState("active", "enabled")
 # What an agent needs to find the others when it starts. Another list of servers is no reason to
 # restart one that has found them.
@@ -49,9 +50,7 @@ __all__ = [
 @operation()
 def install(here: Here, source: Source) -> Generator[Any, None, None]:
     """Put the binary in a folder of its own; the one in use stays where it is."""
-    # What keeps the lock runs on a server; see lock/session.py.
-    if here.me.is_consul_server and "python3" not in here.known.packages:
-        yield packages.install("python3")
+    yield from program.python(here)
     if source.label in here.known.consul_binaries:
         host.noop(f"Consul {source.label} is installed")
         return
@@ -72,9 +71,9 @@ def install(here: Here, source: Source) -> Generator[Any, None, None]:
 
 @operation()
 def configure(here: Here, source: Source) -> Generator[Any, None, None]:
-    """The consul user, the agent's configuration and its unit."""
+    """The consul user, the agent's configuration and its unit, and the program that asks it."""
     yield from system_user(here, "consul")
-    yield from converge(here, _files(here, source.label))
+    yield from converge(here, [*_files(here, source.label), program.program()])
 
 
 def _files(here: Here, label: str) -> list[RemoteFile]:
@@ -156,18 +155,21 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
     Not where a file was changed in this run: a run that was interrupted between the
     change and the restart would never restart it.
     """
-    known = here.known
+    known, change = here.known, cluster.change(here.run)
     unit = known.units.get("consul.service")
     if unit is None or unit.active != "active" or known.consul_running != _digest(here, label):
         yield from _restart(here, label)
     elif unit != RUNNING:  # as after a change that was taken back before it was made
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
         here.changed()
-    elif not cluster.change(here.run).peers:
-        # No server that it knew is left, and the new ones are yet to be found.
-        yield StringCommand(
-            "consul", "join", *(server.address for server in here.run.fleet.consul_servers)
+    elif here.me.name in change.silent:
+        yield fail(
+            f"{here.me.name}: {change.not_asked()}; look at it with: systemctl status consul"
         )
+    elif not change.peers and not change.silent:
+        # No server that it knew is left, and the new ones are yet to be found.
+        addresses = (server.address for server in here.run.fleet.consul_servers)
+        yield program.command(here, "consul", "join", *addresses)
     else:
         host.noop("Consul runs with this configuration")
 
@@ -175,29 +177,44 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
 def _restart(here: Here, label: str) -> Generator[Any, None, None]:
     """Start the agent anew, unless that has just gone wrong on another host: what it did there
     it would do here, to one server after the other."""
-    me, lost = here.me, here.run.lost_agents
-    if lost and here.known.consul_running:
-        yield fail(
-            f"{me.name}: Consul was not restarted, because it did not come back on "
-            f"{', '.join(sorted(lost))}; mend it there and deploy again"
-        )
+    me = here.me
+    if why_not := _why_not_restart(here):
+        yield fail(f"{me.name}: {why_not}")
         return
     try:
-        yield cluster.command("run.sh", f"{BINARIES}/{label}/consul", _role(here))
+        yield program.command(here, "consul", "start", f"{BINARIES}/{label}/consul", *_how(here))
     except GeneratorExit:  # it failed; or it was only looked at
         if here.run.pyinfra.is_executing:
-            lost.add(me.name)
+            here.run.lost_agents.add(me.name)
         raise
     here.changed()
 
 
-def _role(here: Here) -> str:
-    if not here.me.is_consul_server:
-        return "client"
+def _why_not_restart(here: Here) -> str:
+    """Why it would do harm, or ''."""
+    change, known, lost = cluster.change(here.run), here.known, here.run.lost_agents
+    if known.consul_running and change.hung:
+        return f"Consul was not restarted, because {change.not_asked()}; mend that and deploy again"
+    if known.consul_running and lost:
+        return (
+            "Consul was not restarted, because it did not come back on "
+            f"{', '.join(sorted(lost))}; mend it there and deploy again"
+        )
+    if here.me.is_consul_server and change.silent and not known.consul_raft:
+        return (
+            f"no Consul server was started, because {change.not_asked()}, and a new one could "
+            "begin another; deploy again when it answers"
+        )
+    return ""
+
+
+def _how(here: Here) -> tuple[str, ...]:
+    """What becomes of the servers that it knew, and whether the next one may be restarted when
+    it is back: in a cluster that is being made, or all of which is down, there is no leader."""
     peers = cluster.change(here.run).peers
-    if not peers:
-        return "first"
-    return "member" if here.me.name in peers else "joining"
+    if not here.me.is_consul_server or (peers and here.me.name not in peers):
+        return ("--new",)
+    return ("--wait",) if peers else ()
 
 
 @operation()
@@ -206,7 +223,7 @@ def let_vote(here: Here) -> Generator[Any, None, None]:
     if here.me.name not in cluster.change(here.run).joining:
         host.noop("it is not a new Consul server")
         return
-    yield cluster.command("vote.sh", here.me.name, str(VOTE))
+    yield program.command(here, "consul", "vote", here.me.name, str(VOTE))
 
 
 @operation()
@@ -215,7 +232,10 @@ def expel(here: Here) -> Generator[Any, None, None]:
     me, run = here.me, here.run
     keeper = cluster.keeper(run)
     retired = cluster.retired_in_run(run) if keeper and keeper.name == me.name else []
-    seen = host.get_fact(cluster.ClusterFact) if retired else cluster.Cluster()
+    seen = cluster.seen_by(host) if retired else cluster.Cluster()
+    if seen.problem:
+        yield fail(f"{me.name}: retired hosts were not looked for: {seen.problem}; deploy again")
+        return
     for gone in retired:
         lost = gone.name in run.pyinfra.failed
         if seen.is_alive(gone.name):
@@ -229,9 +249,8 @@ def expel(here: Here) -> Generator[Any, None, None]:
         if peer or seen.knows(gone.name):
             why = "can't be reached" if lost else "runs no Consul agent"
             host.log(f"{gone.name} {why}: removed from the catalog by {me.name}")
-            yield cluster.command(
-                "expel.sh", gone.name, me.settings.datacenter, peer.id if peer else ""
-            )
+            words = (gone.name, me.settings.datacenter, *([peer.id] if peer else []))
+            yield program.command(here, "consul", "expel", *words)
         # Nobody waits for it any more: that it can't be reached is no failure of this run.
         if run.pyinfra.is_executing:
             run.pyinfra.forgive(gone.name)
@@ -251,24 +270,23 @@ def demote(here: Here, source: Source) -> Generator[Any, None, None]:
         host.noop("it was not a Consul server")
         return
     if not run.pyinfra.is_executing:
-        yield cluster.command("run.sh", source.label, "client")
+        yield program.command(here, "consul", "start", source.label, "--new")
         return
     keeper = cluster.keeper(run)
     if keeper is None:
         yield fail(f"{me.name}: no Consul server that stays can be reached, to remove it")
         return
-    peer = keeper.get_fact(cluster.ClusterFact).peer(me)
+    peer = cluster.seen_by(keeper).peer(me)
     if peer:
-        why_not = cluster.why_not(run, me, keeper) or cluster.on(
-            run, keeper, "take_out.sh", peer.id, peer.address
+        why_not = cluster.why_not(run, me, keeper) or program.on(
+            run, keeper.name, "consul", "demote", peer.id, peer.address
         )
         if why_not:
             yield fail(why_not)
             return
     yield from _restart(here, source.label)
-    if peer and (
-        failed := cluster.on(run, keeper, "tidy.sh", me.name, peer.id, me.settings.datacenter)
-    ):
+    words = ("consul", "tidy", me.name, peer.id, me.settings.datacenter) if peer else ()
+    if words and (failed := program.on(run, keeper.name, *words)):
         yield fail(failed)
 
 
@@ -285,32 +303,36 @@ def leave(here: Here, servers: bool) -> Generator[Any, None, None]:
         host.noop("this host does not leave now")
         return
     keeper = cluster.keeper(run)
-    if (
-        servers
-        and keeper
-        and run.pyinfra.is_executing
-        and (why_not := cluster.why_not(run, me, keeper))
-    ):
+    if servers and (why_not := _why_not_leave(here, keeper)):
         yield fail(why_not)
         return
-    # One that never came up is in no cluster that it could leave.
-    ask = "consul leave >/dev/null && " if unit and unit.active == "active" else ""
-    yield StringCommand(f"{ask}systemctl --quiet disable --now consul")
+    yield from program.python(here)
+    yield program.command(here, "consul", "leave")
     here.changed()
     # An agent may tell the servers about itself once more while it leaves, and be listed again.
-    datacenter = me.settings.datacenter
-    if keeper and (failed := cluster.on(run, keeper, "expel.sh", me.name, datacenter, "")):
+    words = ("consul", "expel", me.name, me.settings.datacenter)
+    if keeper and (failed := program.on(run, keeper.name, *words)):
         yield fail(failed)
+
+
+def _why_not_leave(here: Here, keeper: Any) -> str | None:
+    me, run, change = here.me, here.run, cluster.change(here.run)
+    if change.silent:
+        return f"{me.name}: still a Consul server, because {change.not_asked()}; deploy again"
+    return cluster.why_not(run, me, keeper) if keeper and run.pyinfra.is_executing else None
 
 
 @operation()
 def remove(here: Here) -> Generator[Any, None, None]:
     """Remove everything that was put here for Consul, and its data with ``purge``."""
     me, known = here.me, here.known
-    there = "consul" in known.users or UNIT in known.files or known.consul_binaries
+    ours = {UNIT, PROGRAM} & {*known.files}
+    there = "consul" in known.users or ours or known.consul_binaries
     left_over = me.settings.purge and known.consul_data
     if not me.is_retired or not (there or left_over):
         host.noop("nothing of Consul is to be removed here")
         return
-    yield cluster.command("remove.sh", "purge" if me.settings.purge else "keep")
+    script = (HERE / "remove.sh").read_text()
+    keep = "purge" if me.settings.purge else "keep"
+    yield StringCommand("sh", "-c", QuoteString(script), "remove", keep)
     here.changed()

@@ -2,27 +2,20 @@
 
 import json
 import shlex
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from pyinfra.api import FactBase, StringCommand
-from pyinfra.api.command import QuoteString
+from pyinfra.api import FactBase
 
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.consul import quorum
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Run
 
-HERE = Path(__file__).parent
-ALIVE = 1  # serf's member status
-
-
-@cache
-def script(name: str) -> str:
-    """One of the scripts beside this file, with what it asks the agent with; for bash."""
-    return (HERE / "api.sh").read_text() + (HERE / name).read_text()
+UNIT = "/etc/systemd/system/consul.service"
 
 
 @dataclass(frozen=True)
@@ -41,14 +34,16 @@ class Peer:
 
 @dataclass(frozen=True)
 class Cluster:
-    """How one agent sees the cluster; ``members`` are nodes and whether each is alive."""
+    """How one agent sees the cluster; ``members`` are nodes and whether each is alive. Where it
+    could not say everything, ``problem`` says why: what is missing then is not gone."""
 
     peers: tuple[Peer, ...] = ()
-    members: tuple[tuple[str, bool], ...] = ()
+    members: Mapping[str, bool] = field(default_factory=dict)
     nodes: frozenset[str] = frozenset()
+    problem: str = ""
 
     def is_alive(self, name: str) -> bool:
-        return dict(self.members).get(name, False)
+        return self.members.get(name, False)
 
     def knows(self, name: str) -> bool:
         """Whether the catalog has this node."""
@@ -60,50 +55,48 @@ class Cluster:
 
 
 class ClusterFact(FactBase[Cluster]):
-    """Everything about the cluster in one round trip."""
+    """Everything about the cluster in one round trip; see :func:`seen_by`."""
 
     @staticmethod
     def default() -> Cluster:
-        return Cluster()
+        return Cluster(problem="it could not be asked")
 
     def command(self) -> str:
-        return shlex.join(["bash", "-c", script("cluster.sh")])
+        return shlex.join([*host_program.carried(), *access().words, "consul", "cluster"])
 
     def process(self, output: list[str]) -> Cluster:
-        return parse(output)
+        found = json.loads(output[-1])
+        peers = tuple(Peer(**server) for server in found.pop("servers"))
+        return Cluster(peers, nodes=frozenset(found.pop("nodes")), **found)
 
 
-def parse(output: list[str]) -> Cluster:
-    """Read the lines of cluster.sh; an agent that has no answer says something else than JSON."""
-    answers: dict[str, Any] = {"servers": {}, "members": [], "nodes": []}
-    for line in output:
-        kind, _, text = line.partition(" ")
-        try:
-            answers[kind] = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-    return Cluster(
-        tuple(
-            Peer(entry["ID"], entry["Node"], entry["Address"], entry["Leader"], entry["Voter"])
-            for entry in answers["servers"].get("Servers", ())
-        ),
-        tuple((entry["Name"], entry["Status"] == ALIVE) for entry in answers["members"]),
-        frozenset(entry["Node"] for entry in answers["nodes"]),
-    )
+def seen_by(target: Any) -> Cluster:
+    """How the agent of one of pyinfra's hosts sees the cluster now."""
+    found: Cluster = target.get_fact(ClusterFact, _stdin=access().stdin)
+    return found
 
 
 @dataclass(frozen=True)
 class Change:
     """What this run does about the servers.
 
-    ``peers`` are those of today, by name; none where Consul was never deployed. ``keeper`` is
-    one that stays, through which others are removed; it may be out of reach.
+    ``peers`` are those of today, by name; none where Consul was never deployed, or where nobody
+    who knows them could be asked: then ``silent`` names the servers with data of a cluster, and
+    why each could not. ``hung`` are those of them that run. ``keeper`` is one that stays, through
+    which others are removed; it may be out of reach.
     """
 
     peers: frozenset[str] = frozenset()
     joining: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     keeper: str | None = None
+    silent: Mapping[str, str] = field(default_factory=dict)
+    hung: frozenset[str] = frozenset()
+
+    def not_asked(self) -> str:
+        """Which servers could not be asked, and why, for the operator."""
+        told = [f"{name}: {reason}" for name, reason in self.silent.items()]
+        return f"its cluster could not be asked ({'; '.join(told)})"
 
 
 def change(run: Run) -> Change:
@@ -118,7 +111,7 @@ def _change(run: Run) -> Change:
     addresses, asked, led = _ask_a_server(run)
     peers = frozenset(_name(run, address) for address in addresses)
     if not peers:
-        return Change()
+        return _silent(run)
     _refuse_moved(run, peers)
     wanted = frozenset(host.name for host in run.fleet.consul_servers)
     former = [host for host in run.fleet.hosts if host.name in peers - wanted]
@@ -137,6 +130,22 @@ def _change(run: Run) -> Change:
     if found.joining or found.leaving:
         _refuse(run, found, asked, led)
     return found
+
+
+def _silent(run: Run) -> Change:
+    """Nobody knows the servers: there may have been none, or they can't be asked now."""
+    silent, hung = {}, set()
+    for host in run.fleet.hosts:
+        if host.name not in run.pyinfra.connected:
+            continue
+        known = run.state_of(host.name)
+        # A host that was retired may have kept its data; it is no server of this fleet.
+        ours = (host.is_consul_server and host.is_member) or UNIT in known.files
+        if known.consul_problem and ours:
+            silent[host.name] = known.consul_problem
+            if known.consul_running:
+                hung.add(host.name)
+    return Change(silent=silent, hung=frozenset(hung))
 
 
 def _refuse_moved(run: Run, peers: frozenset[str]) -> None:
@@ -174,11 +183,11 @@ def _ask_a_server(run: Run) -> tuple[tuple[str, ...], str, bool]:
             return known.consul_peers, name, True
         if known.consul_peers and not leaderless[0]:
             leaderless = known.consul_peers, name, False
-        if known.consul_running:
+        if known.consul_running and known.python and not known.consul_problem:
             agent = agent or name
     if agent and not leaderless[0]:
         # No server is among this run's hosts: a client agent knows them too.
-        peers = run.pyinfra.host(agent).get_fact(ClusterFact).peers
+        peers = seen_by(run.pyinfra.host(agent)).peers
         return tuple(p.address for p in peers), agent, any(p.leader for p in peers)
     return leaderless
 
@@ -190,7 +199,12 @@ def _name(run: Run, address: str) -> str:
 
 
 def _refuse(run: Run, change: Change, asked: str, led: bool) -> None:
-    seen = run.pyinfra.host(asked).get_fact(ClusterFact)
+    seen = seen_by(run.pyinfra.host(asked))
+    if not seen.peers:
+        raise DeployError(
+            f"consul_servers: no change is possible now: {asked}: {seen.problem}; "
+            "nothing was changed"
+        )
     try:
         quorum.check(_alive(run, change, seen), change.joining, change.leaving)
     except quorum.QuorumError as error:
@@ -224,7 +238,9 @@ def why_not(run: Run, me: Host, keeper: Any) -> str | None:
 
     Servers that were to join must vote by now.
     """
-    seen: Cluster = keeper.get_fact(ClusterFact)
+    seen = seen_by(keeper)
+    if not seen.peers:
+        return f"{me.name}: still a Consul server: {keeper.name}: {seen.problem}; deploy again"
     for name in sorted(change(run).joining):
         peer = seen.peer(run.fleet.host(name))
         if peer is None or not peer.voter:
@@ -235,14 +251,3 @@ def why_not(run: Run, me: Host, keeper: Any) -> str | None:
     except quorum.QuorumError as error:
         return str(error)
     return None
-
-
-def on(run: Run, target: Any, name: str, *words: str) -> str | None:
-    """Run one of the scripts on another host than the one in context; why it failed, if it did."""
-    done, output = run.pyinfra.executor(target.name)(command(name, *words), False)
-    return None if done else f"{target.name}: {output.stderr or 'the connection was lost'}"
-
-
-def command(name: str, *words: str) -> StringCommand:
-    """One of the scripts, as a command of an operation."""
-    return StringCommand("bash", "-c", QuoteString(script(name)), name, *map(QuoteString, words))
