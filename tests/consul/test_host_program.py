@@ -123,7 +123,7 @@ def test_the_token_of_the_host_and_that_of_the_deploy(guarded_agent: Agent, tmp_
     with_file = {**here, "token_file": str(token)}
     found = json.loads(release(tmp_path, with_file, "consul", "cluster").stdout)
     assert (found["members"], found["nodes"]) == ({"drakar": True}, ["drakar"])
-    assert [server["voter"] for server in found["servers"]] == [True]
+    assert [server["Voter"] for server in found["servers"]] == [True]
     words = ("--token-stdin", "consul", "cluster")
     assert json.loads(release(tmp_path, here, *words, stdin=f"{SECRET}\n").stdout) == found
     # It wins over the host's own; an empty one is none.

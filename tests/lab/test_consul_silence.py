@@ -101,3 +101,21 @@ def binary(lab: Any) -> tuple[str, ...]:
     """Consul from a file: the same program under another name."""
     path = lab.checkout / ".venv/bin/consul"
     return ("--data", f"consul_file={path}")
+
+
+def test_the_next_server_is_asked_where_one_follows_no_leader(fleet: Fleet, lab: Any) -> None:
+    # The binary is there since the last test; the agent waits for another that never comes.
+    lone = "-server -bootstrap-expect 2 -data-dir /tmp/lone -bind 127.0.0.1 -node lone"
+    lab.ssh("cheetah", f"sudo systemd-run --unit lone $(ls /opt/consul/*/consul) agent {lone}")
+    status = f"{WAIT} && sudo {PROGRAM} consul status"
+    assert '"leader": ""' in lab.ssh("cheetah", status).stdout
+    fleet.hosts(["cheetah", "drakar"], [])
+    said = run("invoke", "audit", "--last", "1", "--inventory", str(fleet.path)).stdout
+    assert " deploy " in said
+    fleet.hosts(["cheetah"], [])
+    alone = run("invoke", "audit", "--inventory", str(fleet.path), check=False)
+    assert alone.returncode == 2
+    assert "cheetah: its Consul server does not follow a leader" in output(alone)
+
+
+WAIT = "until ss -Hltn 'sport = :8500' | grep -q .; do sleep 0.1; done"

@@ -89,7 +89,7 @@ def seen(**answer: object) -> cluster.Cluster:
 
 
 def test_the_cluster_is_read_from_an_agents_answers() -> None:
-    server = {"id": "1a", "node": "a", "address": "10.0.0.1:8300", "leader": True, "voter": True}
+    server = {"ID": "1a", "Node": "a", "Address": "10.0.0.1:8300", "Leader": True, "Voter": True}
     found = seen(servers=[server], members={"a": True, "b": False}, nodes=["a", "b"])
     assert found.peers == (cluster.Peer("1a", "a", "10.0.0.1:8300", True, True),)
     assert (found.is_alive("a"), found.is_alive("b"), found.is_alive("c")) == (True, False, False)

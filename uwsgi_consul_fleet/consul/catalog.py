@@ -89,7 +89,7 @@ def _expect_leader(server: str, port: int) -> None:
     with client(server, port) as asked:
         if not asked.status.leader():
             raise UnreachableError(
-                f"{server}: its Consul server knows no leader; look at it with: "
+                f"{server}: its Consul server does not follow a leader; look at it with: "
                 f"systemctl status consul, on {server}"
             )
 

@@ -66,7 +66,7 @@ def vote(consul: Consul, node: str, seconds: float) -> None:
     been healthy for ten seconds."""
 
     def votes() -> bool:
-        return any(each["node"] == node and each["voter"] for each in servers(consul))
+        return any(each["Node"] == node and each["Voter"] for each in servers(consul))
 
     if not until(seconds, votes):
         raise ReleaseError(

@@ -14,7 +14,6 @@ from typing import Any
 from .consul import Consul, UnavailableError
 from .says import ReleaseError
 
-PEERS = "/v1/operator/raft/configuration"
 ALIVE, FAILED = 1, 4  # serf's status of a member
 LEADER = 30.0  # seconds for a leader to be found
 DEMOTED = 10.0  # seconds for a former server to be seen as a client
@@ -46,21 +45,14 @@ def cluster(consul: Consul) -> dict[str, Any]:
     return found
 
 
-def _members(consul: Consul, query: str = "") -> Any:
-    return consul.get(f"/v1/agent/members{query}")
+def _members(consul: Consul) -> Any:
+    """Serf's, of the datacenter."""
+    return consul.get("/v1/agent/members")
 
 
-def servers(consul: Consul, query: str = "") -> list[dict[str, Any]]:
-    return [
-        {
-            "id": each["ID"],
-            "node": each["Node"],
-            "address": each["Address"],
-            "leader": each["Leader"],
-            "voter": each["Voter"],
-        }
-        for each in consul.get(PEERS + query)["Servers"]
-    ]
+def servers(consul: Consul, query: str = "") -> Any:
+    """Raft's."""
+    return consul.get(f"/v1/operator/raft/configuration{query}")["Servers"]
 
 
 def until(seconds: float, look: Callable[[], bool]) -> bool:
@@ -136,7 +128,7 @@ def expel(consul: Consul, node: str, datacenter: str, peer: str = "") -> None:
 
 
 def _remove_peer(consul: Consul, peer: str) -> None:
-    if any(each["id"] == peer for each in servers(consul)):
+    if any(each["ID"] == peer for each in servers(consul)):
         consul.call("DELETE", f"/v1/operator/raft/peer?id={peer}")
 
 

@@ -66,7 +66,10 @@ class ClusterFact(FactBase[Cluster]):
 
     def process(self, output: list[str]) -> Cluster:
         found = json.loads(output[-1])
-        peers = tuple(Peer(**server) for server in found.pop("servers"))
+        peers = tuple(
+            Peer(each["ID"], each["Node"], each["Address"], each["Leader"], each["Voter"])
+            for each in found.pop("servers")
+        )
         return Cluster(peers, nodes=frozenset(found.pop("nodes")), **found)
 
 
