@@ -46,7 +46,7 @@ class ClientError(Exception):
 
 
 class NoInstanceError(ClientError):
-    """Consul knows no healthy instance of the service."""
+    """Consul does not know a healthy instance of the service."""
 
 
 class AgentError(ClientError):
@@ -228,7 +228,7 @@ class _Agent:
         """What an error status from Consul means."""
         text = " ".join(str(error).split())[:200] or "no reason given"
         if "No path to datacenter" in text:
-            return RefusedError(f"Consul at {self.url} knows no way to datacenter {self.dc}")
+            return RefusedError(f"Consul at {self.url} has no path to datacenter {self.dc}")
         if isinstance(error, (ACLPermissionDenied, ACLDisabled)):
             return RefusedError(f"Consul at {self.url} refuses: {text} (see CONSUL_HTTP_TOKEN)")
         if isinstance(error, (BadRequest, OtherClientError)):

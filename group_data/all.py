@@ -5,23 +5,25 @@ from uwsgi_consul_fleet.ssh.transport import config_file, nodelay_transport
 
 # --- The application --------------------------------------------------------
 
-# The name of its service in Consul; also of its user, its units and its folder under /srv.
+# The application's name: of its service in Consul, its user, its units and its folder under
+# /srv.
 app_name = "consul-demo-server"
 
-# A folder on this machine. What git tracks in it is sent; it lands under its own name.
+# A folder on this machine: what git tracks in it is sent, and lands under its own name.
 app_source = "app"
 
 # MODULE:CALLABLE, as seen from the folder that holds app_source.
 app_entry_point = "app.server:application"
 
-# Installed into a virtual environment on each host; None where the application needs none.
+# What is installed into a virtual environment on each host; None where the application needs
+# nothing.
 app_requirements = "app/requirements.txt"
-
-# The Python of that environment, as it is on the hosts.
-app_python = "/usr/bin/python3"
 
 # The Jinja2 template of each instance's uWSGI configuration.
 app_ini = "app/uwsgi.ini.j2"
+
+# The Python of the virtual environment, as it is on the hosts.
+app_python = "/usr/bin/python3"
 
 # uWSGI worker processes of each instance.
 app_processes = 2
@@ -33,26 +35,31 @@ instances = {"server1": 2001, "server2": 2002}
 check_ttl = 10
 
 # Environment variables of the application.
-app_env: dict[str, str] = {}
+app_env = {}
 
-# Names of variables that nobody may see. Each value is read from this machine's environment, or
-# from a file outside the repository with NAME=VALUE lines.
-app_secrets: list[str] = []
+# Names of variables that nobody may see: each value is read from this machine's environment,
+# or from app_secrets_file.
+app_secrets = []
+
+# A file outside the repository with NAME=VALUE lines.
 app_secrets_file = None
 
 # --- Releases ---------------------------------------------------------------
 
-# What a release is called; None for the git revision of app_source. Also: --data release=NAME
+# What a release is called; None for the git revision of app_source. Also: --data
+# release=NAME
 release = None
 
 # Releases that stay on each host, the one that serves among them; two or more.
 keep_releases = 5
 
-# A new release must answer this with a status below 400, within so many seconds after it was
-# loaded (which may take as long), and go on doing so for min_healthy_time, before it receives a
-# request.
+# What a new release must answer, with a status below 400, before it receives a request.
 health_path = "/healthz"
+
+# Seconds within which a new release must be loaded, and then as many to answer.
 health_timeout = 30
+
+# Seconds for which a new release must go on answering before it receives a request.
 min_healthy_time = 3
 
 # Seconds for which an instance goes on serving when it has left the catalog.
@@ -61,14 +68,18 @@ drain = 1
 # Seconds that requests in flight have to finish when an instance stops.
 stop_timeout = 30
 
-# Roll-out: so many hosts first, then the others in batches: a number of hosts or "25%" of them.
+# How many hosts get a new release first, before the batches.
 canary = 1
+
+# How many hosts are in a batch of the roll-out: a number, or "25%" of them.
 batch = "25%"
 
-# Where a batch fails: put the hosts done before it back as well ("rollback"), or "stop" there.
+# Where a batch fails: put the hosts done before it back as well ("rollback"), or "stop"
+# there.
 on_failure = "rollback"
 
-# So many instances done before may have failed since for the next batch to begin all the same.
+# How many instances done before may have failed since for the next batch to begin all the
+# same.
 max_unavailable = 0
 
 # Whether a retired host also loses its releases and Consul's data.
@@ -78,28 +89,42 @@ purge = True
 
 # Where uWSGI comes from:
 #   debian  Debian's packages
-#   pypi    uwsgi_version from PyPI, built on the host for app_python and installed into
-#           the application's virtual environment
+#   pypi    PyPI, built on the host for app_python and installed into the application's virtual
+#           environment
 uwsgi_source = "debian"
-uwsgi_version = "2.0.31"  # for pypi
+
+# The version that is taken from PyPI.
+uwsgi_version = "2.0.31"
 
 # --- Consul -----------------------------------------------------------------
 
+# What Consul calls the place where the hosts are.
 datacenter = "dc1"
 
 # Where the consul binary comes from:
 #   release  the release archive, checked against its published checksums
-#   file     consul_file on this machine: the binary, or a release archive
+#   file     consul_file
 #   debian   Debian's own package
 #   auto     release where its site answers when Consul is first installed, else debian
 consul_source = "auto"
-consul_version = "1.21.4"  # for release
 
-# consul_file = "~/consul_1.21.4_linux_amd64.zip"  # for file
-# consul_release_url = "https://releases.hashicorp.com/consul"  # a mirror of the release site
+# The version of the release archive.
+consul_version = "1.21.4"
 
-# Optional: refuse any other archive, e.g. {"amd64": "<sha256 of the .zip>"}.
-consul_sha256: dict[str, str] = {}
+# The release site, or a mirror of it.
+consul_release_url = "https://releases.hashicorp.com/consul"
+
+# Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}.
+consul_sha256 = {}
+
+# A file on this machine: the consul binary, or a release archive.
+consul_file = None
+
+# --- Hosts ------------------------------------------------------------------
+
+# Where other hosts reach a host, if ssh reaches it under another address: to be set beside
+# it in inventory.py, as in ("web1", {"address": "10.0.0.5"}).
+address = None
 
 # --- How the hosts are reached ----------------------------------------------
 

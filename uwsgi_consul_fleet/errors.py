@@ -1,4 +1,4 @@
-"""What can go wrong, in words for the operator. Only tasks.py and pyinfra print them."""
+"""What can go wrong, in words for the operator. Only commands/ and pyinfra print them."""
 
 from collections.abc import Sequence
 

@@ -285,13 +285,13 @@ class TestErrors:
         assert self.error(once("--url", url)) == f"cannot reach Consul at {url}: connection refused"
 
     def test_unknown_datacenter(self, agent: Agent) -> None:
-        expected = f"Consul at {agent.url} knows no way to datacenter dc9"
+        expected = f"Consul at {agent.url} has no path to datacenter dc9"
         assert self.error(once("--url", agent.url, "--datacenter", "dc9")) == expected
 
     def test_unknown_datacenter_ends_a_watch_too(self, agent: Agent, run: Run) -> None:
         watching = run("--url", agent.url, "--datacenter", "dc9")
         assert watching.process.wait(10) == 2
-        assert "knows no way to datacenter dc9" in watching.said()
+        assert "has no path to datacenter dc9" in watching.said()
 
     def test_no_leader(self, new_agent: NewAgent, tmp_path: Path) -> None:
         agent = new_agent(

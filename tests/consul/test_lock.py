@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,29 +13,28 @@ from typing import Any
 import pytest
 from consul_processes import Agent, until
 
+from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
-from uwsgi_consul_fleet.lock import session as lock_session
-from uwsgi_consul_fleet.lock.session import (
-    AUDIT,
-    KEPT,
-    LOCK,
-    RELEASES,
-    Consul,
-    Lock,
-    UnavailableError,
-)
+from uwsgi_consul_fleet.host import lock_session
+from uwsgi_consul_fleet.host.consul import Access, UnavailableError
+from uwsgi_consul_fleet.host.lock_session import AUDIT, KEPT, LOCK, RELEASES, Keys, Lock
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
-TEXT = Path(lock_session.__file__).read_text()
 TWICE_THE_TTL = 20  # seconds; Consul takes no shorter ttl than 10 s
 
 
-class Session:
-    """session.py as it runs on a server."""
+def keys(agent: Agent) -> Keys:
+    return Keys(Access(agent.url))
 
-    def __init__(self, url: str) -> None:
+
+class Session:
+    """lock_session.py as it runs on a server."""
+
+    def __init__(self, agent: Agent) -> None:
+        file = agent.log.with_name("agent.json")
+        file.write_text(json.dumps({"address": agent.url}))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", TEXT, url],
+            [*host_program.carried(), "--agent-file", str(file), "lock-session"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -69,7 +67,7 @@ def session() -> Iterator[Callable[[Agent], Session]]:
     started: list[Session] = []
 
     def start(agent: Agent) -> Session:
-        started.append(Session(agent.url))
+        started.append(Session(agent))
         return started[-1]
 
     yield start
@@ -81,11 +79,11 @@ def session() -> Iterator[Callable[[Agent], Session]]:
 Start = Callable[[Agent], Session]
 
 
-class LosesAnswers(Consul):
+class LosesAnswers(Keys):
     """Does what it is asked, but the first answer of one kind comes too late."""
 
-    def __init__(self, url: str, kind: str) -> None:
-        super().__init__(url)
+    def __init__(self, agent: Agent, kind: str) -> None:
+        super().__init__(Access(agent.url))
         does = getattr(self, kind)
 
         def once(*arguments: Any) -> bool:
@@ -97,13 +95,12 @@ class LosesAnswers(Consul):
 
 
 def audit(agent: Agent) -> list[dict[str, Any]]:
-    consul = Consul(agent.url)
-    keys = consul.call("GET", f"/v1/kv/{AUDIT}?keys") or []
-    return [agent.call("GET", f"/v1/kv/{key}?raw").json() for key in sorted(keys)]
+    names = keys(agent).call("GET", f"/v1/kv/{AUDIT}?keys") or []
+    return [agent.call("GET", f"/v1/kv/{key}?raw").json() for key in sorted(names)]
 
 
 def is_free(agent: Agent) -> bool:
-    return Consul(agent.url).holder() is None
+    return keys(agent).holder() is None
 
 
 class TestTaking:
@@ -129,7 +126,7 @@ class TestTaking:
         self, agent: Agent, session: Start
     ) -> None:
         agent.call("PUT", f"/v1/kv/{LOCK}", data="[1, 2]")
-        assert Consul(agent.url).holder() == {"session": ""}
+        assert keys(agent).holder() == {"session": ""}
         assert session(agent).ask("take", claim=ANNA)["state"] == "held"
 
     @pytest.mark.parametrize("lost", ["acquire", "hand_over"])
@@ -137,21 +134,21 @@ class TestTaking:
         def claim(attempt: int) -> dict[str, Any]:
             return {"do": "take", "claim": {**ANNA, "id": "1", "attempt": attempt}}
 
-        one = Lock(LosesAnswers(agent.url, lost))
+        one = Lock(LosesAnswers(agent, lost))
         before = {} if lost == "acquire" else {"session": one.answer(claim(0))["session"]}
         assert one.answer({**claim(1), **before})["state"] == "unavailable"
         taken = one.answer({**claim(2), **before})
         assert taken["state"] == "held"
-        assert (Consul(agent.url).holder() or {})["session"] == taken["session"]
+        assert (keys(agent).holder() or {})["session"] == taken["session"]
         # Nor does somebody else get it, or an earlier attempt that comes late.
         other = {"do": "take", "claim": {**ANNA, "id": "2", "attempt": 9}}
         for late in (other, claim(1)):
-            assert Lock(Consul(agent.url)).answer(late)["state"] == "locked"
+            assert Lock(keys(agent)).answer(late)["state"] == "locked"
         one.answer({"do": "finish"})
         assert is_free(agent)
 
     def test_without_consul_it_says_so(self, new_agent: Callable[..., Agent]) -> None:
-        one = Session(new_agent().url)  # never started
+        one = Session(new_agent())  # never started
         reply = one.ask("take", claim=ANNA)
         one.process.kill()
         one.process.wait()
@@ -168,7 +165,7 @@ class TestLettingGo:
         assert is_free(agent)
         one.hang_up()
         one.process.wait(10)
-        Consul(agent.url).record(audit(agent)[0])  # once more, after an answer that was lost
+        keys(agent).record(audit(agent)[0])  # once more, after an answer that was lost
         (entry,) = audit(agent)
         expected = {**ANNA, "outcome": "ok", "seconds": 4.2, "changed": ["drakar"]}
         assert expected.items() <= entry.items()
@@ -251,7 +248,7 @@ class TestHolding:
 
     def test_nobody_takes_over_what_is_gone(self, agent: Agent, session: Start) -> None:
         taken = session(agent).ask("take", claim=ANNA)
-        Consul(agent.url).destroy(taken["session"])
+        keys(agent).destroy(taken["session"])
         bert = {**ANNA, "who": "bert"}
         assert session(agent).ask("take", claim=bert)["state"] == "held"
         reply = session(agent).ask("take", claim=taken["claim"], session=taken["session"])
@@ -277,10 +274,10 @@ class TestHolding:
     ) -> None:
         one = session(agent)
         one.ask("take", claim=ANNA)
-        Consul(agent.url).destroy((Consul(agent.url).holder() or {})["session"])
+        keys(agent).destroy((keys(agent).holder() or {})["session"])
         assert one.ask("expect", releases={"shop": "r7"})["state"] == "lost"
         assert one.ask("beat") == {"state": "lost", "holder": None}
-        assert Consul(agent.url).call("GET", f"/v1/kv/{RELEASES}shop") is None
+        assert keys(agent).call("GET", f"/v1/kv/{RELEASES}shop") is None
 
 
 class TestWhatIsWritten:

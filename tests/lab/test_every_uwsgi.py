@@ -151,7 +151,7 @@ def test_a_builder_compiles_for_the_others(fleet: Fleet, lab: Lab, tmp_path: Pat
     assert "builder: compiling against uWSGI 2.0.21-debian" in result.stdout
     assert "debian12: compiling" not in result.stdout
     assert lab.ssh("debian12", PACKAGES).stdout == packages
-    # It is no member of the cluster.
+    # It is not a member of the cluster.
     assert all("builder" not in hosts for hosts in with_builder.changes().values())
     with_builder.verify("--wait", "10")
     lab.down("builder")
@@ -391,7 +391,7 @@ def test_another_plugin(fleet: Fleet, tmp_path: Path) -> None:
     [
         ("nowhere", "neither a folder nor a URL that git can clone"),
         ("file:///nowhere.git", "git can't clone it"),
-        ("docs", "holds no uwsgiplugin.py"),
+        ("docs", "has no uwsgiplugin.py"),
     ],
 )
 def test_what_is_no_source(fleet: Fleet, place: str, said: str) -> None:

@@ -134,11 +134,11 @@ def test_rebuild_gives_the_first_state_back(island: Lab) -> None:
 
 
 MISTAKES = [
-    (["up", "cheetah", "Drakar"], "'Drakar' is no name for a machine: 2 to 32 lower-case"),
-    (["up", "cheetah", "../etc"], "'../etc' is no name for a machine: "),
-    (["up", "cheetah", "c:10"], "'c' is no name for a machine: "),
-    (["up", "cheetah:10"], "cheetah:10: '10' is no Debian release of the lab: 11, 12, 13"),
-    (["up", "cheetah:"], "cheetah:: '' is no Debian release of the lab: 11, 12, 13"),
+    (["up", "cheetah", "Drakar"], "'Drakar' is not a name for a machine: 2 to 32 lower-case"),
+    (["up", "cheetah", "../etc"], "'../etc' is not a name for a machine: "),
+    (["up", "cheetah", "c:10"], "'c' is not a name for a machine: "),
+    (["up", "cheetah:10"], "cheetah:10: '10' is not a Debian release of the lab: 11, 12, 13"),
+    (["up", "cheetah:"], "cheetah:: '' is not a Debian release of the lab: 11, 12, 13"),
     (["up", "cheetah", "drakar:13"], "drakar is there with Debian 12; to change that: "),
     (["up", "cheetah:13", "cheetah:12"], "cheetah is named with Debian 13 and with Debian 12"),
     (["down", "drakar", "cheetah"], "no machine cheetah; there is: drakar"),

@@ -18,6 +18,7 @@ from fleet_commands import BIN, ROOT, Fleet, output, run
 
 from uwsgi_consul_fleet.inventory import reading as inventory
 from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.ssh import transport
 
 SERVICE = "consul-demo-server"
 LOCK = "consul kv get uwsgi-consul-fleet/lock"
@@ -239,7 +240,7 @@ def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Any) ->
         result = fleet.deploy("--data", "app_processes=3", check=False)
         assert result.returncode == 1, output(result)
         # Depending on what cheetah's agent has noticed by then.
-        why = "the application was left as it is, because the lock|Failed to join any nodes"
+        why = "the application was left as it is: cannot acquire the lock|Failed to join any nodes"
         assert "typo.json" in output(result)
         assert re.search(rf"\[cheetah\] .*({why})", output(result)), output(result)
         assert lab.ssh("cheetah", look).stdout == before
@@ -263,7 +264,7 @@ def test_the_loss_of_the_server_that_keeps_it_is_none(fleet: Fleet, lab: Any) ->
     # Until a server may vote, which takes it ten seconds, the others can't do without drakar.
     voters = "consul operator raft list-peers | grep --count ' true '"
     until(lambda: lab.ssh("drakar", voters, check=False).stdout == "3\n", "three voters", 60)
-    known = inventory.read(fleet.path)
+    known = inventory.read(fleet.path, transport.resolve)
     with lock.take(known, "test", {}) as held:
         lab.kill("drakar")
         slowest = 0.0

@@ -12,6 +12,7 @@ from uwsgi_consul_fleet.build.identity import Uwsgi, parse_identity
 from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.ssh.connection import Result
 from uwsgi_consul_fleet.verify import plugins
 
@@ -24,7 +25,7 @@ PLUGIN = b"\x7fELF plugin"
 
 
 def host(name: str, **data: Any) -> Host:
-    listed = InventoryHost(name, frozenset({"consul_servers"}), data)
+    listed = InventoryHost(name, frozenset({"consul_servers"}), {**DEMO, **data})
     return build([listed], (), (), lambda _: "10.0.0.1").host(name)
 
 

@@ -13,6 +13,7 @@ import pytest
 from uwsgi_consul_fleet.build import builder, identity
 from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.package import Package, prepare
 from uwsgi_consul_fleet.operations.applications.release import File, _digest, _name, _read, _tracked
@@ -29,6 +30,7 @@ PLUGIN = RemoteFile("/opt/plugins/1/consul_plugin.so", b"")
 def host_with(**settings: object) -> Host:
     groups = frozenset({"consul_servers", "app_servers"})
     data = {
+        **DEMO,
         "app_source": str(ROOT / "app"),
         "app_requirements": str(ROOT / "app/requirements.txt"),
         "app_ini": str(ROOT / "app/uwsgi.ini.j2"),
@@ -73,8 +75,7 @@ def test_state_is_read_from_its_lines() -> None:
             "consul_in_use debian-bullseye",
             "consul_running 77aa",
             "consul_raft yes",
-            "consul_leader 10.0.0.1:8300",
-            "consul_peers 10.0.0.1:8300 10.0.0.2:8300 ",
+            'consul {"leader": "10.0.0.1:8300", "peers": ["10.0.0.1:8300", "10.0.0.2:8300"]}',
             "release abc-123",
             "application shop 2001 2002 ",
             "application blog ",
@@ -93,6 +94,15 @@ def test_state_is_read_from_its_lines() -> None:
     assert (found.consul_raft, found.consul_leader) == ("yes", "10.0.0.1:8300")
     assert found.applications == {"shop": {2001, 2002}, "blog": set()}
     assert found.consul_peers == ("10.0.0.1:8300", "10.0.0.2:8300")
+    assert not found.consul_problem
+
+
+@pytest.mark.parametrize("answer", ["", '{"problem": "Consul does not answer"}'])
+def test_a_server_that_could_not_be_asked_is_no_new_one(answer: str) -> None:
+    found = parse(["consul_raft yes", f"consul {answer}"])
+    assert found.consul_raft
+    assert not found.consul_peers
+    assert found.consul_problem
 
 
 def test_a_host_without_anything() -> None:

@@ -1,11 +1,13 @@
 """The pages lead somewhere, and name what there is."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+import settings_reference as reference
 
-from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.inventory.settings import DEMO, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,6 +31,21 @@ def test_every_key_of_the_plugin_has_its_line() -> None:
     assert [key for key in keys if f"\n| `{key}` | " not in page] == []
 
 
-def test_every_setting_is_in_all_py() -> None:
-    page = (ROOT / "group_data/all.py").read_text()
-    assert [key for key in Settings.model_fields if key not in page] == []
+def test_every_setting_is_explained() -> None:
+    assert list(reference.explanations()) == list(Settings.model_fields)
+
+
+def test_the_settings_are_written_as_they_are() -> None:
+    how = "write it anew with: python tests/support/settings_reference.py"
+    assert reference.PAGE.read_text() == reference.page(), how
+    assert reference.ALL.read_text() == reference.all_py(), how
+    # What is written there is what these names come to in Python.
+    values = runpy.run_path(str(reference.ALL))
+    for key, field in Settings.model_fields.items():
+        expected = DEMO.get(key, field.default)
+        assert values[key] == (list(expected) if isinstance(expected, tuple) else expected), key
+
+
+def test_only_what_is_the_demos_has_no_default() -> None:
+    required = {key for key, field in Settings.model_fields.items() if field.is_required()}
+    assert required == {*DEMO} - {"instances"}

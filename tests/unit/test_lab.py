@@ -27,13 +27,13 @@ def test_a_name_may_choose_a_release_and_a_network(word: str, wish: Wish) -> Non
 
 @pytest.mark.parametrize("word", ["", "a", "Drakar", "1st", "end-", "a b", "x" * 33, "a/b", ":12"])
 def test_other_names_are_refused(word: str) -> None:
-    with pytest.raises(LabError, match="is no name for a machine"):
+    with pytest.raises(LabError, match="is not a name for a machine"):
         machines.parse(word)
 
 
 @pytest.mark.parametrize("release", ["", "10", "trixie", "12 ", "13:13"])
 def test_other_releases_are_refused(release: str) -> None:
-    with pytest.raises(LabError, match="is no Debian release of the lab: 11, 12, 13"):
+    with pytest.raises(LabError, match="is not a Debian release of the lab: 11, 12, 13"):
         machines.parse(f"cheetah:{release}")
 
 

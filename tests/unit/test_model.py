@@ -4,14 +4,13 @@ import pytest
 
 from uwsgi_consul_fleet.errors import InventoryError
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
-from uwsgi_consul_fleet.inventory.settings import PYINFRA_KEYS
+from uwsgi_consul_fleet.inventory.settings import DEMO, PYINFRA_KEYS
 
 ADDRESSES = {"drakar": "10.0.3.11", "cheetah": "10.0.3.12", "ormen": "10.0.3.13"}
-TWO = {"instances": {"server1": 2001, "server2": 2002}}
 
 
 def host(name: str, *groups: str, **data: object) -> InventoryHost:
-    return InventoryHost(name, frozenset({*groups, "inventory"}), {**TWO, **data})
+    return InventoryHost(name, frozenset({*groups, "inventory"}), {**DEMO, **data})
 
 
 def resolve(entry: InventoryHost) -> str:
@@ -168,9 +167,11 @@ def test_a_service_name_is_a_dns_label(name: str) -> None:
 
 def test_pyinfras_own_keys_are_those_of_this_pyinfra() -> None:
     from pyinfra.api.arguments import all_global_arguments
+    from pyinfra.connectors.fake import FakeConnector
     from pyinfra.connectors.ssh import connector_data_meta
 
-    theirs = {name for name, _ in all_global_arguments()} | set(connector_data_meta)
+    theirs = {name for name, _ in all_global_arguments()}
+    theirs |= {*connector_data_meta, *FakeConnector.data_meta}
     # A roll-out that stopped must not be tried again behind its back.
     assert theirs - {"_retries", "_retry_delay", "_retry_until"} == PYINFRA_KEYS
 
@@ -184,3 +185,25 @@ def test_settings_of_the_roll_out_are_those_of_the_hosts_that_serve() -> None:
             host("a", "app_servers", batch=1),
             host("b", "app_servers", batch=2),
         )
+
+
+def test_what_was_the_demos_is_asked_for_with_the_lines_to_write() -> None:
+    data = {key: value for key, value in DEMO.items() if key not in ("app_name", "app_source")}
+    both = [
+        InventoryHost(name, frozenset({"consul_servers", "app_servers"}), data)
+        for name in ("drakar", "cheetah")
+    ]
+    (found,) = problems(*both)
+    assert found.startswith("app_name, app_source: not set for drakar, cheetah, ")
+    assert [line.strip() for line in found.splitlines()[1:]] == [
+        'app_name = "consul-demo-server"',
+        'app_source = "app"',
+    ]
+
+
+def test_other_mistakes_are_told_beside_a_missing_setting() -> None:
+    data = {**DEMO, "check_ttl": 0}
+    del data["app_name"]
+    found = problems(InventoryHost("drakar", frozenset({"consul_servers"}), data))
+    assert [problem.partition(":")[0] for problem in found] == ["app_name", "drakar"]
+    assert "check_ttl" in found[1]

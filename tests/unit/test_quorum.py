@@ -1,5 +1,7 @@
 """Which changes of the Consul servers are refused, and how an agent's answers are read."""
 
+import json
+
 import pytest
 
 from uwsgi_consul_fleet.operations.consul import cluster
@@ -80,20 +82,21 @@ def test_nothing_goes_without_a_quorum_now(joining: list[str], leaving: list[str
 # --- An agent's answers ---
 
 
+def seen(**answer: object) -> cluster.Cluster:
+    """As the host program tells it."""
+    told = {"servers": [], "members": {}, "nodes": [], **answer}
+    return cluster.ClusterFact().process([json.dumps(told)])
+
+
 def test_the_cluster_is_read_from_an_agents_answers() -> None:
-    found = cluster.parse(
-        [
-            'servers {"Servers": [{"ID": "1a", "Node": "a", "Address": "10.0.0.1:8300",'
-            ' "Leader": true, "Voter": true}], "Index": 0}',
-            'members [{"Name": "a", "Status": 1}, {"Name": "b", "Status": 4}]',
-            'nodes [{"Node": "a"}, {"Node": "b"}]',
-        ]
-    )
+    server = {"ID": "1a", "Node": "a", "Address": "10.0.0.1:8300", "Leader": True, "Voter": True}
+    found = seen(servers=[server], members={"a": True, "b": False}, nodes=["a", "b"])
     assert found.peers == (cluster.Peer("1a", "a", "10.0.0.1:8300", True, True),)
     assert (found.is_alive("a"), found.is_alive("b"), found.is_alive("c")) == (True, False, False)
     assert found.knows("b")
+    assert not found.problem
 
 
-def test_no_agent_and_an_agent_without_a_leader() -> None:
-    assert cluster.parse(["servers ", "members ", "nodes "]) == cluster.Cluster()
-    assert cluster.parse(["servers No cluster leader"]) == cluster.Cluster()
+def test_an_agent_that_could_not_say_everything() -> None:
+    assert seen(members={"a": True}, problem="no leader").problem == "no leader"
+    assert cluster.ClusterFact.default().problem

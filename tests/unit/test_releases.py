@@ -8,30 +8,32 @@ import pytest
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host import store
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
-from uwsgi_consul_fleet.releases.releases import HostReleases, Release, targets
+from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
+from uwsgi_consul_fleet.releases.rollback import targets
 
 
 def host(name: str, app: str) -> Host:
     groups = frozenset({"consul_servers", "app_servers"})
-    entry = InventoryHost(name, groups, {"app_name": app, "instances": {"a": 1}})
+    entry = InventoryHost(name, groups, {**DEMO, "app_name": app, "instances": {"a": 1}})
     return build([entry], (), (), lambda _: "10.0.0.1").host(name)
 
 
 def on(name: str, *releases: str, problem: str = "", app: str = "shop") -> HostReleases:
     """The first one serves; ``!x`` never did; ``x:1`` has the settings 1."""
-    listed = [_release(name, each, position == 0) for position, each in enumerate(releases)]
+    listed = [_generation(name, each, position == 0) for position, each in enumerate(releases)]
     return HostReleases(host(name, app), tuple(listed), problem)
 
 
-def _release(host: str, each: str, current: bool) -> Release:
+def _generation(host: str, each: str, current: bool) -> Generation:
     release, _, settings = each.lstrip("!").partition(":")
     since = None if each.startswith("!") else "2026-01-01T00:00:00+00:00"
     generation = f"{release}-{host}{settings}"
-    return Release(generation, release, settings or "0", ("a",), current, since)
+    return Generation(generation, release, settings or "0", ("a",), current, since)
 
 
 def chosen(*found: HostReleases, name: str = "") -> list[str]:
-    return [target.release.generation for target in targets(found, name)]
+    return [target.generation.name for target in targets(found, name)]
 
 
 def test_the_one_before_is_the_latest_that_served() -> None:
@@ -77,7 +79,11 @@ def test_each_application_goes_back_to_what_it_was() -> None:
         ([on("a", "r2"), on("b", "s2", app="blog")], "r1", "a, b: no release r1; there is: r2, s2"),
         ([on("a", "r2", "r1"), on("b", "r2")], "r1", "b: no release r1; there is: r1, r2."),
         ([on("a", "r2"), on("b", "r2")], "", "a, b: no release before the one that serves"),
-        ([on("a", "r3", "r2"), on("b", "r3", "r1")], "", "would part: r2 on a, r1 on b; name a"),
+        (
+            [on("a", "r3", "r2"), on("b", "r3", "r1")],
+            "",
+            "different releases: r2 on a, r1 on b; name one",
+        ),
         ([on("a", problem="a: gone"), on("b", problem="b: too")], "", "a: gone\nb: too\nnothing"),
     ],
 )

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases.batches import batches
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 
 
 def fleet_of(count: int, **settings: Any) -> Fleet:
-    data = {"instances": {"a": 1, "b": 2}, **settings}
-    hosts = [InventoryHost("c", frozenset({"consul_servers"}), settings)]
+    data = {**DEMO, "instances": {"a": 1, "b": 2}, **settings}
+    hosts = [InventoryHost("c", frozenset({"consul_servers"}), {**DEMO, **settings})]
     hosts += [InventoryHost(f"h{n}", frozenset({"app_servers"}), data) for n in range(count)]
     return build(hosts, (), (), lambda _: "10.0.0.1")
 

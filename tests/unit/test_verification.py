@@ -6,13 +6,14 @@ import pytest
 
 from uwsgi_consul_fleet.consul.catalog import Catalog, Node, Registration
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.verify.comparison import compare
 
 ADDRESSES = {"drakar": "10.0.3.11", "cheetah": "10.0.3.12"}
 
 
 def fleet(*retired: str) -> Fleet:
-    data = {"app_name": "demo", "instances": {"server1": 2001}}
+    data = {**DEMO, "app_name": "demo", "instances": {"server1": 2001}}
     groups = {"drakar": {"consul_servers", "app_servers"}, "cheetah": {"app_servers"}}
     return build(
         [

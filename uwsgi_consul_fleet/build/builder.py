@@ -163,7 +163,7 @@ def _ask(
     except FleetError as error:
         return str(error)
     if result.exit_code != 0:
-        return f"{place.name}: {_why(result, 'uWSGI can not be installed')}"
+        return f"{place.name}: {_why(result, 'uWSGI cannot be installed')}"
     return parse_identity(result.stdout.decode()) or f"{place.name}: has no uWSGI"
 
 

@@ -1,12 +1,11 @@
 """Which machines a build is for."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from uwsgi_consul_fleet.build.builder import Place
 from uwsgi_consul_fleet.build.machines import Local, Remote
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.inventory.reading import read
+from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.inventory.settings import nearest
 
 
@@ -20,18 +19,20 @@ def local(names: Iterable[str] = ()) -> list[Place]:
     return [Place(Local())]
 
 
-def of_fleet(inventory: str | Path, names: Sequence[str] = ()) -> list[Place]:
+def of_fleet(fleet: Fleet, names: Sequence[str], inventory: str) -> list[Place]:
     """The application's hosts, and the builders.
 
     :param names: only these hosts; all where it is empty
-    :raises FleetError: where the inventory has no such host, or can't be read
+    :param inventory: what a message calls the fleet's inventory
+    :raises FleetError: where it has no such host
     """
-    fleet = read(inventory)
     known = {host.name for host in fleet.app_servers}
     for name in names:
         if name not in known:
             hint = nearest(name, known)
-            raise FleetError(f"--host {name}: {inventory} has no such host in app_servers{hint}")
+            raise FleetError(
+                f"--host {name}: {inventory} has no host of this name in app_servers{hint}"
+            )
     places = [
         Place(Remote(host), host.settings)
         for host in fleet.app_servers

@@ -106,7 +106,7 @@ def find(place: str) -> Iterator[Source]:
         yield _other(folder, place)
         return
     if not re.match(r"[a-z+]+://|[\w.-]+@[\w.-]+:|.*\.git$", place):
-        raise FleetError(f"--source {place}: neither a folder nor a URL that git can clone")
+        raise FleetError(f"--source {place}: is neither a folder nor a URL that git can clone")
     with tempfile.TemporaryDirectory(prefix="uwsgi-plugin-") as temporary:
         clone = Path(temporary) / "clone"
         command = ["git", "clone", "--quiet", "--depth", "1", "--", place, str(clone)]
@@ -119,7 +119,7 @@ def find(place: str) -> Iterator[Source]:
 def _other(folder: Path, place: str) -> Source:
     description = folder / "uwsgiplugin.py"
     if not description.is_file():
-        raise FleetError(f"--source {place}: holds no uwsgiplugin.py, so no uWSGI plugin")
+        raise FleetError(f"--source {place}: has no uwsgiplugin.py, so it is not a uWSGI plugin")
     match = re.search(r"^NAME\s*=\s*[\"'](\w+)[\"']", description.read_text(), re.MULTILINE)
     if not match:
         raise FleetError(f"--source {place}: its uwsgiplugin.py has no line NAME = '...'")

@@ -1,42 +1,26 @@
-"""Reports for a person: a verification, and the audit."""
+"""Reports for a person: a verification, the releases, and the audit."""
 
 from collections.abc import Iterable
 from datetime import datetime
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from uwsgi_consul_fleet.commands.tables import console, table
 from uwsgi_consul_fleet.consul.audit import Entry
-from uwsgi_consul_fleet.releases.releases import HostReleases, Release
+from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
 from uwsgi_consul_fleet.verify.comparison import Report, Row
-
-WIDTH = 120  # columns in a log, where no terminal says how many there are
 
 
 def show(report: Report) -> None:
     """Print the table, then a line for each difference, then the verdict."""
-    console = _console()
-    table = _table("node", "service", "instance", "address", "release", "state")
+    screen = console()
+    rows = table("node", "service", "instance", "address", "release", "state")
     for row in report.rows:
-        table.add_row(*_cells(row))
-    console.print(table)
+        rows.add_row(*_cells(row))
+    screen.print(rows)
     for difference in report.differences:
-        console.print(Text(str(difference), style="red"), soft_wrap=True)
-    console.print(_verdict(report), soft_wrap=True)
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    return table
+        screen.print(Text(str(difference), style="red"), soft_wrap=True)
+    screen.print(_verdict(report), soft_wrap=True)
 
 
 def _cells(row: Row) -> tuple[str | Text, ...]:
@@ -59,22 +43,22 @@ def _verdict(report: Report) -> Text:
 
 def show_releases(found: Iterable[HostReleases]) -> None:
     """Print a line for each release on each host, and then for each host that said nothing."""
-    console = _console()
-    table = _table("node", "release", "with its settings", "state", "since")
+    screen = console()
+    rows = table("node", "release", "with its settings", "state", "since")
     listed = list(found)
     for each in listed:
-        for release in each.releases:
-            table.add_row(each.host.name, *_release_cells(release))
-    console.print(table)
+        for generation in each.generations:
+            rows.add_row(each.host.name, *_generation_cells(generation))
+    screen.print(rows)
     for each in listed:
         if each.problem:
-            console.print(Text(each.problem, style="red"), soft_wrap=True)
+            screen.print(Text(each.problem, style="red"), soft_wrap=True)
 
 
-def _release_cells(release: Release) -> tuple[str | Text, ...]:
-    state = Text("✓ serves", style="green") if release.current else Text("kept")
-    since = _moment(release.since) if release.since else "never served"
-    return release.release, release.settings, state, since
+def _generation_cells(found: Generation) -> tuple[str | Text, ...]:
+    state = Text("✓ serves", style="green") if found.current else Text("kept")
+    since = _moment(found.since) if found.since else "never served"
+    return found.release, found.settings, state, since
 
 
 def _moment(iso: str) -> str:
@@ -87,12 +71,12 @@ STYLES = {"ok": "green", "failed": "bold red", "interrupted": "yellow"}
 
 def show_audit(entries: Iterable[Entry]) -> None:
     """Print who did what, oldest first."""
-    table = _table("when", "who", "what", "release", "outcome", "took", "hosts")
-    table.columns[-1].no_wrap = False
+    rows = table("when", "who", "what", "release", "outcome", "took", "hosts")
+    rows.columns[-1].no_wrap = False
     for entry in entries:
         release = ", ".join(sorted(set(entry.releases.values())))
         outcome = Text(entry.outcome, style=STYLES.get(entry.outcome, ""))
-        table.add_row(
+        rows.add_row(
             _moment(entry.since),
             f"{entry.who}@{entry.machine}",
             entry.what,
@@ -101,8 +85,7 @@ def show_audit(entries: Iterable[Entry]) -> None:
             f"{entry.seconds:g} s",
             _hosts(entry),
         )
-    console = _console()
-    console.print(table if table.rows else "Nothing was recorded yet.")
+    console().print(rows if rows.rows else "Nothing was recorded yet.")
 
 
 def _hosts(entry: Entry) -> str:

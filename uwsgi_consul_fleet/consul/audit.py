@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from uwsgi_consul_fleet.consul import catalog
+from uwsgi_consul_fleet.host.lock_session import AUDIT
 from uwsgi_consul_fleet.inventory.model import Fleet
-from uwsgi_consul_fleet.lock.session import AUDIT
 
 
 @dataclass(frozen=True)

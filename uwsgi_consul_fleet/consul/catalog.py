@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 import consul
 import requests
 
+from uwsgi_consul_fleet.consul.access import Access, access
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.host.lock_session import RELEASES
 from uwsgi_consul_fleet.inventory.model import Fleet
-from uwsgi_consul_fleet.lock.session import RELEASES
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 HTTP_PORT = 8500
 TIMEOUT = 10  # seconds for an answer
+# They are about another Consul, and python-consul2 would let them override what it is told.
+ENVIRONMENT = (
+    "CONSUL_HTTP_ADDR",
+    "CONSUL_HTTP_SSL",
+    "CONSUL_HTTP_SSL_VERIFY",
+    "CONSUL_HTTP_TOKEN",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Catalog:
 
 @contextmanager
 def api(fleet: Fleet) -> Iterator[tuple[str, int]]:
-    """The HTTP API of the first Consul server that can be reached: its name and a local port.
+    """The HTTP API of the first Consul server that can be reached and follows a leader: its name
+    and a local port.
 
     :raises UnreachableError: where none can, with each one's reason
     """
@@ -63,6 +72,7 @@ def api(fleet: Fleet) -> Iterator[tuple[str, int]]:
             try:
                 connection = stack.enter_context(ssh.connect(server))
                 port = stack.enter_context(ssh.tunnel(connection, HTTP_PORT))
+                _expect_leader(server.name, port)
             except UnreachableError as error:
                 reasons.append(str(error))
                 continue
@@ -73,6 +83,15 @@ def api(fleet: Fleet) -> Iterator[tuple[str, int]]:
         f"no Consul server can be asked:\n{listing}\n"
         "If Consul was never deployed: pyinfra inventory.py deploy/"
     )
+
+
+def _expect_leader(server: str, port: int) -> None:
+    with client(server, port) as asked:
+        if not asked.status.leader():
+            raise UnreachableError(
+                f"{server}: its Consul server does not follow a leader; look at it with: "
+                f"systemctl status consul, on {server}"
+            )
 
 
 def read(server: str, port: int, services: Iterable[str]) -> Catalog:
@@ -96,17 +115,33 @@ def client(server: str, port: int) -> Iterator[consul.Consul]:
 
     :raises UnreachableError: where one of them is not answered as it should be
     """
-    # python-consul2 would let this one override what it is told; it is about another agent.
-    os.environ.pop("CONSUL_HTTP_ADDR", None)
     try:
-        # A server that has just started may know only some of its services yet; a consistent
-        # answer is one that its leader has confirmed.
-        yield consul.Consul(host="127.0.0.1", port=port, timeout=TIMEOUT, consistency="consistent")
+        yield _client(port, access())
     except (requests.RequestException, consul.ConsulException) as error:
         raise UnreachableError(
             f"{server}: the Consul API does not answer: {error}; look at it with: "
             f"systemctl status consul, on {server}"
         ) from error
+
+
+def _client(port: int, access: Access) -> consul.Consul:
+    """The one place in which it is made."""
+    for name in ENVIRONMENT:
+        os.environ.pop(name, None)
+    made = consul.Consul(
+        host="127.0.0.1",
+        port=port,
+        token=access.token or None,
+        scheme="https" if access.ca_file else "http",
+        verify=access.ca_file or True,
+        cert=(access.cert_file, access.key_file) if access.cert_file else None,
+        timeout=TIMEOUT,
+        # A server that has just started may know only some of its services yet; a consistent
+        # answer is one that its leader has confirmed.
+        consistency="consistent",
+    )
+    made.http.session.trust_env = False  # nor is a proxy asked
+    return made
 
 
 def expected_releases(asked: consul.Consul) -> dict[str, str]:

@@ -6,20 +6,18 @@ import http.client
 import json
 import socket
 import time
-import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from . import systemd
+from .consul import TIMEOUT, Consul, UnavailableError
 from .says import ReleaseError
 from .store import Release
 
 SOCKETS = Path("/run/uwsgi-consul-fleet")
 INTERVAL = 0.1  # seconds between two looks
 WATCH_INTERVAL = 0.25
-AGENT_TIMEOUT = 10  # seconds
-CONSUL = "http://127.0.0.1:8500"
+CHANGE = 2  # seconds in which Consul tells of a change, or says that there was none
 
 
 def private_socket(release: Release, instance: object) -> Path:
@@ -89,7 +87,7 @@ def _dead_workers(path: Path) -> int:
     """How many workers uWSGI's stats server says were started again; 0 where there is none."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(AGENT_TIMEOUT)
+            connection.settimeout(TIMEOUT)
             connection.connect(str(path))
             text = b"".join(iter(lambda: connection.recv(65536), b""))
         workers = json.loads(text)["workers"]
@@ -101,21 +99,16 @@ def _dead_workers(path: Path) -> int:
 # --- Consul --------------------------------------------------------------------------
 
 
-def _get(path: str) -> tuple[Any, str]:
-    """An answer of the agent, and its index."""
-    # Whatever proxy the environment names, the agent is on this host.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(CONSUL + path, timeout=AGENT_TIMEOUT) as answer:
-        return json.load(answer), answer.headers.get("X-Consul-Index", "0")
-
-
-def missing(app: str, release: str, generation: str, wanted: Iterable[str], index: str) -> Any:
+def missing(
+    consul: Consul, app: str, release: str, generation: str, wanted: Iterable[str], index: str
+) -> tuple[list[str], str]:
     """Which of these (NODE/ID) do not pass on the release, and the index of the answer.
 
     :param generation: also this one; '' for whichever
     :param index: wait for a change since then, some seconds at most; '0' for no waiting
+    :raises UnavailableError: where Consul has no answer
     """
-    answer, index = _get(f"/v1/health/service/{app}?passing=1&wait=2s&index={index}")
+    answer, index = consul.watch(f"/v1/health/service/{app}?passing=1", index, CHANGE)
     passing = set()
     for entry in answer:
         # An ini of the operator's own may leave either of them out.
@@ -128,7 +121,7 @@ def missing(app: str, release: str, generation: str, wanted: Iterable[str], inde
     return [name for name in wanted if name not in passing], index
 
 
-def wait_for_consul(release: Release) -> None:
+def wait_for_consul(consul: Consul, release: Release) -> None:
     """Until Consul reports every instance of this host passing with this release.
 
     :raises ReleaseError: where it does not within health_timeout
@@ -138,10 +131,12 @@ def wait_for_consul(release: Release) -> None:
     index, said = "0", ""
     while True:
         try:
-            left, index = missing(release.app, release.release, release.generation, wanted, index)
+            left, index = missing(
+                consul, release.app, release.release, release.generation, wanted, index
+            )
             said = f"not passing: {', '.join(left)}"
-        except (OSError, ValueError) as error:
-            left, index, said = wanted, "0", f"the agent does not answer: {error}"
+        except UnavailableError as error:
+            left, index, said = wanted, "0", str(error)
             time.sleep(INTERVAL)
         if not left:
             return

@@ -1,13 +1,16 @@
-"""release COMMAND APP ...: what is on this host, and which of it serves."""
+"""release COMMAND ...: what is on this host, which of it serves, and what its Consul agent says."""
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
-from . import retire, store, switch
+from .consul import CONFIG, Access, Consul
 from .says import ReleaseError, say
 
 # install.sh takes the same one.
@@ -15,38 +18,79 @@ LOCK = Path("/run/uwsgi-consul-fleet.lock")
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    options = vars(_parser().parse_args())
     # A lost connection must not end what is half done.
     for number in (signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    token = sys.stdin.readline().strip() if options.pop("token_stdin") else ""
     try:
-        if arguments.command == "list":
-            store.show(arguments.app)
-            return 0
-        with LOCK.open("w") as lock:  # /run is root's: nobody else can hold it
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _run(arguments)
+        _run(Access.read(options.pop("agent_file")), token, **options)
     except (ReleaseError, OSError) as error:
         say(str(error), error=True)
         return 1
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    if arguments.command == "switch":
-        switch.switch(arguments.app, arguments.generation, keep=arguments.keep, undo=arguments.undo)
-    elif arguments.command == "passing":
-        switch.expect_passing(
-            arguments.app, arguments.release, arguments.missing, arguments.instances
-        )
-    elif arguments.command == "stop":
-        retire.stop(arguments.app)
-    elif arguments.command == "remove":
-        retire.remove(arguments.app, purge=not arguments.keep_data)
+# What a command does not need is not loaded: a deploy waits for each server's `consul status`.
+
+
+def _run(access: Access, token: str, command: str, **options: Any) -> None:
+    if command == "consul":
+        _ask(Consul(access, token), **options)
+    elif command == "lock-session":
+        from . import lock_session
+
+        lock_session.run(access, token)
+    elif command == "list":
+        from . import store
+
+        store.show(**options)
+    else:
+        with LOCK.open("w") as lock:  # /run is root's: nobody else can hold it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _change(Consul(access, token), command, **options)
+
+
+def _ask(consul: Consul, action: str, **options: Any) -> None:
+    if action in ("start", "leave", "vote"):
+        from . import agent
+
+        getattr(agent, action)(consul, **options)
+        return
+    from . import cluster
+
+    found = getattr(cluster, action)(consul, **options)
+    if found is not None:
+        print(json.dumps(found))
+
+
+def _change(consul: Consul, command: str, **options: Any) -> None:
+    from . import retire, switch
+
+    if command == "switch":
+        switch.switch(consul, **options)
+    elif command == "passing":
+        switch.expect_passing(consul, **options)
+    elif command == "stop":
+        retire.stop(**options)
+    elif command == "remove":
+        retire.remove(**options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="release", description=__doc__)
+    parser.add_argument(
+        "--agent-file",
+        metavar="FILE",
+        default=CONFIG,
+        help=f"how the Consul agent is spoken to (default: {CONFIG})",
+    )
+    parser.add_argument(
+        "--token-stdin",
+        action="store_true",
+        help="the first line of standard input is a token for Consul; an empty one, or none, is "
+        "this host's own",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -64,8 +108,42 @@ def _parser() -> argparse.ArgumentParser:
     one = command("passing", "fail where too many instances do not pass on a release")
     one.add_argument("release", metavar="RELEASE")
     one.add_argument("instances", metavar="NODE/ID", nargs="+")
-    one.add_argument("--missing", type=int, default=0, help="so many are allowed to (default: 0)")
+    one.add_argument(
+        "--missing",
+        dest="allowed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="so many are allowed to (default: 0)",
+    )
     command("stop", "take the application out of service")
     one = command("remove", "remove what belongs to the application; it must be out of service")
-    one.add_argument("--keep-data", action="store_true", help="but keep its releases")
+    one.add_argument("--keep-data", dest="purge", action="store_false", help="keep its releases")
+    commands.add_parser("lock-session", help="hold the fleet's lock for who is at the other end")
+    about = "ask the Consul agent of this host, or change its cluster"
+    consul = commands.add_parser("consul", help=about, description=about)
+    _consul_commands(consul.add_subparsers(dest="action", required=True))
     return parser
+
+
+def _consul_commands(commands: Any) -> None:
+    def command(name: str, text: str, *words: str) -> Any:
+        added = commands.add_parser(name, help=text, description=text)
+        for word in words:
+            added.add_argument(word, metavar=word.upper())
+        return added
+
+    command("status", "print which leader this server follows, and the servers, as JSON")
+    command("cluster", "print servers, members and nodes as this agent sees them, as JSON")
+    one = command("start", "start the agent anew with what lies here now", "binary")
+    one.add_argument("--new", action="store_true", help="forget the servers that it knew")
+    one.add_argument("--wait", action="store_true", help="until it follows a leader")
+    command("join", "find the cluster").add_argument("addresses", metavar="ADDRESS", nargs="+")
+    command("leave", "leave the cluster, and be started no more")
+    command("vote", "wait until this host votes as a server", "node").add_argument(
+        "seconds", metavar="SECONDS", type=float
+    )
+    command("demote", "take another server's vote away", "peer", "address")
+    command("tidy", "forget what a host was that is a client now", "node", "peer", "datacenter")
+    one = command("expel", "remove a node that is gone", "node", "datacenter")
+    one.add_argument("peer", metavar="PEER", nargs="?", default="", help="its id as a server")

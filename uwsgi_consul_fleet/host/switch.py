@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 from . import health, retire, store, systemd, units
+from .consul import Consul, UnavailableError
 from .says import ReleaseError, say
 from .store import Release
 
 PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
 
-def switch(app: str, generation: str, keep: int, undo: bool = False) -> None:
+def switch(consul: Consul, app: str, generation: str, keep: int, undo: bool = False) -> None:
     """Let a release serve.
 
     :param keep: how many releases stay on this host
@@ -31,7 +32,7 @@ def switch(app: str, generation: str, keep: int, undo: bool = False) -> None:
         units.open_sockets(new, opened)
         _start(new)
         _take_over(new)
-        _wait_for_consul(new)
+        _wait_for_consul(consul, new)
     except (ReleaseError, OSError) as error:
         raise ReleaseError(f"{error}\n{_undo(new, old, opened, ran)}") from None
     say(f"{new.release} serves on port {_ports(new)}")
@@ -95,9 +96,9 @@ def _take_over(new: Release) -> None:
     systemd.stop(others)
 
 
-def _wait_for_consul(new: Release) -> None:
+def _wait_for_consul(consul: Consul, new: Release) -> None:
     try:
-        health.wait_for_consul(new)
+        health.wait_for_consul(consul, new)
     except ReleaseError as error:
         raise ReleaseError(f"{systemd.journal(new.services)}\n{error}") from None
 
@@ -155,17 +156,19 @@ def _discard(new: Release) -> None:
         store.discard(new)
 
 
-def expect_passing(app: str, release: str, allowed: int, instances: list[str]) -> None:
+def expect_passing(
+    consul: Consul, app: str, release: str, allowed: int, instances: list[str]
+) -> None:
     """:raises ReleaseError: where more than so many of the instances do not pass on it, and do
     not come back within some seconds"""
     deadline = time.monotonic() + PATIENCE
     index = "0"
     while True:
         try:
-            left, index = health.missing(app, release, "", instances, index)
+            left, index = health.missing(consul, app, release, "", instances, index)
             said = f"no longer passing with {release}: {', '.join(left)}"
-        except (OSError, ValueError) as error:
-            left, index, said = instances, "0", f"the Consul agent does not answer: {error}"
+        except UnavailableError as error:
+            left, index, said = instances, "0", str(error)
             time.sleep(health.INTERVAL)
         if len(left) <= allowed:
             return

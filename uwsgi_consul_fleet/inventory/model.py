@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uwsgi_consul_fleet.errors import InventoryError
-from uwsgi_consul_fleet.inventory.settings import FLEET_WIDE, Settings, nearest, parse
+from uwsgi_consul_fleet.inventory.settings import (
+    FLEET_WIDE,
+    Settings,
+    nearest,
+    parse,
+    told_missing,
+)
 
 DEBIANS_PYTHON = "/usr/bin/python3"
 ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
@@ -123,11 +129,13 @@ def build(
     problems = _group_problems(listed, set(group_files), set(implicit_groups))
     problems += _role_problems(listed)
     built: list[Host] = []
+    parsed = {entry.name: parse(entry.name, dict(entry.data)) for entry in listed}
+    problems += told_missing({name: each.missing for name, each in parsed.items()})
     for entry in listed:
-        settings, found = parse(entry.name, dict(entry.data))
-        problems += found
-        if settings is not None:
-            built.append(_host(entry, settings, resolve, problems))
+        found = parsed[entry.name]
+        problems += found.problems
+        if found.settings is not None:
+            built.append(_host(entry, found.settings, resolve, problems))
     for host in built:
         problems += _instance_problems(host)
     problems += _fleet_wide_problems(built)
@@ -182,7 +190,8 @@ def _group_problems(
     hosts: list[InventoryHost], group_files: set[str], implicit: set[str]
 ) -> list[str]:
     """A group is one of our roles, or one that the operator gave a file in group_data/."""
-    used = {group for host in hosts for group in host.groups}
+    # pyinfra makes those with an @, one for each way to reach a host.
+    used = {group for host in hosts for group in host.groups if not group.startswith("@")}
     problems = [
         f"inventory.py: unknown group {group!r}{nearest(group, ROLES)}"
         " (a group of your own needs a file in group_data/)"

@@ -3,37 +3,42 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import model
-from uwsgi_consul_fleet.ssh import transport
+
+# The address under which a host of that name and with that data is reached, or OSError.
+Resolve = Callable[[str, Mapping[str, Any]], str]
 
 
-def read(file: str | Path) -> model.Fleet:
+def read(file: str | Path, resolve: Resolve) -> model.Fleet:
     """The fleet, for every program but pyinfra itself.
 
     pyinfra reads it in a process of its own (importing its command line would
     patch the standard library of ours).
 
+    :param resolve: for hosts without an ``address``
     :raises FleetError: where there is no inventory or pyinfra can't read it
     :raises InventoryError: with every mistake in it
     """
     path = Path(file)
     if not path.is_file():
-        raise FleetError(f"{path}: no such inventory; run this from the folder that holds it")
+        raise FleetError(
+            f"{path}: there is no such file; run this from the folder that holds the inventory"
+        )
     pyinfra = Path(sys.executable).with_name("pyinfra")
     command = [str(pyinfra), str(path), "debug-inventory", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise FleetError(f"{path}: pyinfra can't read it:\n{result.stderr.strip()}")
-    return build(path, (_json_host(entry) for entry in json.loads(result.stdout)))
+    return build(path, (_json_host(entry) for entry in json.loads(result.stdout)), resolve)
 
 
-def build(path: Path, hosts: Iterable[model.InventoryHost]) -> model.Fleet:
-    """The fleet from hosts as pyinfra has them in memory (see deploy/) or printed them.
+def build(path: Path, hosts: Iterable[model.InventoryHost], resolve: Resolve) -> model.Fleet:
+    """The fleet from hosts as pyinfra has them in memory (see operations/) or printed them.
 
     :param path: the inventory file; pyinfra makes a group of its name
     """
@@ -44,7 +49,7 @@ def build(path: Path, hosts: Iterable[model.InventoryHost]) -> model.Fleet:
         hosts,
         group_files,
         implicit_groups={"all", path.stem},
-        resolve=lambda host: transport.resolve(host.name, host.data),
+        resolve=lambda host: resolve(host.name, host.data),
     )
 
 

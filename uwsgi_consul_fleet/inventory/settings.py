@@ -1,5 +1,8 @@
 """Every setting an operator can put in group_data/ or beside a host in inventory.py."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
@@ -65,102 +68,154 @@ def _address(value: str) -> str:
 
 
 class Settings(BaseModel):
-    """The settings of one host, after groups and host data were merged by pyinfra."""
+    """The settings of one host, after groups and host data were merged by pyinfra.
+
+    Under each is its explanation, of which group_data/all.py and docs/settings.md are made
+    (by tests/support/settings_reference.py).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    app_name: Label = "consul-demo-server"
-    app_source: str = "app"
-    app_entry_point: Plain = "app.server:application"
-    app_requirements: str | None = "app/requirements.txt"
-    app_ini: str = "app/uwsgi.ini.j2"
-    app_processes: int = Field(default=2, ge=1, le=1024)
+    app_name: Label
+    """The application's name: of its service in Consul, its user, its units and its folder under
+    /srv."""
+
+    app_source: str
+    """A folder on this machine: what git tracks in it is sent, and lands under its own name."""
+
+    app_entry_point: Plain
+    """MODULE:CALLABLE, as seen from the folder that holds app_source."""
+
+    app_requirements: str | None
+    """What is installed into a virtual environment on each host; None where the application needs
+    nothing."""
+
+    app_ini: str
+    """The Jinja2 template of each instance's uWSGI configuration."""
+
     app_python: Annotated[str, StringConstraints(pattern=r"^/[\w./+-]+$")] = "/usr/bin/python3"
-    check_ttl: int = Field(default=10, ge=1, le=86400)
+    """The Python of the virtual environment, as it is on the hosts."""
+
+    app_processes: int = Field(default=2, ge=1, le=1024)
+    """uWSGI worker processes of each instance."""
+
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
+    """The uWSGI servers on each host: a name (the id in Consul) and a port."""
+
+    check_ttl: int = Field(default=10, ge=1, le=86400)
+    """Seconds without a sign of life after which Consul calls an instance critical."""
 
     app_env: dict[EnvironmentName, str] = {}
+    """Environment variables of the application."""
+
     app_secrets: tuple[EnvironmentName, ...] = ()
+    """Names of variables that nobody may see: each value is read from this machine's environment,
+    or from app_secrets_file."""
+
     app_secrets_file: str | None = None
+    """A file outside the repository with NAME=VALUE lines."""
 
     # pyinfra makes a number of `--data release=20` before it comes here.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
+    """What a release is called; None for the git revision of app_source. Also: --data
+    release=NAME"""
+
     # The one that serves, and at least the one to be put back to.
     keep_releases: int = Field(default=5, ge=2, le=1000)
-    health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] = "/healthz"
-    health_timeout: int = Field(default=30, ge=1, le=3600)
-    min_healthy_time: int = Field(default=3, ge=0, le=3600)
-    drain: int = Field(default=1, ge=0, le=3600)
-    stop_timeout: int = Field(default=30, ge=1, le=86400)
-    canary: int = Field(default=1, ge=0)
-    batch: Annotated[int, Field(ge=1, strict=True)] | Percentage = "25%"
-    on_failure: Literal["rollback", "stop"] = "rollback"
-    max_unavailable: int = Field(default=0, ge=0)
-    purge: bool = True
+    """Releases that stay on each host, the one that serves among them; two or more."""
 
-    address: Annotated[str, AfterValidator(_address)] | None = None
-    datacenter: Label = "dc1"
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] = "/healthz"
+    """What a new release must answer, with a status below 400, before it receives a request."""
+
+    health_timeout: int = Field(default=30, ge=1, le=3600)
+    """Seconds within which a new release must be loaded, and then as many to answer."""
+
+    min_healthy_time: int = Field(default=3, ge=0, le=3600)
+    """Seconds for which a new release must go on answering before it receives a request."""
+
+    drain: int = Field(default=1, ge=0, le=3600)
+    """Seconds for which an instance goes on serving when it has left the catalog."""
+
+    stop_timeout: int = Field(default=30, ge=1, le=86400)
+    """Seconds that requests in flight have to finish when an instance stops."""
+
+    canary: int = Field(default=1, ge=0)
+    """How many hosts get a new release first, before the batches."""
+
+    batch: Annotated[int, Field(ge=1, strict=True)] | Percentage = "25%"
+    """How many hosts are in a batch of the roll-out: a number, or "25%" of them."""
+
+    on_failure: Literal["rollback", "stop"] = "rollback"
+    """Where a batch fails: put the hosts done before it back as well ("rollback"), or "stop"
+    there."""
+
+    max_unavailable: int = Field(default=0, ge=0)
+    """How many instances done before may have failed since for the next batch to begin all the
+    same."""
+
+    purge: bool = True
+    """Whether a retired host also loses its releases and Consul's data."""
 
     uwsgi_source: Literal["debian", "pypi"] = "debian"
+    """Where uWSGI comes from:
+      debian  Debian's packages
+      pypi    PyPI, built on the host for app_python and installed into the application's virtual
+              environment"""
+
     uwsgi_version: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)+$")] = "2.0.31"
+    """The version that is taken from PyPI."""
+
+    datacenter: Label = "dc1"
+    """What Consul calls the place where the hosts are."""
 
     consul_source: Literal["auto", "release", "file", "debian"] = "auto"
+    """Where the consul binary comes from:
+      release  the release archive, checked against its published checksums
+      file     consul_file
+      debian   Debian's own package
+      auto     release where its site answers when Consul is first installed, else debian"""
+
     consul_version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+[\w.+-]*$")] = "1.21.4"
+    """The version of the release archive."""
+
     consul_release_url: str = "https://releases.hashicorp.com/consul"
+    """The release site, or a mirror of it."""
+
     consul_sha256: dict[str, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = {}
+    """Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}."""
+
     consul_file: str | None = None
+    """A file on this machine: the consul binary, or a release archive."""
+
+    address: Annotated[str, AfterValidator(_address)] | None = None
+    """Where other hosts reach a host, if ssh reaches it under another address: to be set beside
+    it in inventory.py, as in ("web1", {"address": "10.0.0.5"})."""
+
+
+# Of the demo. Until 0.2 these were the defaults of the settings that have none now.
+DEMO: dict[str, Any] = {
+    "app_name": "consul-demo-server",
+    "app_source": "app",
+    "app_entry_point": "app.server:application",
+    "app_requirements": "app/requirements.txt",
+    "app_ini": "app/uwsgi.ini.j2",
+    "instances": {"server1": 2001, "server2": 2002},
+}
 
 
 # pyinfra reads these from the same place; a unit test holds them against pyinfra's own lists.
 PYINFRA_KEYS = frozenset(
-    [
-        "_chdir",
-        "_continue_on_error",
-        "_doas",
-        "_doas_user",
-        "_dzdo",
-        "_dzdo_user",
-        "_env",
-        "_get_pty",
-        "_if",
-        "_ignore_errors",
-        "_parallel",
-        "_preserve_su_env",
-        "_preserve_sudo_env",
-        "_run_once",
-        "_serial",
-        "_shell_executable",
-        "_stdin",
-        "_su_password",
-        "_su_shell",
-        "_su_user",
-        "_success_exit_codes",
-        "_sudo",
-        "_sudo_password",
-        "_sudo_user",
-        "_temp_dir",
-        "_timeout",
-        "_use_su_login",
-        "_use_sudo_login",
-        "name",
-        "ssh_allow_agent",
-        "ssh_config_file",
-        "ssh_connect_retries",
-        "ssh_connect_retry_max_delay",
-        "ssh_connect_retry_min_delay",
-        "ssh_file_transfer_protocol",
-        "ssh_forward_agent",
-        "ssh_hostname",
-        "ssh_key",
-        "ssh_key_password",
-        "ssh_known_hosts_file",
-        "ssh_look_for_keys",
-        "ssh_paramiko_connect_kwargs",
-        "ssh_password",
-        "ssh_port",
-        "ssh_strict_host_key_checking",
-        "ssh_user",
-    ]
+    """
+    _chdir _continue_on_error _doas _doas_user _dzdo _dzdo_user _env _get_pty _if
+    _ignore_errors _parallel _preserve_su_env _preserve_sudo_env _run_once _serial
+    _shell_executable _stdin _su_password _su_shell _su_user _success_exit_codes _sudo
+    _sudo_password _sudo_user _temp_dir _timeout _use_su_login _use_sudo_login
+    fake_delay fake_delay_jitter fake_responses name
+    ssh_allow_agent ssh_config_file ssh_connect_retries ssh_connect_retry_max_delay
+    ssh_connect_retry_min_delay ssh_file_transfer_protocol ssh_forward_agent ssh_hostname
+    ssh_key ssh_key_password ssh_known_hosts_file ssh_look_for_keys
+    ssh_paramiko_connect_kwargs ssh_password ssh_port ssh_strict_host_key_checking ssh_user
+    """.split()  # noqa: SIM905 - a name a line would be two pages
 )
 KNOWN_KEYS = frozenset(Settings.model_fields) | PYINFRA_KEYS
 
@@ -171,11 +226,17 @@ def nearest(word: str, known: frozenset[str] | set[str]) -> str:
     return f", did you mean {matches[0]!r}?" if matches else ""
 
 
-def parse(host: str, data: dict[str, Any]) -> tuple[Settings | None, list[str]]:
-    """Check one host's data.
+@dataclass(frozen=True)
+class Parsed:
+    """One host's settings, or None with a line for each problem, and the settings that it lacks."""
 
-    Returns the settings, or None with one line for each problem, naming the host and the key.
-    """
+    settings: Settings | None
+    problems: list[str]
+    missing: frozenset[str] = frozenset()
+
+
+def parse(host: str, data: dict[str, Any]) -> Parsed:
+    """Check one host's data. Each problem names the host and the key."""
     problems = [
         f"{host}: unknown setting {key!r}{nearest(key, KNOWN_KEYS)}"
         for key in data
@@ -183,10 +244,36 @@ def parse(host: str, data: dict[str, Any]) -> tuple[Settings | None, list[str]]:
     ]
     ours = {key: value for key, value in data.items() if key in Settings.model_fields}
     try:
-        return Settings.model_validate(ours), problems
+        return Parsed(Settings.model_validate(ours), problems)
     except ValidationError as error:
-        problems += [f"{host}: {_describe(detail)}" for detail in error.errors()]
-        return None, problems
+        lacks = frozenset(str(d["loc"][0]) for d in error.errors() if d["type"] == "missing")
+        problems += [
+            f"{host}: {_describe(detail)}"
+            for detail in error.errors()
+            if detail["loc"][0] not in lacks
+        ]
+        return Parsed(None, problems, lacks)
+
+
+def told_missing(hosts: Mapping[str, frozenset[str]]) -> list[str]:
+    """One problem for all settings without a default that hosts lack, with lines to write.
+
+    :param hosts: by name, with what each of them lacks
+    """
+    lacking = {name: keys for name, keys in hosts.items() if keys}
+    if not lacking:
+        return []
+    keys = [key for key in Settings.model_fields if key in frozenset().union(*lacking.values())]
+    lines = "".join(f"\n        {key} = {literal(DEMO[key])}" for key in keys)
+    return [
+        f"{', '.join(keys)}: not set for {', '.join(lacking)}, and without a default since 0.2 "
+        f"(it was the demo's); to go on with that, write into group_data/all.py:{lines}"
+    ]
+
+
+def literal(value: Any) -> str:
+    """As Python source, with the quotes of the shipped files."""
+    return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')
 
 
 def _describe(detail: Any) -> str:

@@ -264,5 +264,13 @@ def status(as_json: bool) -> None:
         print("no machines; start some with: invoke lab.up")
 
 
+@main.command(help="Open a shell on a machine.")
+@click.argument("name")
+@command
+def ssh(name: str) -> None:
+    words = access.shell(name)
+    os.execvp(words[0], words)  # noqa: S606 - a shell is what was asked for
+
+
 if __name__ == "__main__":
     main()

@@ -94,14 +94,14 @@ def parse(word: str) -> Wish:
     name, colon, release = rest.partition(":")
     if not NAME.fullmatch(name):
         raise LabError(
-            f"{name!r} is no name for a machine: 2 to 32 lower-case letters, digits and hyphens, "
-            "with a letter first"
+            f"{name!r} is not a name for a machine: 2 to 32 lower-case letters, digits and "
+            "hyphens, with a letter first"
         )
     if not colon:
         return Wish(name, None, plugged or None)
     if release not in map(str, apt.RELEASES):
         allowed = ", ".join(map(str, apt.RELEASES))
-        raise LabError(f"{word}: {release!r} is no Debian release of the lab: {allowed}")
+        raise LabError(f"{word}: {release!r} is not a Debian release of the lab: {allowed}")
     return Wish(name, int(release), plugged or None)
 
 

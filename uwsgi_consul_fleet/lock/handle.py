@@ -7,7 +7,7 @@ import sys
 import time
 from threading import Lock as Mutex
 
-from uwsgi_consul_fleet.lock.session import Message
+from uwsgi_consul_fleet.host.lock_session import Message
 
 FAREWELL = 5.0  # seconds that it has to end
 

@@ -13,14 +13,14 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import paramiko
 
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
-from uwsgi_consul_fleet.lock import session as lock_session
-from uwsgi_consul_fleet.lock.session import Message, messages
+from uwsgi_consul_fleet.host.lock_session import Message, messages
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 BEAT = 2.0  # seconds between two signs of life
@@ -43,17 +43,18 @@ class Server:
 
 
 class Session:
-    """session.py, running on a server."""
+    """The host program's lock_session.py, running on a server, where nothing may be installed."""
 
     def __init__(self, server: Server) -> None:
         """:raises UnreachableError: where there is no connection"""
         self.server = server
-        text = Path(lock_session.__file__).read_text()
         with ExitStack() as stack:
             connection = stack.enter_context(ssh.connect(server))
             self._channel = connection.transport.open_session(timeout=ANSWER)
             self._channel.settimeout(ANSWER)
-            self._channel.exec_command(f"exec python3 -c {shlex.quote(text)}")
+            words = (*host_program.carried(), *access().words, "lock-session")
+            self._channel.exec_command(f"exec {shlex.join(words)}")
+            self._channel.sendall(access().stdin.encode())
             self._replies = self._channel.makefile("r")
             self._stack = stack.pop_all()
 

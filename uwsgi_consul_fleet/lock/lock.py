@@ -1,10 +1,12 @@
 """One deploy at a time: the lock, held in Consul by a session.
 
 Three processes: :class:`Lock` here, in whatever changes the fleet; keeper.py, beside it
-on the operator's machine; session.py, which the keeper runs on a Consul server.
+on the operator's machine; the host program's lock_session.py, which the keeper runs on a Consul
+server.
 """
 
 import getpass
+import json
 import os
 import socket
 import time
@@ -15,16 +17,9 @@ from typing import Any, Self
 from uuid import uuid4
 
 from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
+from uwsgi_consul_fleet.host.lock_session import AUDIT, LOCK, Message, claim_in, now, seconds_since
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import handle as keeper
-from uwsgi_consul_fleet.lock.session import (
-    LOCK,
-    Consul,
-    Message,
-    UnavailableError,
-    now,
-    seconds_since,
-)
 
 INTERVAL = 0.25  # seconds between two tries while waiting for Consul
 CHECKED = 1.0  # seconds for which an answer of the keeper holds
@@ -69,7 +64,7 @@ class Lock:
                     continue
                 raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
             if time.monotonic() > deadline:
-                raise UnreachableError(f"the lock can't be had in Consul: {reply['reason']}")
+                raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
             time.sleep(INTERVAL)
         self._held = True
         self._checked = time.monotonic()
@@ -163,7 +158,8 @@ def holder(fleet: Fleet) -> Message | None:
     :raises UnreachableError: where no Consul server can be asked
     """
     with _consul(fleet) as consul:
-        return consul.holder()
+        _, entry = consul.kv.get(LOCK)
+    return {**claim_in(entry["Value"]), "session": entry.get("Session", "")} if entry else None
 
 
 def unlock(fleet: Fleet, held: Message) -> None:
@@ -171,25 +167,22 @@ def unlock(fleet: Fleet, held: Message) -> None:
 
     :raises UnreachableError: where no Consul server can be asked
     """
+    entry = {"what": "unlock", "since": now(), "outcome": "ok", "detail": told(held)}
     with _consul(fleet) as consul:
         if held["session"]:
-            consul.destroy(held["session"])
+            consul.session.destroy(held["session"])
         else:  # written by hand
-            consul.call("DELETE", f"/v1/kv/{LOCK}")
-        outcome = {"outcome": "ok", "detail": told(held)}
-        consul.record({**_operator(), "what": "unlock", "since": now(), **outcome})
+            consul.kv.delete(LOCK)
+        consul.kv.put(AUDIT + entry["since"], json.dumps({**_operator(), **entry}))
 
 
 @contextmanager
-def _consul(fleet: Fleet) -> Iterator[Consul]:
+def _consul(fleet: Fleet) -> Iterator[Any]:
     # Not above: a deploy takes the lock without it, and it takes a tenth of a second to load.
     from uwsgi_consul_fleet.consul import catalog
 
-    with catalog.api(fleet) as (server, port):
-        try:
-            yield Consul(f"http://127.0.0.1:{port}")
-        except UnavailableError as error:
-            raise UnreachableError(f"{server}: {error}") from error
+    with catalog.api(fleet) as (server, port), catalog.client(server, port) as consul:
+        yield consul
 
 
 def told(held: Message) -> str:
@@ -204,8 +197,10 @@ def told(held: Message) -> str:
 
 
 def _lost(reply: Message) -> str:
-    """Why a run has the lock no more, for the operator."""
-    reason = reply.get("reason") or "invoke unlock, or nothing was heard from here for too long"
+    """Why a run does not hold the lock any more, for the operator."""
+    reason = (
+        reply.get("reason") or "somebody removed it, or nothing was heard from here for too long"
+    )
     return f"the lock was lost: {told(reply['holder']) if reply.get('holder') else reason}"
 
 

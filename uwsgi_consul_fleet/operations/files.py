@@ -1,4 +1,4 @@
-"""Files on a host, compared through :mod:`.state` and sent by pyinfra's own operation."""
+"""Files on a host, compared with what is there and sent by pyinfra's own operation."""
 
 import hashlib
 from collections.abc import Generator, Iterable
@@ -13,7 +13,9 @@ from pyinfra.api import StringCommand
 from pyinfra.api.command import QuoteString
 from pyinfra.operations import files
 
-from uwsgi_consul_fleet.operations.state import FileState, current, forget
+from uwsgi_consul_fleet.operations.pyinfra_run import embed
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import FileState
 
 _jinja = Environment(  # noqa: S701 - ini and unit files, where HTML escapes would be wrong
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -46,13 +48,14 @@ def _compiled(template: Path) -> Template:
     return _jinja.from_string(template.read_text())
 
 
-def converge(wanted: Iterable[RemoteFile]) -> Generator[Any, None, None]:
+def converge(here: Here, wanted: Iterable[RemoteFile]) -> Generator[Any, None, None]:
     """The commands that bring these files to the state they should have; none if they have it."""
-    known = current().files
+    known = here.known.files
     changed = [file for file in wanted if known.get(file.path) != file.state]
     for file in changed:
         content = file.content
-        yield from files.put._inner(
+        yield from embed(
+            files.put,
             src=StringIO(content) if isinstance(content, str) else BytesIO(content),
             dest=file.path,
             mode=file.mode,
@@ -60,7 +63,7 @@ def converge(wanted: Iterable[RemoteFile]) -> Generator[Any, None, None]:
             group=file.group,
         )
     if changed:
-        forget()
+        here.changed()
 
 
 def fail(message: str) -> StringCommand:

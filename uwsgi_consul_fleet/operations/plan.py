@@ -1,42 +1,32 @@
-"""The fleet inside a pyinfra run."""
+"""The fleet of a pyinfra run, from its inventory and its command line."""
 
 import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from pyinfra import inventory, logger
+from pyinfra import logger
 from pyinfra.api.exceptions import PyinfraError
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading as fleet_inventory
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost
-from uwsgi_consul_fleet.shipped import shipped
-
-# pyinfra orders operations by the call stack and asks `inspect` for each frame's module.
-# It runs deploy/__main__.py outside the module system, where `inspect` then searches
-# every module there is: 4 ms for each operation and host, unless it has an entry.
-_main = sys.modules.setdefault("deploy.__main__", ModuleType("deploy.__main__"))
-_main.__file__ = str(shipped("deploy/__main__.py"))
+from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
+from uwsgi_consul_fleet.ssh import transport
 
 
 class DeployError(PyinfraError):
     """Shown by pyinfra as one message, and ends the run before any host is changed."""
 
 
-@cache
-def fleet() -> Fleet:
-    """The fleet, from the inventory of this run.
+def read(pyinfra: PyinfraRun) -> Fleet:
+    """The fleet as pyinfra has it.
 
     :raises DeployError: with every mistake in it
     """
     refuse_own_order(sys.argv)
-    hosts = [
-        InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in inventory
-    ]
+    hosts = [InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in pyinfra]
     try:
-        found = fleet_inventory.build(inventory_file(sys.argv), hosts)
+        found = fleet_inventory.build(inventory_file(sys.argv), hosts, transport.resolve)
     except FleetError as error:
         raise DeployError(str(error)) from error
     for warning in found.warnings:

@@ -1,23 +1,22 @@
 """What a host looks like now, read in one round trip.
 
 pyinfra does not keep facts, and most of a run that changes nothing is waiting for
-them. So everything our operations compare with comes from a single fact, kept until
-an operation of ours has changed something on that host.
+them. So everything our operations compare with comes from a single fact, which
+:class:`.run.Run` keeps until an operation of ours has changed something on that host.
 """
 
+import json
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from pyinfra import host
 from pyinfra.api import FactBase
-from pyinfra.context import state as run
 
+from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
-from uwsgi_consul_fleet.operations.plan import fleet
+from uwsgi_consul_fleet.inventory.settings import Settings
 
 SCRIPT = IDENTIFY + (Path(__file__).parent / "state.sh").read_text()
 
@@ -43,9 +42,14 @@ class UnitState:
 
 @dataclass
 class HostState:
-    """What state.sh printed, taken apart."""
+    """What state.sh printed, taken apart.
+
+    ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
+    could not be asked.
+    """
 
     architecture: str = ""
+    python: str = ""
     uwsgi: Uwsgi | None = None
     consul_in_use: str = ""
     consul_running: str = ""
@@ -61,6 +65,7 @@ class HostState:
     consul_raft: str = ""
     consul_leader: str = ""
     consul_peers: tuple[str, ...] = ()
+    consul_problem: str = ""
 
     def active_units(self, prefix: str, suffix: str) -> set[str]:
         """Units that run or are about to, by the start and the end of their names."""
@@ -72,6 +77,7 @@ class HostState:
 
 
 IDLE = {"inactive", "failed"}
+NOT_ASKED = "it has no Python to ask its agent with"
 
 
 class State(FactBase[HostState]):
@@ -82,10 +88,25 @@ class State(FactBase[HostState]):
         return HostState()
 
     def command(self, app_name: str, uwsgi: str) -> str:
-        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, uwsgi])
+        program = (host_program.PROGRAM, host_program.digest(), host_program.RUN)
+        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, uwsgi, *program])
 
     def process(self, output: list[str]) -> HostState:
         return parse(output)
+
+
+class ConsulStatus(FactBase[str]):
+    """What the host program says of the Consul server, where it has to be brought along."""
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def command(self) -> str:
+        return shlex.join([*host_program.carried(), "consul", "status"])
+
+    def process(self, output: list[str]) -> str:
+        return output[-1]
 
 
 WORDS = frozenset(
@@ -93,10 +114,9 @@ WORDS = frozenset(
         "architecture",
         "consul_data",
         "consul_in_use",
-        "consul_leader",
-        "consul_raft",
         "consul_running",
         "current_release",
+        "python",
     }
 )
 
@@ -115,10 +135,12 @@ def parse(output: list[str]) -> HostState:
         elif kind == "unit":
             name, active, stale, enabled = rest.split(" ", 3)
             found.units[name] = UnitState(active, enabled, stale == "yes")
+        elif kind == "consul_raft":
+            found.consul_raft, found.consul_problem = rest, NOT_ASKED
         elif kind in WORDS:
             setattr(found, kind, rest.strip())
-        elif kind == "consul_peers":
-            found.consul_peers = tuple(rest.split())
+        elif kind == "consul":
+            note_consul(found, rest)
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
@@ -133,39 +155,20 @@ def parse(output: list[str]) -> HostState:
     return found
 
 
-_known: dict[tuple[str, bool], HostState] = {}
-_reading: dict[tuple[str, bool], Lock] = {}
+def note_consul(found: HostState, answer: str) -> None:
+    """Take apart what the program says of the Consul server; nothing, where it did not say it."""
+    if answer:
+        status = json.loads(answer)
+        found.consul_leader = status.get("leader", "")
+        found.consul_peers = tuple(status.get("peers", ()))
+        found.consul_problem = status.get("problem", "")
 
 
-def _key(name: str) -> tuple[str, bool]:
-    # Between the preparation and the execution an operator may look at the proposed
-    # changes for as long as they like; with -y the one follows the other at once.
-    return name, bool(run.is_executing and run.check_for_changes)
-
-
-def current() -> HostState:
-    """The state of the host in context, read anew after :func:`forget`."""
-    return state_of(host)
-
-
-def state_of(target: Any) -> HostState:
-    """The same of any connected host of the run."""
-    key = _key(target.name)
-    # Hosts are prepared side by side: the second who wants to know waits for the first.
-    with _reading.setdefault(key, Lock()):
-        if key not in _known:
-            _known[key] = _read(target)
-        return _known[key]
-
-
-def forget() -> None:
-    """Call after a change: what was read before no longer holds."""
-    _known.pop(_key(host.name), None)
-
-
-def _read(target: Any) -> HostState:
-    settings = fleet().host(target.name).settings
+def read(target: Any, settings: Settings) -> HostState:
+    """How one of pyinfra's hosts looks."""
     found: HostState = target.get_fact(
         State, app_name=settings.app_name, uwsgi=identity.binary(settings)
     )
+    if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
+        note_consul(found, target.get_fact(ConsulStatus))
     return found

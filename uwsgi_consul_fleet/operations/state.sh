@@ -1,8 +1,20 @@
 # Prints the state of this host, a line for each thing; see parse() in state.py.
-# usage: sh -c SCRIPT state APP_NAME UWSGI
-# UWSGI is the program to look at, '' for the one on the PATH.
-app=$1
+# usage: sh -c SCRIPT state APP_NAME UWSGI PROGRAM DIGEST RUN
+# UWSGI is the one to look at, '' for the one on the PATH; DIGEST that of the host program as it
+# should be, which RUN starts.
+app=$1 program=$3 digest=$4 run=$5
 export LC_ALL=C
+
+if command -v python3 >/dev/null; then echo "python yes"; fi
+if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
+# A Consul server: whom it follows, and which servers it counts; asked while the rest is looked
+# at. Where the program is missing or another version's, state.py brings it along.
+if [ -d /var/lib/consul/raft ]; then
+    echo "consul_raft yes"
+    if [ "$(sha256sum 2>/dev/null <"$program")" = "$digest  -" ]; then
+        echo "consul $(python3 -IS -c "$run" "$program" consul status)" &
+    fi
+fi
 
 echo "architecture $(dpkg --print-architecture)"
 identify_uwsgi "$2"
@@ -10,7 +22,7 @@ identify_uwsgi "$2"
 getent passwd consul "$app" | sed 's/^\([^:]*\):.*/user \1/'
 
 dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
-    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv python3 2>/dev/null |
+    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv 2>/dev/null |
     sed -n 's/^installed /package /p'
 
 # Mode, owner and group first, then the sums, in the same order.
@@ -30,26 +42,6 @@ if [ -L /usr/local/bin/consul ]; then
     echo "consul_in_use ${binary##*/}"
 fi
 
-if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
-# A Consul server: whom it follows, and which servers it counts.
-if [ -d /var/lib/consul/raft ]; then
-    echo "consul_raft yes"
-    bash -c '
-        exec 3<>/dev/tcp/127.0.0.1/8500 || exit
-        printf "GET /v1/status/%s HTTP/1.1\r\nHost: localhost\r\n\r\n" leader >&3
-        printf "GET /v1/status/%s HTTP/1.0\r\n\r\n" peers >&3
-        # One answer right after the other; seconds, for an agent that hangs.
-        while read -r -t 10 line <&3 || [ -n "$line" ]; do
-            case $line in
-                \"[0-9]*)
-                    line=${line#?}
-                    echo "consul_leader ${line%%\"*}"
-                    ;;
-                \[\"*) echo "consul_peers ${line//[],\"[]/ }" ;;
-            esac
-        done' 2>/dev/null
-fi
-
 # Whichever applications are here, and their ports. What a host keeps of one that is gone has no
 # user any more.
 for place in /etc/uwsgi-consul-fleet/*.conf /srv/*/releases; do
@@ -64,7 +56,7 @@ done
 for release in "/srv/$app/releases"/*; do
     if [ -d "$release" ]; then echo "release ${release##*/}"; fi
 done
-# The one drop-in of all its sockets; see store.py in app/program.
+# The one drop-in of all its sockets; see host/store.py.
 sed -n 's/^Service=%N@\(.*\)\.service$/current_release \1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null
 
 print_unit() {
@@ -91,3 +83,4 @@ print_unit() {
             '') print_unit ;;
         esac
     done
+wait

@@ -5,15 +5,21 @@ from typing import Any
 
 from pyinfra.operations import server
 
-from uwsgi_consul_fleet.operations.state import current, forget
+from uwsgi_consul_fleet.operations.pyinfra_run import embed
+from uwsgi_consul_fleet.operations.run import Here
 
 NOLOGIN = "/usr/sbin/nologin"
 
 
-def system_user(name: str) -> Generator[Any, None, None]:
+def system_user(here: Here, name: str) -> Generator[Any, None, None]:
     """The commands that create the user; none if there is one of that name."""
-    if name not in current().users:
-        yield from server.user._inner(
-            user=name, system=True, home="/nonexistent", create_home=False, shell=NOLOGIN
+    if name not in here.known.users:
+        yield from embed(
+            server.user,
+            user=name,
+            system=True,
+            home="/nonexistent",
+            create_home=False,
+            shell=NOLOGIN,
         )
-        forget()
+        here.changed()

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from uwsgi_consul_fleet.consul.catalog import Catalog, Node, Registration
+from uwsgi_consul_fleet.host.lock_session import AND
 from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
-from uwsgi_consul_fleet.lock.session import AND
 
 Kind = Literal[
     "missing",

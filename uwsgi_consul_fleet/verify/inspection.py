@@ -24,21 +24,29 @@ def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
     :raises UnreachableError: where no Consul server can be asked
     """
     deadline = time.monotonic() + wait
-    with ssh.side_by_side(1) as pool, catalog.api(fleet) as (server, port):
+    with ssh.side_by_side(1) as pool:
         # The hosts are asked meanwhile; what they say does not change by waiting.
         wrong_plugins = pool.apply_async(lambda: tuple(plugins.check(fleet)))
         while True:
             try:
-                report = verification.compare(fleet, catalog.read(server, port, fleet.services))
+                with catalog.api(fleet) as (server, port):
+                    report = _look(fleet, server, port, deadline, with_probe)
+                return _with(report, wrong_plugins.get())
             except UnreachableError:  # as while a leader is elected
                 if time.monotonic() >= deadline:
                     raise
-            else:
-                if with_probe and report.agrees:
-                    report = _with(report, probe(fleet))
-                if report.agrees or time.monotonic() >= deadline:
-                    return _with(report, wrong_plugins.get())
             time.sleep(INTERVAL)
+
+
+def _look(fleet: Fleet, server: str, port: int, deadline: float, with_probe: bool) -> Report:
+    """What one server says, as soon as it agrees or the time is over."""
+    while True:
+        report = verification.compare(fleet, catalog.read(server, port, fleet.services))
+        if with_probe and report.agrees:
+            report = _with(report, probe(fleet))
+        if report.agrees or time.monotonic() >= deadline:
+            return report
+        time.sleep(INTERVAL)
 
 
 def _with(report: Report, more: Iterable[Difference]) -> Report:

@@ -8,57 +8,53 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
-from pyinfra.context import state as run
 
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications.package import REQUIREMENTS, Package
 from uwsgi_consul_fleet.operations.applications.package import prepare as prepare
-from uwsgi_consul_fleet.operations.applications.program_file import program
 from uwsgi_consul_fleet.operations.applications.step import step
-from uwsgi_consul_fleet.operations.files import converge, fail
+from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.lock import missing, rolled_out
-from uwsgi_consul_fleet.operations.plan import DeployError, fleet
-from uwsgi_consul_fleet.operations.state import HostState, UnitState, current, forget
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.program import command
+from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.state import HostState, UnitState
 from uwsgi_consul_fleet.operations.users import system_user
-from uwsgi_consul_fleet.operations.uwsgi.uwsgi import plugin_file
-from uwsgi_consul_fleet.releases.releases import PROGRAM
-from uwsgi_consul_fleet.releases.rollout import Rollout, Step
+from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, plugin_file
+from uwsgi_consul_fleet.releases.rollout import Step
 
 HERE = Path(__file__).parent
 LISTENING = UnitState("active", "enabled")
 
 __all__ = ["install", "prepare", "refuse_taken_ports", "retire", "settle", "switch"]
 
-# Of this run.
-rollout = Rollout()
 
-
-def refuse_taken_ports(me: Host) -> None:
+def refuse_taken_ports(here: Here) -> None:
     """:raises DeployError: where another application of this host has the ports of its own"""
-    for name, ports in current().applications.items():
+    me = here.me
+    for name, ports in here.known.applications.items():
         taken = sorted(ports & {instance.port for instance in me.instances})
         if name != me.settings.app_name and taken:
             raise DeployError(
                 f"{me.name}: {name} serves on port {', '.join(map(str, taken))}, which "
-                f"{me.settings.app_name} is to have: give it other ports (instances), or deploy "
+                f"{me.settings.app_name} needs: give it other ports (instances), or deploy "
                 "once with the host out of app_servers; nothing was changed"
             )
 
 
 @operation()
-def install(me: Host, package: Package) -> Generator[Any, None, None]:
+def install(here: Here, package: Package) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment, ini and unit files."""
-    known = current()
+    me, known = here.me, here.known
     plugin = plugin_file(known)
     if plugin is None:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
     app_name = me.settings.app_name
     # Also where the release is there: a host that was retired may have kept it.
-    yield from system_user(app_name)
-    yield from converge([program()])
+    yield from system_user(here, app_name)
     name = package.generation(plugin)
     if name in known.releases:
         host.noop(f"release {name} is installed")
@@ -70,51 +66,47 @@ def install(me: Host, package: Package) -> Generator[Any, None, None]:
         plugin.path, me.settings.app_python, QuoteString(wheels),
         _stdin=encodebytes(package.archive()).decode(),
     )  # fmt: skip
-    forget()
+    here.changed()
 
 
 @operation()
-def switch(me: Host, package: Package) -> Generator[Any, None, None]:
+def switch(here: Here, package: Package) -> Generator[Any, None, None]:
     """Let this host serve the release, if its turn comes: it is tried, started beside the old
     one on the same sockets, and the old one is stopped when Consul is to report the new."""
-    known = current()
+    me, known, run = here.me, here.known, here.run
     plugin = plugin_file(known)
     if plugin is None:
         # It had one when the release was installed.
-        yield FunctionCommand(_lost, (me,), {})
+        yield FunctionCommand(_lost, (here,), {})
         return
     name = package.generation(plugin)
     if _serves(me, name, known):
         host.noop(f"release {name} serves")
         return
-    if run.is_executing and (reason := _blocked()):
+    if run.pyinfra.is_executing and (reason := _blocked(run)):
         host.log(f"stays on {known.current_release or 'nothing'}: {reason}")
         return
-    yield FunctionCommand(
-        _switch, (step(me, package.release.name, known.current_release, name),), {}
-    )
-    forget()
+    its = step(here, package.release.name, known.current_release, name)
+    yield FunctionCommand(_switch, (run, its), {})
+    here.changed()
 
 
-def _blocked() -> str:
+def _blocked(run: Run) -> str:
     """Why the roll-out does not go on, or ''."""
-    if rollout.stopped:
-        return f"the roll-out stopped {rollout.stopped}"
-    ours = {each.name for each in fleet().app_servers}
-    failed = sorted(
-        each.name for each in run.failed_hosts & run.activated_hosts if each.name in ours
-    )
+    if run.rollout.stopped:
+        return f"the roll-out stopped {run.rollout.stopped}"
+    failed = sorted(run.pyinfra.failed_since & {each.name for each in run.fleet.app_servers})
     return f"no roll-out begins while a host fails: {', '.join(failed)}" if failed else ""
 
 
 # pyinfra passes these two to a function that has arguments of these names.
-def _switch(state: Any, host: Any, its: Step) -> bool:
-    return rollout.run(its)
+def _switch(state: Any, host: Any, run: Run, its: Step) -> bool:
+    return run.rollout.run(its)
 
 
-def _lost(state: Any, host: Any, me: Host) -> bool:
+def _lost(state: Any, host: Any, here: Here) -> bool:
     host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
-    rollout.stop(f"at {me.name}", me)
+    here.run.rollout.stop(f"at {here.me.name}", here.me)
     return False
 
 
@@ -131,63 +123,67 @@ def _serves(me: Host, generation: str, known: HostState) -> bool:
 
 
 @operation()
-def settle(me: Host, package: Package | None) -> Generator[Any, None, None]:
+def settle(here: Here, package: Package | None) -> Generator[Any, None, None]:
     """Write down which release the fleet is on.
 
     Every host takes part in this one, so that what comes after it in the order of the deploy
     also comes after it in time: pyinfra begins with whatever no host waits for.
     """
-    reason = _blocked() if run.is_executing else ""
-    if run.is_executing and _to_go(me) and (why_not := reason or _unreachable(me) or missing()):
-        yield fail(f"{me.name}: {', '.join(_to_go(me))} stays on it: {why_not}")
-    elif run.is_executing and not reason and package and _whole_fleet():
+    me, run = here.me, here.run
+    executing = run.pyinfra.is_executing
+    reason = _blocked(run) if executing else ""
+    names = _to_go(here) if executing else []
+    if names and (why_not := reason or _unreachable(here) or missing(here)):
+        yield fail(f"{me.name}: {', '.join(names)} stays on it: {why_not}")
+    elif executing and not reason and package and _is_whole(run):
         try:
-            rolled_out(me.settings.app_name)
+            rolled_out(here)
         except FleetError as error:
             yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")
 
 
-def _unreachable(me: Host) -> str:
+def _unreachable(here: Here) -> str:
     """Which hosts that are to serve this run can't tell anything about, or ''."""
-    lost = {each.name for each in run.failed_hosts} & {each.name for each in fleet().app_servers}
+    lost = here.run.pyinfra.failed & {each.name for each in here.run.fleet.app_servers}
     if not lost:
         return ""
     return (
         f"{', '.join(sorted(lost))} can't be reached, and may be what is to take over; mend that, "
-        f"or leave it out of this run: --limit {me.name}"
+        f"or leave it out of this run: --limit {here.me.name}"
     )
 
 
-def _to_go(me: Host) -> list[str]:
+def _to_go(here: Here) -> list[str]:
     """The applications on this host that it should not have. It may have its name from a group
-    that it is in no more: what counts is what is there. Of a host that stays in the cluster
+    that it is not in any more: what counts is what is there. Of a host that stays in the cluster
     only what is the fleet's goes."""
     # Without it only what was to be kept is left.
-    here = {*current().applications} if PROGRAM in current().files else set()
+    me, known = here.me, here.known
+    there = {*known.applications} if START in known.files else set()
     if me.is_retired:
-        return sorted(here)
+        return sorted(there)
     mine = {me.settings.app_name} if me.instances else set()
-    return sorted(here & {*fleet().services} - mine)
+    return sorted(there & {*here.run.fleet.services} - mine)
 
 
-def _whole_fleet() -> bool:
+def _is_whole(run: Run) -> bool:
     """Whether this run has every host; with --limit the fleet is not on its release."""
-    return {each.name for each in fleet().app_servers} <= {each.name for each in run.active_hosts}
+    return {each.name for each in run.fleet.app_servers} <= run.pyinfra.connected
 
 
 @operation()
-def retire(me: Host) -> Generator[Any, None, None]:
+def retire(here: Here) -> Generator[Any, None, None]:
     """Out of the catalog, then out of service, and then gone from a host that is not to have
     it: one that is retired, or stays for Consul alone, or has got another application."""
-    names = _to_go(me)
-    keep = "" if me.settings.purge else "--keep-data"
+    me, known, names = here.me, here.known, _to_go(here)
+    keep = () if me.settings.purge else ("--keep-data",)
     for name in names:
-        yield StringCommand(PROGRAM, "stop", name)
-        yield StringCommand(PROGRAM, "remove", keep, name)
-    if not me.instances and PROGRAM in current().files and {*current().applications} <= {*names}:
-        yield StringCommand("rm", "-rf", "/opt/uwsgi-consul-fleet", "/etc/uwsgi-consul-fleet")
+        yield command(here, "stop", name)
+        yield command(here, "remove", *keep, name)
+    if not me.instances and START in known.files and {*known.applications} <= {*names}:
+        yield StringCommand("rm", "-rf", f"{FOLDER}/plugins", f"{FOLDER}/uwsgi", START)
     elif not names:
-        host.noop("no application is here that should not be")
+        host.noop("no application is to be removed here")
         return
-    forget()
+    here.changed()

@@ -31,7 +31,7 @@ def variables(settings: Settings) -> dict[str, str]:
         # systemd ignores such an assignment, and writes it into its journal.
         if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n" for char in value):
             raise DeployError(
-                f"{name}: a variable can't hold control characters, or bytes that are no text; "
+                f"{name}: a variable can't hold control characters, or bytes that are not text; "
                 "nothing was changed"
             )
     return found

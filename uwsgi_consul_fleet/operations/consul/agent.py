@@ -6,25 +6,25 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from pyinfra import host, inventory
+from pyinfra import host
 from pyinfra.api import FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
-from pyinfra.context import state as run
 
-from uwsgi_consul_fleet.inventory.model import Host
-from uwsgi_consul_fleet.operations import packages
+from uwsgi_consul_fleet.host_program import PROGRAM
+from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.consul import source as source
+from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.source import Source
 from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail, render
-from uwsgi_consul_fleet.operations.plan import fleet
-from uwsgi_consul_fleet.operations.state import UnitState, current, forget
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import UnitState
 from uwsgi_consul_fleet.operations.users import system_user
 
 HERE = Path(__file__).parent
 BINARIES = "/opt/consul"
 CONFIG = "/etc/consul.d/consul.json"
-UNIT = "/etc/systemd/system/consul.service"
 RUNNING = UnitState("active", "enabled")
 # What an agent needs to find the others when it starts. Another list of servers is no reason to
 # restart one that has found them.
@@ -48,12 +48,10 @@ __all__ = [
 
 
 @operation()
-def install(me: Host, source: Source) -> Generator[Any, None, None]:
+def install(here: Here, source: Source) -> Generator[Any, None, None]:
     """Put the binary in a folder of its own; the one in use stays where it is."""
-    # What keeps the lock runs on a server; see lock/session.py.
-    if me.is_consul_server and "python3" not in current().packages:
-        yield packages.install("python3")
-    if source.label in current().consul_binaries:
+    yield from program.python(here)
+    if source.label in here.known.consul_binaries:
         host.noop(f"Consul {source.label} is installed")
         return
     host.log(f"Consul from {source.description}")
@@ -68,40 +66,44 @@ def install(me: Host, source: Source) -> Generator[Any, None, None]:
     yield StringCommand(
         "chmod", "755", part, "&&", part, "version", "&&", "mv", part, f"{folder}/consul"
     )
-    forget()
+    here.changed()
 
 
 @operation()
-def configure(me: Host, source: Source) -> Generator[Any, None, None]:
-    """The consul user, the agent's configuration and its unit."""
-    yield from system_user("consul")
-    yield from converge(_files(me, source.label))
+def configure(here: Here, source: Source) -> Generator[Any, None, None]:
+    """The consul user, the agent's configuration and its unit, and the program that asks it."""
+    yield from system_user(here, "consul")
+    yield from converge(here, [*_files(here, source.label), program.program()])
 
 
-def _files(me: Host, label: str) -> list[RemoteFile]:
+def _files(here: Here, label: str) -> list[RemoteFile]:
     return [
-        RemoteFile(CONFIG, _config(me), "640", "root", "consul"),
-        RemoteFile(UNIT, _unit(me, label, _digest(me, label))),
+        RemoteFile(CONFIG, _config(here), "640", "root", "consul"),
+        RemoteFile(UNIT, _unit(here.me, label, _digest(here, label))),
     ]
 
 
-def _config(me: Host) -> str:
-    return json.dumps(agent_config(me), indent=2) + "\n"
+def _config(here: Here) -> str:
+    return json.dumps(agent_config(here.me, here.run.fleet), indent=2) + "\n"
 
 
 def _unit(me: Host, label: str, digest: str) -> str:
     return render(HERE / "consul.service.j2", binary=f"{BINARIES}/{label}/consul", digest=digest)
 
 
-def _digest(me: Host, label: str) -> str:
+def _digest(here: Here, label: str) -> str:
     """Of everything an agent must be restarted for; the running one has it in its environment."""
-    config = {key: value for key, value in agent_config(me).items() if key not in TO_START}
-    return hashlib.sha256((repr(config) + _unit(me, label, "")).encode()).hexdigest()[:16]
+    config = {
+        key: value
+        for key, value in agent_config(here.me, here.run.fleet).items()
+        if key not in TO_START
+    }
+    return hashlib.sha256((repr(config) + _unit(here.me, label, "")).encode()).hexdigest()[:16]
 
 
-def agent_config(me: Host) -> dict[str, Any]:
+def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
     """The agent's configuration, with keys that mean the same from Consul 1.8 to today's."""
-    servers = fleet().consul_servers
+    servers = fleet.consul_servers
     config: dict[str, Any] = {
         "node_name": me.name,
         "datacenter": me.settings.datacenter,
@@ -129,93 +131,113 @@ def agent_config(me: Host) -> dict[str, Any]:
 
 
 @operation()
-def run_server(me: Host, source: Source) -> Generator[Any, None, None]:
+def run_server(here: Here, source: Source) -> Generator[Any, None, None]:
     """A Consul server that runs with the configuration it has."""
-    if me.is_consul_server:
-        yield from _run(me, source.label)
+    if here.me.is_consul_server:
+        yield from _run(here, source.label)
 
 
 @operation()
-def run_client(me: Host, source: Source) -> Generator[Any, None, None]:
+def run_client(here: Here, source: Source) -> Generator[Any, None, None]:
     """A Consul client agent that runs with the configuration it has."""
-    if not me.is_consul_server:
-        yield from _run(me, source.label)
+    if not here.me.is_consul_server:
+        yield from _run(here, source.label)
 
 
-def at_a_time() -> int:
+def at_a_time(here: Here) -> int:
     """How many client agents may be restarted side by side: a quarter of the hosts."""
-    return max(1, len(fleet().active) // 4)
+    return max(1, len(here.run.fleet.active) // 4)
 
 
-def _run(me: Host, label: str) -> Generator[Any, None, None]:
+def _run(here: Here, label: str) -> Generator[Any, None, None]:
     """Restart where the running agent was started with something else than it has now.
 
     Not where a file was changed in this run: a run that was interrupted between the
     change and the restart would never restart it.
     """
-    known = current()
+    known, change = here.known, cluster.change(here.run)
     unit = known.units.get("consul.service")
-    if unit is None or unit.active != "active" or known.consul_running != _digest(me, label):
-        yield from _restart(me, label)
+    if unit is None or unit.active != "active" or known.consul_running != _digest(here, label):
+        yield from _restart(here, label)
     elif unit != RUNNING:  # as after a change that was taken back before it was made
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
-        forget()
-    elif not cluster.change().peers:
-        # No server that it knew is left, and the new ones are yet to be found.
-        yield StringCommand(
-            "consul", "join", *(server.address for server in fleet().consul_servers)
+        here.changed()
+    elif here.me.name in change.silent:
+        yield fail(
+            f"{here.me.name}: {change.not_asked()}; look at it with: systemctl status consul"
         )
+    elif not change.peers and not change.silent:
+        # No server that it knew is left, and the new ones are yet to be found.
+        addresses = (server.address for server in here.run.fleet.consul_servers)
+        yield program.command(here, "consul", "join", *addresses)
     else:
         host.noop("Consul runs with this configuration")
 
 
-_lost: set[str] = set()  # hosts whose agent did not come back in this run
-
-
-def _restart(me: Host, label: str) -> Generator[Any, None, None]:
+def _restart(here: Here, label: str) -> Generator[Any, None, None]:
     """Start the agent anew, unless that has just gone wrong on another host: what it did there
     it would do here, to one server after the other."""
-    if _lost and current().consul_running:
-        yield fail(
-            f"{me.name}: Consul was not restarted, because it did not come back on "
-            f"{', '.join(sorted(_lost))}; mend it there and deploy again"
-        )
+    me = here.me
+    if why_not := _why_not_restart(here):
+        yield fail(f"{me.name}: {why_not}")
         return
     try:
-        yield cluster.command("run.sh", f"{BINARIES}/{label}/consul", _role(me))
-    except GeneratorExit:  # it failed; or it is not run, but only looked at
-        if run.is_executing:
-            _lost.add(me.name)
+        yield program.command(here, "consul", "start", f"{BINARIES}/{label}/consul", *_how(here))
+    except GeneratorExit:  # it failed; or it was only looked at
+        if here.run.pyinfra.is_executing:
+            here.run.lost_agents.add(me.name)
         raise
-    forget()
+    here.changed()
 
 
-def _role(me: Host) -> str:
-    if not me.is_consul_server:
-        return "client"
-    peers = cluster.change().peers
-    if not peers:
-        return "first"
-    return "member" if me.name in peers else "joining"
+def _why_not_restart(here: Here) -> str:
+    """Why it would do harm, or ''."""
+    change, known, lost = cluster.change(here.run), here.known, here.run.lost_agents
+    if known.consul_running and change.hung:
+        return f"Consul was not restarted, because {change.not_asked()}; mend that and deploy again"
+    if known.consul_running and lost:
+        return (
+            "Consul was not restarted, because it did not come back on "
+            f"{', '.join(sorted(lost))}; mend it there and deploy again"
+        )
+    if here.me.is_consul_server and change.silent and not known.consul_raft:
+        return (
+            f"no Consul server was started, because {change.not_asked()}, and a new one could "
+            "begin another; deploy again when it answers"
+        )
+    return ""
+
+
+def _how(here: Here) -> tuple[str, ...]:
+    """What becomes of the servers that it knew, and whether the next one may be restarted when
+    it is back: in a cluster that is being made, or all of which is down, there is no leader."""
+    peers = cluster.change(here.run).peers
+    if not here.me.is_consul_server or (peers and here.me.name not in peers):
+        return ("--new",)
+    return ("--wait",) if peers else ()
 
 
 @operation()
-def let_vote(me: Host) -> Generator[Any, None, None]:
+def let_vote(here: Here) -> Generator[Any, None, None]:
     """New servers have their vote before any other is removed."""
-    if me.name not in cluster.change().joining:
-        host.noop("it is no new Consul server")
+    if here.me.name not in cluster.change(here.run).joining:
+        host.noop("it is not a new Consul server")
         return
-    yield cluster.command("vote.sh", me.name, str(VOTE))
+    yield program.command(here, "consul", "vote", here.me.name, str(VOTE))
 
 
 @operation()
-def expel(me: Host) -> Generator[Any, None, None]:
+def expel(here: Here) -> Generator[Any, None, None]:
     """On one server: remove retired hosts that are gone from the servers and the catalog."""
-    keeper = cluster.keeper()
-    retired = cluster.retired_in_run() if keeper and keeper.name == me.name else []
-    seen = host.get_fact(cluster.ClusterFact) if retired else cluster.Cluster()
+    me, run = here.me, here.run
+    keeper = cluster.keeper(run)
+    retired = cluster.retired_in_run(run) if keeper and keeper.name == me.name else []
+    seen = cluster.seen_by(host) if retired else cluster.Cluster()
+    if seen.problem:
+        yield fail(f"{me.name}: retired hosts were not looked for: {seen.problem}; deploy again")
+        return
     for gone in retired:
-        lost = inventory.get_host(gone.name) in run.failed_hosts
+        lost = gone.name in run.pyinfra.failed
         if seen.is_alive(gone.name):
             if lost:
                 host.log(
@@ -223,84 +245,94 @@ def expel(me: Host) -> Generator[Any, None, None]:
                     "removed; mend its ssh or switch it off, and deploy again"
                 )
             continue
-        peer = seen.peer(gone.name)
+        peer = seen.peer(gone)
         if peer or seen.knows(gone.name):
             why = "can't be reached" if lost else "runs no Consul agent"
             host.log(f"{gone.name} {why}: removed from the catalog by {me.name}")
-            yield cluster.command(
-                "expel.sh", gone.name, me.settings.datacenter, peer.id if peer else ""
-            )
+            words = (gone.name, me.settings.datacenter, *([peer.id] if peer else []))
+            yield program.command(here, "consul", "expel", *words)
         # Nobody waits for it any more: that it can't be reached is no failure of this run.
-        if run.is_executing:
-            run.failed_hosts.discard(inventory.get_host(gone.name))
+        if run.pyinfra.is_executing:
+            run.pyinfra.forgive(gone.name)
     if not retired:
         host.noop("no retired host to look for")
 
 
 @operation()
-def demote(me: Host, source: Source) -> Generator[Any, None, None]:
-    """Make a client agent of a host that is no Consul server any more.
+def demote(here: Here, source: Source) -> Generator[Any, None, None]:
+    """Make a client agent of a host that is not a Consul server any more.
 
     It stays in the catalog with its services: its vote is taken away by a server that
     stays, and then its agent is restarted.
     """
-    if me.is_consul_server or not current().consul_raft:
-        host.noop("it was no Consul server")
+    me, run = here.me, here.run
+    if me.is_consul_server or not here.known.consul_raft:
+        host.noop("it was not a Consul server")
         return
-    if not run.is_executing:
-        yield cluster.command("run.sh", source.label, "client")
+    if not run.pyinfra.is_executing:
+        yield program.command(here, "consul", "start", source.label, "--new")
         return
-    keeper = cluster.keeper()
+    keeper = cluster.keeper(run)
     if keeper is None:
         yield fail(f"{me.name}: no Consul server that stays can be reached, to remove it")
         return
-    peer = keeper.get_fact(cluster.ClusterFact).peer(me.name)
+    peer = cluster.seen_by(keeper).peer(me)
     if peer:
-        why_not = cluster.why_not(me, keeper) or cluster.on(
-            keeper, "take_out.sh", peer.id, peer.address
+        why_not = cluster.why_not(run, me, keeper) or program.on(
+            run, keeper.name, "consul", "demote", peer.id, peer.address
         )
         if why_not:
             yield fail(why_not)
             return
-    yield from _restart(me, source.label)
-    if peer and (failed := cluster.on(keeper, "tidy.sh", me.name, peer.id, me.settings.datacenter)):
+    yield from _restart(here, source.label)
+    words = ("consul", "tidy", me.name, peer.id, me.settings.datacenter) if peer else ()
+    if words and (failed := program.on(run, keeper.name, *words)):
         yield fail(failed)
 
 
 @operation()
-def leave(me: Host, servers: bool) -> Generator[Any, None, None]:
+def leave(here: Here, servers: bool) -> Generator[Any, None, None]:
     """Let a retired host leave the cluster gracefully, so that the catalog forgets it at once.
 
     :param servers: whether it is the turn of the servers, who go one at a time, or of the others
     """
-    known = current()
+    me, known, run = here.me, here.known, here.run
     unit = known.units.get("consul.service")
     runs = unit is not None and unit.active in ("active", "activating")
     if not me.is_retired or not runs or bool(known.consul_raft) != servers:
-        host.noop("nobody here who is to leave now")
+        host.noop("this host does not leave now")
         return
-    keeper = cluster.keeper()
-    if servers and keeper and run.is_executing and (why_not := cluster.why_not(me, keeper)):
+    keeper = cluster.keeper(run)
+    if servers and (why_not := _why_not_leave(here, keeper)):
         yield fail(why_not)
         return
-    # One that never came up is in no cluster that it could leave.
-    ask = "consul leave >/dev/null && " if unit and unit.active == "active" else ""
-    yield StringCommand(f"{ask}systemctl --quiet disable --now consul")
-    forget()
+    yield from program.python(here)
+    yield program.command(here, "consul", "leave")
+    here.changed()
     # An agent may tell the servers about itself once more while it leaves, and be listed again.
-    datacenter = me.settings.datacenter
-    if keeper and (failed := cluster.on(keeper, "expel.sh", me.name, datacenter, "")):
+    words = ("consul", "expel", me.name, me.settings.datacenter)
+    if keeper and (failed := program.on(run, keeper.name, *words)):
         yield fail(failed)
 
 
+def _why_not_leave(here: Here, keeper: Any) -> str | None:
+    me, run, change = here.me, here.run, cluster.change(here.run)
+    if change.silent:
+        return f"{me.name}: still a Consul server, because {change.not_asked()}; deploy again"
+    return cluster.why_not(run, me, keeper) if keeper and run.pyinfra.is_executing else None
+
+
 @operation()
-def remove(me: Host) -> Generator[Any, None, None]:
+def remove(here: Here) -> Generator[Any, None, None]:
     """Remove everything that was put here for Consul, and its data with ``purge``."""
-    known = current()
-    there = "consul" in known.users or UNIT in known.files or known.consul_binaries
+    me, known = here.me, here.known
+    ours = {UNIT, PROGRAM} & {*known.files}
+    there = "consul" in known.users or ours or known.consul_binaries
     left_over = me.settings.purge and known.consul_data
     if not me.is_retired or not (there or left_over):
         host.noop("nothing of Consul is to be removed here")
         return
-    yield cluster.command("remove.sh", "purge" if me.settings.purge else "keep")
-    forget()
+    script = (HERE / "remove.sh").read_text()
+    keep = "purge" if me.settings.purge else "keep"
+    yield StringCommand("sh", "-c", QuoteString(script), "remove", keep)
+    here.changed()

@@ -2,31 +2,20 @@
 
 import json
 import shlex
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from threading import Lock
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from pyinfra import inventory
-from pyinfra.api import FactBase, StringCommand
-from pyinfra.api.command import QuoteString
-from pyinfra.context import state as run
+from pyinfra.api import FactBase
 
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.consul import quorum
-from uwsgi_consul_fleet.operations.plan import DeployError, fleet
-from uwsgi_consul_fleet.operations.remote import connector_arguments
-from uwsgi_consul_fleet.operations.state import state_of
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.run import Run
 
-HERE = Path(__file__).parent
-ALIVE = 1  # serf's member status
-
-
-@cache
-def script(name: str) -> str:
-    """One of the scripts beside this file, with what it asks the agent with; for bash."""
-    return (HERE / "api.sh").read_text() + (HERE / name).read_text()
+UNIT = "/etc/systemd/system/consul.service"
 
 
 @dataclass(frozen=True)
@@ -39,118 +28,136 @@ class Peer:
     leader: bool
     voter: bool
 
+    def is_on(self, host: Host) -> bool:
+        return self.node == host.name or self.address.rpartition(":")[0] == host.address
+
 
 @dataclass(frozen=True)
 class Cluster:
-    """How one agent sees the cluster; ``members`` are nodes and whether each is alive."""
+    """How one agent sees the cluster; ``members`` are nodes and whether each is alive. Where it
+    could not say everything, ``problem`` says why: what is missing then is not gone."""
 
     peers: tuple[Peer, ...] = ()
-    members: tuple[tuple[str, bool], ...] = ()
+    members: Mapping[str, bool] = field(default_factory=dict)
     nodes: frozenset[str] = frozenset()
+    problem: str = ""
 
     def is_alive(self, name: str) -> bool:
-        return dict(self.members).get(name, False)
+        return self.members.get(name, False)
 
     def knows(self, name: str) -> bool:
         """Whether the catalog has this node."""
         return name in self.nodes
 
-    def peer(self, name: str) -> Peer | None:
-        """The server of that name; by its address too, for a node that serf has forgotten."""
-        return next((peer for peer in self.peers if name in (peer.node, _name(peer.address))), None)
+    def peer(self, host: Host) -> Peer | None:
+        """This host's server; by its address too, for a node that serf has forgotten."""
+        return next((peer for peer in self.peers if peer.is_on(host)), None)
 
 
 class ClusterFact(FactBase[Cluster]):
-    """Everything about the cluster in one round trip."""
+    """Everything about the cluster in one round trip; see :func:`seen_by`."""
 
     @staticmethod
     def default() -> Cluster:
-        return Cluster()
+        return Cluster(problem="it could not be asked")
 
     def command(self) -> str:
-        return shlex.join(["bash", "-c", script("cluster.sh")])
+        return shlex.join([*host_program.carried(), *access().words, "consul", "cluster"])
 
     def process(self, output: list[str]) -> Cluster:
-        return parse(output)
+        found = json.loads(output[-1])
+        peers = tuple(
+            Peer(each["ID"], each["Node"], each["Address"], each["Leader"], each["Voter"])
+            for each in found.pop("servers")
+        )
+        return Cluster(peers, nodes=frozenset(found.pop("nodes")), **found)
 
 
-def parse(output: list[str]) -> Cluster:
-    """Read the lines of cluster.sh; an agent that has no answer says something else than JSON."""
-    answers: dict[str, Any] = {"servers": {}, "members": [], "nodes": []}
-    for line in output:
-        kind, _, text = line.partition(" ")
-        try:
-            answers[kind] = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-    return Cluster(
-        tuple(
-            Peer(entry["ID"], entry["Node"], entry["Address"], entry["Leader"], entry["Voter"])
-            for entry in answers["servers"].get("Servers", ())
-        ),
-        tuple((entry["Name"], entry["Status"] == ALIVE) for entry in answers["members"]),
-        frozenset(entry["Node"] for entry in answers["nodes"]),
-    )
+def seen_by(target: Any) -> Cluster:
+    """How the agent of one of pyinfra's hosts sees the cluster now."""
+    found: Cluster = target.get_fact(ClusterFact, _stdin=access().stdin)
+    return found
 
 
 @dataclass(frozen=True)
 class Change:
     """What this run does about the servers.
 
-    ``peers`` are those of today, by name; none where Consul was never deployed. ``keeper`` is
-    one that stays, through which others are removed; it may be out of reach.
+    ``peers`` are those of today, by name; none where Consul was never deployed, or where nobody
+    who knows them could be asked: then ``silent`` names the servers with data of a cluster, and
+    why each could not. ``hung`` are those of them that run. ``keeper`` is one that stays, through
+    which others are removed; it may be out of reach.
     """
 
     peers: frozenset[str] = frozenset()
     joining: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     keeper: str | None = None
+    silent: Mapping[str, str] = field(default_factory=dict)
+    hung: frozenset[str] = frozenset()
+
+    def not_asked(self) -> str:
+        """Which servers could not be asked, and why, for the operator."""
+        told = [f"{name}: {reason}" for name, reason in self.silent.items()]
+        return f"its cluster could not be asked ({'; '.join(told)})"
 
 
-_once = Lock()
-
-
-def change() -> Change:
+def change(run: Run) -> Change:
     """Today's servers against those of the inventory; the same for each host of a run.
 
     :raises DeployError: for a change that would lose the quorum, or the catalog
     """
-    with _once:
-        return _change()
+    return run.once(_change)
 
 
-@cache
-def _change() -> Change:
-    addresses, asked, led = _ask_a_server()
-    peers = frozenset(map(_name, addresses))
+def _change(run: Run) -> Change:
+    addresses, asked, led = _ask_a_server(run)
+    peers = frozenset(_name(run, address) for address in addresses)
     if not peers:
-        return Change()
-    _refuse_moved(peers)
-    wanted = frozenset(host.name for host in fleet().consul_servers)
-    former = [host for host in fleet().hosts if host.name in peers - wanted]
+        return _silent(run)
+    _refuse_moved(run, peers)
+    wanted = frozenset(host.name for host in run.fleet.consul_servers)
+    former = [host for host in run.fleet.hosts if host.name in peers - wanted]
     found = Change(
         peers,
-        joining=(wanted - peers) & _connected(),
+        joining=(wanted - peers) & run.pyinfra.connected,
         # A host that is not reached and not retired stays what it is until it is reached again.
         leaving=frozenset(
             host.name
             for host in former
-            if (host.is_member and host.name in _connected()) or host in retired_in_run()
+            if (host.is_member and host.name in run.pyinfra.connected)
+            or host in retired_in_run(run)
         ),
         keeper=asked if asked in wanted else None,
     )
     if found.joining or found.leaving:
-        _refuse(found, asked, led)
+        _refuse(run, found, asked, led)
     return found
 
 
-def _refuse_moved(peers: frozenset[str]) -> None:
-    """A server under another address looks like a new one, which would begin without its data."""
-    strangers = peers - {host.name for host in fleet().hosts}
-    for server in fleet().consul_servers:
-        if not strangers or server.name in peers or server.name not in _connected():
+def _silent(run: Run) -> Change:
+    """Nobody knows the servers: there may have been none, or they can't be asked now."""
+    silent, hung = {}, set()
+    for host in run.fleet.hosts:
+        if host.name not in run.pyinfra.connected:
             continue
-        if state_of(inventory.get_host(server.name)).consul_peers:
+        known = run.state_of(host.name)
+        # A host that was retired may have kept its data; it is no server of this fleet.
+        ours = (host.is_consul_server and host.is_member) or UNIT in known.files
+        if known.consul_problem and ours:
+            silent[host.name] = known.consul_problem
+            if known.consul_running:
+                hung.add(host.name)
+    return Change(silent=silent, hung=frozenset(hung))
+
+
+def _refuse_moved(run: Run, peers: frozenset[str]) -> None:
+    """A server under another address looks like a new one, which would begin without its data."""
+    strangers = peers - {host.name for host in run.fleet.hosts}
+    for server in run.fleet.consul_servers:
+        if not strangers or server.name in peers or server.name not in run.pyinfra.connected:
+            continue
+        if run.state_of(server.name).consul_peers:
             raise DeployError(
                 f"{server.name}: its Consul server is known as {', '.join(sorted(strangers))}, and "
                 f"its address is {server.address} now: that can't be changed in place. Make "
@@ -158,58 +165,59 @@ def _refuse_moved(peers: frozenset[str]) -> None:
             )
 
 
-def _connected() -> frozenset[str]:
-    return frozenset(host.name for host in inventory.get_active_hosts())
-
-
-def retired_in_run() -> list[Host]:
+def retired_in_run(run: Run) -> list[Host]:
     """Retired hosts, reached or not, that this run is about: not those that --limit leaves out."""
-    lost = {host.name for host in run.failed_hosts}
-    return [host for host in fleet().retired if host.name in _connected() | lost]
+    about = run.pyinfra.connected | run.pyinfra.failed
+    return [host for host in run.fleet.retired if host.name in about]
 
 
-def _ask_a_server() -> tuple[tuple[str, ...], str, bool]:
+def _ask_a_server(run: Run) -> tuple[tuple[str, ...], str, bool]:
     """The servers by address, who said so, and whether they have a leader.
 
     Those that stay are asked first, and who follows a leader knows best: a server that was
     just removed still counts itself.
     """
-    hosts = sorted(fleet().hosts, key=lambda host: not (host.is_consul_server and host.is_member))
+    hosts = sorted(run.fleet.hosts, key=lambda host: not (host.is_consul_server and host.is_member))
     leaderless: tuple[tuple[str, ...], str, bool] = (), "", False
     agent = ""
-    for name in (host.name for host in hosts if host.name in _connected()):
-        known = state_of(inventory.get_host(name))
+    for name in (host.name for host in hosts if host.name in run.pyinfra.connected):
+        known = run.state_of(name)
         if known.consul_peers and known.consul_leader:
             return known.consul_peers, name, True
         if known.consul_peers and not leaderless[0]:
             leaderless = known.consul_peers, name, False
-        if known.consul_running:
+        if known.consul_running and known.python and not known.consul_problem:
             agent = agent or name
     if agent and not leaderless[0]:
         # No server is among this run's hosts: a client agent knows them too.
-        peers = inventory.get_host(agent).get_fact(ClusterFact).peers
+        peers = seen_by(run.pyinfra.host(agent)).peers
         return tuple(p.address for p in peers), agent, any(p.leader for p in peers)
     return leaderless
 
 
-def _name(address: str) -> str:
+def _name(run: Run, address: str) -> str:
     """Whose address it is, as the inventory says; a server that is not in it keeps it as name."""
     found = address.rpartition(":")[0]
-    return next((host.name for host in fleet().hosts if host.address == found), found)
+    return next((host.name for host in run.fleet.hosts if host.address == found), found)
 
 
-def _refuse(change: Change, asked: str, led: bool) -> None:
-    seen = inventory.get_host(asked).get_fact(ClusterFact)
+def _refuse(run: Run, change: Change, asked: str, led: bool) -> None:
+    seen = seen_by(run.pyinfra.host(asked))
+    if not seen.peers:
+        raise DeployError(
+            f"consul_servers: no change is possible now: {asked}: {seen.problem}; "
+            "nothing was changed"
+        )
     try:
-        quorum.check(_alive(change, seen), change.joining, change.leaving)
+        quorum.check(_alive(run, change, seen), change.joining, change.leaving)
     except quorum.QuorumError as error:
         raise DeployError(str(error)) from error
     if not led:
         raise DeployError(
-            f"consul_servers: no change is possible now, {asked} knows no leader; look at it with: "
-            "systemctl status consul; nothing was changed"
+            f"consul_servers: no change is possible now, {asked} does not know a leader; look at "
+            "it with: systemctl status consul; nothing was changed"
         )
-    demoted = [name for name in sorted(change.leaving) if not fleet().host(name).is_retired]
+    demoted = [name for name in sorted(change.leaving) if not run.fleet.host(name).is_retired]
     if demoted and not change.keeper:
         raise DeployError(
             f"{demoted[0]}: only a Consul server that stays can remove it, and none of those is "
@@ -217,46 +225,32 @@ def _refuse(change: Change, asked: str, led: bool) -> None:
         )
 
 
-def _alive(change: Change, seen: Cluster) -> dict[str, bool]:
-    nodes = {_name(peer.address): peer.node for peer in seen.peers}
+def _alive(run: Run, change: Change, seen: Cluster) -> dict[str, bool]:
+    nodes = {_name(run, peer.address): peer.node for peer in seen.peers}
     return {name: seen.is_alive(nodes.get(name, name)) for name in sorted(change.peers)}
 
 
-def keeper() -> Any:
+def keeper(run: Run) -> Any:
     """The pyinfra host through which servers are removed; None where there is none."""
-    name = change().keeper
-    return inventory.get_host(name) if name in _connected() else None
+    name = change(run).keeper
+    return run.pyinfra.host(name) if name in run.pyinfra.connected else None
 
 
-def why_not(me: Host, keeper: Any) -> str | None:
+def why_not(run: Run, me: Host, keeper: Any) -> str | None:
     """Looks again, right before a living server is removed: why that would not be safe.
 
     Servers that were to join must vote by now.
     """
-    seen: Cluster = keeper.get_fact(ClusterFact)
-    for name in sorted(change().joining):
-        peer = seen.peer(name)
+    seen = seen_by(keeper)
+    if not seen.peers:
+        return f"{me.name}: still a Consul server: {keeper.name}: {seen.problem}; deploy again"
+    for name in sorted(change(run).joining):
+        peer = seen.peer(run.fleet.host(name))
         if peer is None or not peer.voter:
             return f"{me.name}: still a Consul server, because {name} has no vote yet; deploy again"
-    peers = {_name(peer.address): seen.is_alive(peer.node) for peer in seen.peers}
+    peers = {_name(run, peer.address): seen.is_alive(peer.node) for peer in seen.peers}
     try:
         quorum.check(peers, (), [me.name])
     except quorum.QuorumError as error:
         return str(error)
     return None
-
-
-def on(target: Any, name: str, *words: str) -> str | None:
-    """Run one of the scripts on another host than the one in context; why it failed, if it did."""
-    done, output = target.run_shell_command(
-        command(name, *words),
-        print_output=run.print_output,
-        print_input=run.print_input,
-        **connector_arguments(target),
-    )
-    return None if done else f"{target.name}: {output.stderr or 'the connection was lost'}"
-
-
-def command(name: str, *words: str) -> StringCommand:
-    """One of the scripts, as a command of an operation."""
-    return StringCommand("bash", "-c", QuoteString(script(name)), name, *map(QuoteString, words))

@@ -1,9 +1,10 @@
-# Removes Consul from a host that has left the cluster; usage: remove.sh purge|keep
+# Removes Consul from a host that has left the cluster, and what asked it; usage:
+# remove.sh purge|keep
 systemctl --quiet disable --now consul 2>/dev/null
 rm -f /etc/systemd/system/consul.service
 systemctl daemon-reload
 systemctl reset-failed consul 2>/dev/null
-rm -rf /etc/consul.d /opt/consul
+rm -rf /etc/consul.d /opt/consul /etc/uwsgi-consul-fleet /opt/uwsgi-consul-fleet
 case $(readlink /usr/local/bin/consul) in
     /opt/consul/*) rm -f /usr/local/bin/consul ;;
 esac

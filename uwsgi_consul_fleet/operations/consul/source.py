@@ -10,11 +10,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-from pyinfra import host, inventory, logger
+from pyinfra import host, logger
 
-from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.plan import DeployError
-from uwsgi_consul_fleet.operations.state import HostState, current, state_of
+from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.state import HostState
 
 TIMEOUT = (5, 60)  # seconds to connect, and between two packets
 DEBIAN = "debian-bullseye"
@@ -34,17 +34,16 @@ class Source:
 _one_at_a_time = Lock()
 
 
-def choose(me: Host) -> Source:
+def choose(here: Here) -> Source:
     """The source for this host; what has to be downloaded is downloaded and checked by now.
 
     :raises DeployError: where the archive or file is missing, truncated or not the right one
     """
-    settings = me.settings
-    known = current()
+    settings, known = here.me.settings, here.known
     with _one_at_a_time:
         kind = settings.consul_source
         if kind == "auto":
-            kind = _kind(known) or _auto(settings.app_name, settings.consul_release_url)
+            kind = _kind(known) or _auto(here.run, settings.consul_release_url)
         if kind == "debian":
             return Source(DEBIAN, "Debian's archive", None)
         if kind == "file":
@@ -68,10 +67,10 @@ def _kind(known: HostState) -> Literal["debian", "release"] | None:
 
 
 @cache
-def _auto(app_name: str, url: str) -> Literal["debian", "release"]:
+def _auto(run: Run, url: str) -> Literal["debian", "release"]:
     """For a new host: what the others have, and on a new fleet whether the site answers."""
-    for other in inventory.get_active_hosts():
-        if kind := _kind(state_of(other)):
+    for other in sorted(run.pyinfra.connected):
+        if kind := _kind(run.state_of(other)):
             return kind
     import requests  # only the first installation needs it: 0.1 s of every other run
 
@@ -177,7 +176,7 @@ def _unpack(content: bytes, folder: Path, archive: str) -> None:
             part.write_bytes(source.read())
     except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
         raise DeployError(
-            f"consul: {archive} is damaged or holds no consul: {error}; nothing was changed"
+            f"consul: {archive} is damaged or does not contain consul: {error}; nothing was changed"
         ) from error
     finally:
         stored.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from uwsgi_consul_fleet.build.identity import IDENTIFY, PLUGIN, available
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import packages
 from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail
-from uwsgi_consul_fleet.operations.state import HostState, current, forget
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import HostState
 
 FOLDER = "/opt/uwsgi-consul-fleet"
 START = f"{FOLDER}/start-uwsgi"
@@ -26,9 +27,9 @@ LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 
 
 @operation()
-def install(me: Host) -> Generator[Any, None, None]:
+def install(here: Here) -> Generator[Any, None, None]:
     """uWSGI, its Python plugin, and what an application's virtual environment needs."""
-    known = current()
+    me, known = here.me, here.known
     source = me.settings.uwsgi_source
     missing = [package for package in NEEDED[source] if package not in known.packages]
     if not known.packages.intersection(LIBCURL):
@@ -42,7 +43,7 @@ def install(me: Host) -> Generator[Any, None, None]:
     elif not missing:
         host.noop("uWSGI is installed")
         return
-    forget()
+    here.changed()
 
 
 def plugin_file(known: HostState) -> RemoteFile | None:
@@ -60,15 +61,15 @@ def plugin_file(known: HostState) -> RemoteFile | None:
 
 
 @operation()
-def plugin(me: Host) -> Generator[Any, None, None]:
+def plugin(here: Here) -> Generator[Any, None, None]:
     """The consul plugin with the fingerprint of the uWSGI that is installed now, and what
     holds it against the uWSGI that is there whenever a service starts."""
-    file = plugin_file(current())
+    file = plugin_file(here.known)
     if file is None:
-        yield fail(_no_plugin(me, current()))
+        yield fail(_no_plugin(here.me, here.known))
         return
     start = (Path(__file__).parent / "start.sh").read_text()
-    yield from converge([file, RemoteFile(START, f"#!/bin/sh\n{IDENTIFY}\n{start}", "755")])
+    yield from converge(here, [file, RemoteFile(START, f"#!/bin/sh\n{IDENTIFY}\n{start}", "755")])
 
 
 def _no_plugin(me: Host, known: HostState) -> str:

@@ -1,34 +1,32 @@
 """Holds the fleet's lock in Consul, for as long as somebody at the other end wants it.
 
-lock/keeper.py runs this file's text on a Consul server as ``python3 -c``: it needs
-nothing but Python 3.9 and the agent on loopback. A line of JSON comes in and one goes out.
-When no more come, whoever deployed is dead or can't be reached: it writes that down and
-lets the lock go. When this program itself dies, Consul's session runs out by itself.
+The keeper on the operator's machine (lock/keeper.py) starts it on a Consul server: a line of
+JSON comes in and one goes out. When no more come, whoever deployed is dead or can't be reached:
+it writes that down and lets the lock go. When this program itself dies, Consul's session runs
+out by itself.
 """
 
-from __future__ import annotations  # for Python 3.9
+from __future__ import annotations
 
 import json
 import queue
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
-from http.client import HTTPException
 from typing import Any, TextIO
 from urllib.parse import quote
+
+from .consul import Access, Consul, UnavailableError
 
 LOCK = "uwsgi-consul-fleet/lock"
 AUDIT = "uwsgi-consul-fleet/audit/"
 RELEASES = "uwsgi-consul-fleet/releases/"
 AND = ", "  # between the releases of a service, where hosts differ
 KEPT = 200  # audit entries
-AGENT = "http://127.0.0.1:8500"
 TIMEOUT = 2  # seconds for an answer of the agent
 TTL = "10s"  # Consul's minimum; it lets a session go after at most twice that
 SILENCE = 15  # seconds without a message after which whoever deploys is given up
@@ -43,10 +41,6 @@ SESSION = {
 }
 
 Message = dict[str, Any]
-
-
-class UnavailableError(Exception):
-    """Consul did not answer, or not as it should."""
 
 
 class LostError(Exception):
@@ -66,31 +60,28 @@ def encoded(value: Any) -> str:
     return b64encode(text.encode()).decode()
 
 
-class Consul:
-    """What is asked of the key/value store and of the sessions of one agent."""
+def claim_in(value: bytes | None) -> Message:
+    """What a holder wrote into the lock; nothing, where it was not one of us."""
+    try:
+        return dict(json.loads(value or b""))
+    except (ValueError, TypeError):
+        return {}
 
-    def __init__(self, url: str = AGENT) -> None:
-        self.url = url
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+class Keys(Consul):
+    """What is asked of the key/value store and of the sessions."""
+
+    def __init__(self, access: Access, token: str = "") -> None:
+        super().__init__(access, token, TIMEOUT)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The decoded answer; None where there is no such thing, or a transaction fails.
-
-        :raises UnavailableError: with the reason
-        """
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, method=method)  # noqa: S310
+        """The decoded answer; None where there is no such thing, or a transaction fails."""
         try:
-            with self._opener.open(request, timeout=TIMEOUT) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 409):
+            return super().call(method, path, body)
+        except UnavailableError as error:
+            if error.status in (404, 409):
                 return None
-            text = error.read().decode(errors="replace").strip()
-            raise UnavailableError(f"Consul answers {error.code}: {text}") from error
-        except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise UnavailableError(f"Consul at {self.url} does not answer: {reason}") from error
+            raise
 
     def create_session(self) -> str:
         return str(self.call("PUT", "/v1/session/create", SESSION)["ID"])
@@ -122,10 +113,7 @@ class Consul:
         entries = self.call("GET", f"/v1/kv/{LOCK}")
         if not entries:
             return None
-        try:
-            claim = dict(json.loads(b64decode(entries[0]["Value"] or "")))
-        except (ValueError, TypeError):  # not written by us
-            claim = {}
+        claim = claim_in(b64decode(entries[0]["Value"] or ""))
         return {**claim, "session": entries[0].get("Session", "")}
 
     def record(self, entry: Message) -> None:
@@ -138,8 +126,8 @@ class Consul:
 class Lock:
     """The lock, and what is written under its protection; a method for each message."""
 
-    def __init__(self, consul: Consul) -> None:
-        self.consul = consul
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
         self.session = ""
         self.claim: Message = {}
 
@@ -155,7 +143,7 @@ class Lock:
             reply: Message = getattr(self, f"do_{do}")(**arguments)
             return reply
         except LostError:
-            return {"state": "lost", "holder": self.consul.holder()}
+            return {"state": "lost", "holder": self.keys.holder()}
 
     def do_take(self, claim: Message, session: str = "") -> Message:
         """Acquire the lock; or take it over from a session that is ours.
@@ -165,27 +153,27 @@ class Lock:
         leader is elected: the ``id`` in the claim tells, and the ``attempt`` which came first.
         """
         claim = {"since": now(), **claim}
-        mine = self.consul.create_session()
+        mine = self.keys.create_session()
         acquired = self._get(mine, session, claim)
         if not acquired and (ours := self._session_of(claim)):
             session, acquired = ours, self._get(mine, ours, claim)
         if session or not acquired:
-            self.consul.destroy(session if acquired else mine)
+            self.keys.destroy(session if acquired else mine)
         if acquired:
             self.session, self.claim = mine, claim
             return {"state": "held", "session": mine, "claim": claim}
         if session:
             raise LostError
-        return {"state": "locked", "holder": self.consul.holder()}
+        return {"state": "locked", "holder": self.keys.holder()}
 
     def _get(self, mine: str, session: str, claim: Message) -> bool:
         if session:
-            return self.consul.hand_over(session, mine, claim)
-        return self.consul.acquire(mine, claim)
+            return self.keys.hand_over(session, mine, claim)
+        return self.keys.acquire(mine, claim)
 
     def _session_of(self, claim: Message) -> str:
         """The session that holds the lock by an earlier attempt of this very run, or ''."""
-        holder = self.consul.holder() or {}
+        holder = self.keys.holder() or {}
         if not claim.get("id") or holder.get("id") != claim["id"]:
             return ""
         return str(holder["session"]) if holder["attempt"] < claim["attempt"] else ""
@@ -194,12 +182,12 @@ class Lock:
         """Say that the lock is still wanted."""
         if not self.session:
             return {"state": "none"}
-        if not self.consul.renew(self.session) or not self._holds():
+        if not self.keys.renew(self.session) or not self._holds():
             raise LostError
         return {"state": "held"}
 
     def _holds(self) -> bool:
-        return (self.consul.holder() or {}).get("session") == self.session
+        return (self.keys.holder() or {}).get("session") == self.session
 
     def do_expect(self, releases: dict[str, str]) -> Message:
         """Write down which release each service should be on, if the lock is ours."""
@@ -209,7 +197,7 @@ class Lock:
             for service, release in releases.items()
         ]
         deadline = time.monotonic() + PATIENCE
-        if not _until(deadline, lambda: self.consul.transact(ours, *written)):
+        if not _until(deadline, lambda: self.keys.transact(ours, *written)):
             raise LostError
         return {"state": "held"}
 
@@ -223,9 +211,9 @@ class Lock:
         deadline = time.monotonic() + PATIENCE
         if entry is not None:
             told = {**self._about(), **entry}
-            _until(deadline, lambda: self.consul.record(told))
+            _until(deadline, lambda: self.keys.record(told))
         if self.session:
-            _until(deadline, lambda: self.consul.destroy(self.session))
+            _until(deadline, lambda: self.keys.destroy(self.session))
             self.session = ""
         return {"state": "finished"}
 
@@ -270,8 +258,9 @@ def messages(stream: TextIO, timeout: float) -> Iterator[Message | None]:
         yield json.loads(line)
 
 
-def main() -> None:
-    lock = Lock(Consul(*sys.argv[1:]))
+def run(access: Access, token: str) -> None:
+    """Answer what comes on standard input, until nothing does; :param token: the deploy's"""
+    lock = Lock(Keys(access, token))
     with suppress(OSError):  # nobody reads the answer
         for message in messages(sys.stdin, SILENCE):
             if message is None:
@@ -279,7 +268,3 @@ def main() -> None:
             print(json.dumps(lock.answer(message)), flush=True)
     with suppress(UnavailableError):  # the session runs out by itself
         lock.abandon()
-
-
-if __name__ == "__main__":
-    main()

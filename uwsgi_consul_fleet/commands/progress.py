@@ -4,17 +4,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from uwsgi_consul_fleet.build import builder, dist
 from uwsgi_consul_fleet.build.builder import Build, Outcome, Place
-from uwsgi_consul_fleet.build.identity import PLUGIN_FOLDER, Uwsgi
+from uwsgi_consul_fleet.build.identity import DIST, Uwsgi
 from uwsgi_consul_fleet.build.source import Source
-
-WIDTH = 120  # columns in a log, where no terminal says how many there are
+from uwsgi_consul_fleet.commands.tables import console, table
 
 
 def build(
@@ -26,16 +23,16 @@ def build(
     packages: tuple[str, ...] = (),
 ) -> bool:
     """Build for these machines and say what happens; True if every one has its plugin."""
-    console = Console(highlight=False)
+    screen = Console(highlight=False)
     start = time.monotonic()
 
     def report(host: str, message: str) -> None:
         elapsed = time.monotonic() - start
-        console.print(Text(f"{elapsed:5.1f} s  {host}: {message}"), soft_wrap=True)
+        screen.print(Text(f"{elapsed:5.1f} s  {host}: {message}"), soft_wrap=True)
 
     outcomes = builder.build(places, Build(source, report, force, keep_toolchain, packages))
     for path in sorted({outcome.plugin for outcome in outcomes if outcome.plugin}):
-        console.print(Text(_done(path, outcomes), style="green"), soft_wrap=True)
+        screen.print(Text(_done(path, outcomes), style="green"), soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.error]
     _show_errors(failed, len(outcomes))
     return not failed
@@ -46,7 +43,7 @@ def _done(path: Path, outcomes: Sequence[Outcome]) -> str:
     version = users[0].uwsgi.version if users[0].uwsgi else ""
     names = ", ".join(outcome.host for outcome in users)
     done = "built" if any(outcome.built for outcome in users) else "up to date"
-    return f"{done}: {path.relative_to(PLUGIN_FOLDER.parent)} (uWSGI {version}: {names})"
+    return f"{done}: {path.relative_to(DIST.parents[1])} (uWSGI {version}: {names})"
 
 
 def _show_errors(failed: Sequence[Outcome], count: int) -> None:
@@ -62,23 +59,19 @@ def _show_errors(failed: Sequence[Outcome], count: int) -> None:
 
 def show(places: Sequence[Place], source: Source) -> bool:
     """List the machines and what is built for them; True if nothing is missing."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("host", "uWSGI", "version", "fingerprint", "plugin"):
-        table.add_column(heading, no_wrap=True)
+    screen = console()
+    rows = table("host", "uWSGI", "version", "fingerprint", "plugin")
     found = builder.find(places)
     states = [_state(uwsgi, source) for uwsgi in found]
     for place, uwsgi, state in zip(places, found, states, strict=True):
         if isinstance(uwsgi, Uwsgi):
-            table.add_row(place.name, uwsgi.path, uwsgi.version, uwsgi.fingerprint, state)
+            rows.add_row(place.name, uwsgi.path, uwsgi.version, uwsgi.fingerprint, state)
         else:
-            table.add_row(place.name, "-", "-", "-", state)
-    console.print(table)
+            rows.add_row(place.name, "-", "-", "-", state)
+    screen.print(rows)
     for problem in found:
         if isinstance(problem, str):
-            console.print(Text(problem, style="red"), soft_wrap=True)
+            screen.print(Text(problem, style="red"), soft_wrap=True)
     return all(state == "built" for state in states)
 
 

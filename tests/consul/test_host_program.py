@@ -1,0 +1,343 @@
+"""What the host program asks the agent, and how: of real agents, started as it is on a host."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from consul_processes import Agent, until
+
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul import catalog
+from uwsgi_consul_fleet.consul.access import Access as OperatorsAccess
+from uwsgi_consul_fleet.host.consul import Access, Consul, UnavailableError
+
+SECRET = "open-sesame"  # of the guarded agent
+ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {}}
+# The version before this one, and the text that it ran on a server.
+BEFORE = ("5ac7d59", "fleet/lock_session.py")
+
+
+def release(
+    folder: Path, access: dict[str, str], *words: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """The program on a host whose file says so; brought along, as before it is installed."""
+    file = folder / "agent.json"
+    file.write_text(json.dumps(access))
+    command = [*host_program.carried(), "--agent-file", str(file), *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+
+
+def status(folder: Path, **access: str) -> dict[str, Any]:
+    result = release(folder, access, "consul", "status")
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+# --- The program as a file -----------------------------------------------------------
+
+
+def test_it_runs_where_it_lies_and_where_it_is_brought(shared_agent: Agent, tmp_path: Path) -> None:
+    file = tmp_path / "release"
+    file.write_bytes(host_program.content())
+    agent = tmp_path / "agent.json"
+    agent.write_text(json.dumps({"address": shared_agent.url}))
+    words = ("--agent-file", str(agent), "consul", "status")
+    python = (sys.executable, "-IS")
+    answers = [
+        subprocess.run([*start, *words], capture_output=True, text=True, check=True).stdout
+        for start in (
+            (*python, str(file)),
+            (*python, "-c", host_program.RUN, str(file)),
+            host_program.carried(),
+        )
+    ]
+    assert '"leader": "127.0.0.1:' in answers[0]
+    assert answers == [answers[0]] * 3
+
+
+def test_a_command_line_can_carry_it() -> None:
+    # Linux takes arguments of 128 KiB.
+    assert max(map(len, host_program.carried())) < 64 * 1024
+
+
+# --- How the agent is spoken to ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and a certificate for servers and clients."""
+    folder = tmp_path_factory.mktemp("tls")
+    for words in (["ca", "create"], ["cert", "create", "-server", "-dc", "dc1"]):
+        subprocess.run(["consul", "tls", *words], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_a_unix_socket(new_agent: Callable[..., Agent], tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    new_agent(config=f'addresses {{ http = "127.0.0.1 unix://{path}" }}').start()
+    assert status(tmp_path, address=f"unix://{path}")["leader"]
+
+
+def test_tls_with_certificates_on_both_sides(
+    new_agent: Callable[..., Agent], certificates: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    ca, cert = certificates / "consul-agent-ca.pem", certificates / "dc1-server-consul-0.pem"
+    key = cert.with_name("dc1-server-consul-0-key.pem")
+    new_agent(
+        "-dev",
+        *("-https-port", str(port)),
+        config=f'ca_file = "{ca}" cert_file = "{cert}" key_file = "{key}" '
+        "verify_incoming_https = true",
+    ).start()
+    address = f"https://127.0.0.1:{port}"
+    files = {"ca_file": str(ca), "cert_file": str(cert), "key_file": str(key)}
+    assert status(tmp_path, address=address, **files)["leader"]
+    assert "problem" in status(tmp_path, address=address, ca_file=str(ca))
+    assert "CERTIFICATE_VERIFY_FAILED" in status(tmp_path, address=address)["problem"]
+    # The operator's side, through its tunnel.
+    asked = catalog._client(port, OperatorsAccess("", *map(str, (ca, cert, key))))
+    assert asked.status.leader()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_token_of_the_host_and_that_of_the_deploy(guarded_agent: Agent, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(f"{SECRET}\n")
+    here = {"address": guarded_agent.url}
+    nobody = json.loads(release(tmp_path, here, "consul", "cluster").stdout)
+    assert "403" in nobody["problem"]
+    with_file = {**here, "token_file": str(token)}
+    found = json.loads(release(tmp_path, with_file, "consul", "cluster").stdout)
+    assert (found["members"], found["nodes"]) == ({"drakar": True}, ["drakar"])
+    assert [server["Voter"] for server in found["servers"]] == [True]
+    words = ("--token-stdin", "consul", "cluster")
+    assert json.loads(release(tmp_path, here, *words, stdin=f"{SECRET}\n").stdout) == found
+    # It wins over the host's own; an empty one is none.
+    wrong = release(tmp_path, with_file, *words, stdin="wrong\n")
+    assert "403" in json.loads(wrong.stdout)["problem"]
+    assert json.loads(release(tmp_path, with_file, *words, stdin="\n").stdout) == found
+
+
+def test_the_lock_with_the_deploys_token(guarded_agent: Agent, tmp_path: Path) -> None:
+    take = json.dumps({"do": "take", "claim": ANNA})
+    finish = json.dumps({"do": "finish"})
+    for start, state in ((f"{SECRET}\n", "held"), ("wrong\n", "unavailable")):
+        words = ("--token-stdin", "lock-session")
+        said = release(
+            tmp_path,
+            {"address": guarded_agent.url},
+            *words,
+            stdin=f"{start}{take}\n{finish}\n",
+        ).stdout
+        assert json.loads(said.splitlines()[0])["state"] == state
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"adress": "http://127.0.0.1:1"}'])
+def test_a_file_that_can_not_be_understood_is_named(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "agent.json"
+    file.write_text(text)
+    command = [*host_program.carried(), "--agent-file", str(file), "consul", "status"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"{file}: ")
+
+
+def test_proxies_and_another_consul_of_the_environment_are_not_asked(
+    shared_agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "CONSUL_HTTP_ADDR"):
+        monkeypatch.setenv(name, nowhere)
+    monkeypatch.setenv("CONSUL_HTTP_SSL", "true")
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "another's")
+    assert status(tmp_path, address=shared_agent.url)["leader"]
+    with catalog.client("drakar", int(shared_agent.url.rpartition(":")[2])) as asked:
+        assert asked.status.leader()
+        assert asked.token is None
+
+
+# --- Agents without an answer --------------------------------------------------------
+
+
+def test_an_agent_that_is_not_there_one_that_hangs_and_one_that_ends_early(
+    new_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    agent = new_agent()
+    assert "Connection refused" in status(tmp_path, address=agent.url)["problem"]
+    agent.start()
+    asked = Consul(Access(agent.url), timeout=0.5)
+    agent.signal(19)  # SIGSTOP
+    with pytest.raises(UnavailableError, match="timed out"):
+        asked.get("/v1/status/leader")
+    agent.signal(18)  # SIGCONT
+    assert until(lambda: asked.get("/v1/status/leader"), "it answers again")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        half = Consul(Access(f"http://127.0.0.1:{listener.getsockname()[1]}"), timeout=5)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HALF], stdin=listener.fileno(), stdout=subprocess.DEVNULL
+        )
+        with pytest.raises(UnavailableError, match="closed early"):
+            half.get("/v1/status/leader")
+        process.wait(10)
+
+
+# Answers with less than it announces.
+HALF = """
+import socket
+connection, _ = socket.socket(fileno=0).accept()
+connection.recv(1000)
+connection.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: 30\\r\\n\\r\\n[1]")
+"""
+
+
+def test_a_change_is_told_when_it_happens(shared_agent: Agent) -> None:
+    asked = Consul(Access(shared_agent.url))
+    path = "/v1/kv/uwsgi-consul-fleet/test?keys"
+    shared_agent.call("PUT", "/v1/kv/uwsgi-consul-fleet/test/a", data="1")
+    _, index = asked.watch(path, "0", 5)
+    shared_agent.call("PUT", "/v1/kv/uwsgi-consul-fleet/test/b", data="1")
+    keys, later = asked.watch(path, index, 5)
+    assert [key[-1] for key in keys] == ["a", "b"]
+    assert later != index
+    shared_agent.call("DELETE", "/v1/kv/uwsgi-consul-fleet/test?recurse")
+
+
+# --- The cluster ---------------------------------------------------------------------
+
+
+def test_what_is_gone_already_is_gone(shared_agent: Agent, tmp_path: Path) -> None:
+    gone = ("skeid", "dc1", "9b21a5ab-0000-0000-0000-000000000000")
+    for _ in range(2):
+        result = release(tmp_path, {"address": shared_agent.url}, "consul", "expel", *gone)
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_node_of_the_catalog_is_expelled(shared_agent: Agent, tmp_path: Path) -> None:
+    node = {"Node": "skeid", "Address": "127.0.0.9", "Datacenter": "dc1"}
+    shared_agent.call("PUT", "/v1/catalog/register", data=json.dumps(node))
+    access = {"address": shared_agent.url}
+    assert "skeid" in json.loads(release(tmp_path, access, "consul", "cluster").stdout)["nodes"]
+    assert release(tmp_path, access, "consul", "expel", "skeid", "dc1").returncode == 0
+    assert "skeid" not in json.loads(release(tmp_path, access, "consul", "cluster").stdout)["nodes"]
+
+
+def test_a_host_that_votes_and_one_that_does_not(shared_agent: Agent, tmp_path: Path) -> None:
+    access = {"address": shared_agent.url}
+    assert release(tmp_path, access, "consul", "vote", "drakar", "5").returncode == 0
+    result = release(tmp_path, access, "consul", "vote", "skeid", "0.2")
+    assert result.returncode == 1
+    assert "skeid: the Consul servers gave it no vote within 0.2 s" in result.stderr
+
+
+def test_two_agents_join(
+    shared_agent: Agent, new_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    other = new_agent("-data-dir", str(tmp_path / "data"), "-node", "skeid").start(wait=False)
+    access = {"address": other.url}
+    members = shared_agent.call("GET", "/v1/agent/members").json()
+    address = f"127.0.0.1:{members[0]['Port']}"
+
+    def joined() -> bool:
+        return release(tmp_path, access, "consul", "join", "127.0.0.1:1", address).returncode == 0
+
+    until(joined, "it has joined")
+    assert json.loads(release(tmp_path, access, "consul", "cluster").stdout)["members"] == {
+        "drakar": True,
+        "skeid": True,
+    }
+    nowhere = release(tmp_path, access, "consul", "join", "127.0.0.1:1")
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.endswith("Failed to join any nodes.\n")
+    other.kill()
+    release(tmp_path, {"address": shared_agent.url}, "consul", "expel", "skeid", "dc1")
+
+
+# --- The version before --------------------------------------------------------------
+
+
+@pytest.fixture
+def session_before(shared_agent: Agent) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """The lock session as the version before runs it on a server."""
+    repository = Path(__file__).resolve().parents[2]
+    shown = subprocess.run(
+        ["git", "-C", str(repository), "show", ":".join(BEFORE)], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    started = []
+
+    def start() -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", shown.stdout, shared_agent.url]
+        started.append(
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def session_now(
+    shared_agent: Agent, tmp_path: Path
+) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    file = tmp_path / "agent.json"
+    file.write_text(json.dumps({"address": shared_agent.url}))
+    started = []
+
+    def start() -> subprocess.Popen[str]:
+        words = [*host_program.carried(), "--agent-file", str(file), "lock-session"]
+        started.append(
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def ask(process: subprocess.Popen[str], **message: Any) -> dict[str, Any]:
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps(message) + "\n")
+    process.stdin.flush()
+    reply: dict[str, Any] = json.loads(process.stdout.readline())
+    return reply
+
+
+@pytest.mark.parametrize("first", ["before", "now"])
+def test_a_lock_that_the_other_version_holds_is_understood(
+    session_before: Callable[[], subprocess.Popen[str]],
+    session_now: Callable[[], subprocess.Popen[str]],
+    first: str,
+) -> None:
+    one, other = session_before(), session_now()
+    if first == "now":
+        one, other = other, one
+    claim = {**ANNA, "id": "1", "attempt": 1}
+    taken = ask(one, do="take", claim=claim)
+    assert taken["state"] == "held"
+    told = ask(other, do="take", claim={**ANNA, "who": "bert", "id": "2", "attempt": 1})
+    assert told["state"] == "locked"
+    assert claim.items() <= told["holder"].items()
+    # Nor is anything lost where a run goes on with the other's session.
+    moved = ask(other, do="take", claim=taken["claim"], session=taken["session"])
+    assert moved["state"] == "held"
+    assert ask(one, do="beat")["state"] == "lost"
+    assert ask(other, do="finish")["state"] == "finished"

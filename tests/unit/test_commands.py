@@ -1,0 +1,86 @@
+"""What the commands share: the inventory, JSON, errors."""
+
+import json
+from typing import Any
+
+import pytest
+from invoke import Context, Exit, Task
+
+from uwsgi_consul_fleet.commands import command as commands
+from uwsgi_consul_fleet.commands.command import Answer, command
+from uwsgi_consul_fleet.errors import FleetError, LockedError
+from uwsgi_consul_fleet.inventory.model import Fleet
+
+FLEET = Fleet(hosts=())
+
+
+@pytest.fixture(autouse=True)
+def inventories(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those that were read."""
+    read: list[str] = []
+
+    def note(name: str) -> Fleet:
+        read.append(name)
+        return FLEET
+
+    monkeypatch.setattr(commands, "read", note)
+    return read
+
+
+def ends(task: Task[Any], **given: Any) -> tuple[str, int]:
+    with pytest.raises(Exit) as raised:
+        task(Context(), **given)
+    return raised.value.message or "", raised.value.code
+
+
+def test_a_body_gets_the_fleet_of_the_inventory_and_its_own_options(inventories: list[str]) -> None:
+    seen = []
+
+    @command()
+    def look(fleet: Fleet, far: bool = False) -> None:
+        seen.append((fleet, far))
+
+    look(Context(), far=True, inventory="other.py")
+    look(Context())
+    assert seen == [(FLEET, True), (FLEET, False)]
+    assert inventories == ["other.py", "inventory.py"]
+    assert {argument.name for argument in look.get_arguments()} == {"far", "inventory"}
+
+
+def test_a_body_without_a_fleet_reads_no_inventory(inventories: list[str]) -> None:
+    @command()
+    def plain(names: list[str]) -> None:
+        assert names == ["a"]
+
+    plain(Context(), names=["a"])
+    assert inventories == []
+    assert [argument.name for argument in plain.get_arguments()] == ["names"]
+
+
+def test_an_answer_is_for_people_or_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    @command(json="as JSON")
+    def ask(fleet: Fleet) -> Answer:
+        return Answer({"fine": False}, lambda: print("not fine"), 1)
+
+    assert ends(ask) == ("", 1)
+    assert capsys.readouterr().out == "not fine\n"
+    assert ends(ask, json=True) == ("", 1)
+    assert json.loads(capsys.readouterr().out) == {"fine": False}
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (FleetError("web1: no"), "web1: no", 2),
+        (LockedError("locked"), "locked", 75),
+        (KeyboardInterrupt(), "interrupted", 130),
+    ],
+)
+def test_an_error_ends_a_command_with_its_words_and_status(
+    error: BaseException, message: str, code: int
+) -> None:
+    @command(failure=2)
+    def fail() -> None:
+        raise error
+
+    assert ends(fail) == (message, code)

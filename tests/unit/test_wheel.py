@@ -1,0 +1,167 @@
+"""The wheel, installed where there is no checkout, in a folder of an operator's own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools leaves folders behind, and would pack what it finds in them."""
+    sources = tmp_path_factory.mktemp("sources")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (sources / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, sources / name)
+    # What an operator builds is his.
+    (sources / "plugin_build/dist/0").mkdir(parents=True)
+    (sources / "plugin_build/dist/0/consul_plugin.so").touch()
+    target = tmp_path_factory.mktemp("wheel")
+    build = [BIN / "uv", "build", "--quiet", "--wheel", "--no-build-isolation", "--offline"]
+    build += ["--python", sys.executable, "--out-dir", target, sources]
+    subprocess.run(build, check=True)
+    (found,) = target.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel; what that depends on is where it is."""
+    found = tmp_path_factory.mktemp("environment")
+    subprocess.run([BIN / "uv", "venv", "--quiet", "--python", sys.executable, found], check=True)
+    install = [BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--offline", wheel]
+    subprocess.run([*install, "--python", found / "bin/python"], check=True)
+    site = found.joinpath(*Path(sysconfig.get_path("purelib")).parts[-3:])
+    # Its .pth files, among them that of the checkout, count only in a site folder.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for program in ("invoke", "pyinfra"):
+        _, _, text = (BIN / program).read_text().partition("\n")
+        (found / "bin" / program).write_text(f"#!{found}/bin/python\n{text}")
+        (found / "bin" / program).chmod(0o755)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An operator's, with packages of the names that are taken at the top of a checkout."""
+    for name in ("app", "deploy", "fleet", "plugin_build"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise Exception('the operator's own')\n")
+    shutil.copy(ROOT / "tasks.py", tmp_path)
+    (tmp_path / "inventory.py").write_text(
+        'consul_servers = ["@fake/one"]\napp_servers = ["@fake/one", "@fake/two"]\n'
+    )
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/main.py").write_text("application = None\n")
+    (tmp_path / "group_data").mkdir()
+    (tmp_path / "group_data/all.py").write_text(
+        textwrap.dedent("""
+        from uwsgi_consul_fleet.shipped import shipped
+
+        app_name = "shop"
+        app_source = "source"
+        app_entry_point = "source.main:application"
+        app_requirements = None
+        app_ini = str(shipped("app/uwsgi.ini.j2"))
+        instances = {"shop": 2001}
+        address = "10.0.0.1"
+        consul_source = "debian"
+        fake_delay = fake_delay_jitter = 0
+        fake_responses = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
+        """)
+    )
+    (tmp_path / "deploy/__main__.py").write_text(
+        textwrap.dedent("""
+        from pyinfra import local
+        from pyinfra.operations import server
+
+        from uwsgi_consul_fleet.shipped import shipped
+
+        server.shell(name="Shop: before", commands="true")
+        local.include(str(shipped("deploy/__main__.py")))
+        server.shell(name="Shop: after", commands="true")
+        """)
+    )
+    return tmp_path
+
+
+def run(environment: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(environment / "bin" / words[0]), *words[1:]],
+        cwd=folder,
+        env={key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_wheel_has_one_name_at_its_top_and_all_files_of_the_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert {name.partition("/")[0] for name in names} == {"uwsgi_consul_fleet"}
+    package = ROOT / "uwsgi_consul_fleet"
+    expected = {
+        str(path.relative_to(ROOT))
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if "/_shipped/" not in name} == expected
+    shipped = {name.partition("/_shipped/")[2] for name in names if "/_shipped/" in name}
+    sources = {f"plugin_build/src/{path.name}" for path in (ROOT / "plugin_build/src").iterdir()}
+    assert shipped >= {"deploy/__main__.py", "plugin_build/uwsgiplugin.py", *sources}
+    assert shipped >= {"app/client.py", "app/server.py", "app/uwsgi.ini.j2", "app/requirements.txt"}
+    assert not [name for name in shipped if "dist" in name]
+
+
+def test_it_finds_its_files_and_keeps_plugins_in_the_operators_folder(
+    environment: Path, folder: Path
+) -> None:
+    program = """
+import pkgutil, importlib, uwsgi_consul_fleet as package
+from uwsgi_consul_fleet.build import identity, source
+from uwsgi_consul_fleet.shipped import shipped
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    if "._shipped" not in module.name and "__main__" not in module.name:
+        importlib.import_module(module.name)
+for name in ("deploy/__main__.py", "plugin_build/src/plugin.c", "app/client.py"):
+    assert shipped(name).is_file(), name
+print(package.__file__, identity.DIST, len(source.own().files))
+"""
+    result = run(environment, folder, "python", "-c", program)
+    assert result.returncode == 0, result.stderr
+    where, dist, count = result.stdout.split()
+    assert where.startswith(str(environment))
+    assert dist == str(folder / "plugin_build/dist")
+    assert int(count) > 10
+
+
+def test_a_deploy_of_the_operators_own_includes_ours(environment: Path, folder: Path) -> None:
+    result = run(environment, folder, "pyinfra", "--dry", "inventory.py", "deploy/")
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    order = ["Shop: before", "uWSGI: install it", "Consul: run the servers", "Application: switch"]
+    positions = [said.index(word) for word in (*order, "the roll-out is over", "Shop: after")]
+    assert positions == sorted(positions), said
+
+
+def test_its_commands_run_in_the_operators_folder(environment: Path, folder: Path) -> None:
+    listed = run(environment, folder, "invoke", "--list")
+    assert "build-plugin" in listed.stdout, listed.stderr
+    # As far as one comes without a host.
+    result = run(environment, folder, "invoke", "verify")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "no Consul server can be asked" in result.stderr

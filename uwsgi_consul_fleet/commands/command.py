@@ -1,0 +1,101 @@
+"""What all commands share: the inventory, JSON, and how errors end them."""
+
+import inspect
+import json as json_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from invoke import Exit, Task, task
+
+from uwsgi_consul_fleet.errors import FleetError
+
+if TYPE_CHECKING:
+    from uwsgi_consul_fleet.inventory.model import Fleet as Fleet
+else:  # it takes a fifth of a second to load, and `invoke --list` does not need it
+    Fleet = Any
+
+INVENTORY = "inventory.py"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: ``data`` for ``--json``, and a function that shows it to a person."""
+
+    data: Any
+    show: Callable[[], None]
+    exit_code: int = 0
+
+
+def command(
+    *,
+    failure: int = 1,
+    json: str = "",
+    help: Mapping[str, str] | None = None,  # noqa: A002 - Invoke's word
+    **options: Any,
+) -> Callable[[Callable[..., Any]], Task[Any]]:
+    """An Invoke task. A FleetError or Ctrl-C ends it with one message and without a traceback.
+
+    A body with a parameter ``fleet`` is handed the one that ``--inventory`` names.
+
+    :param failure: the exit status of an error that does not have its own
+    :param json: help for ``--json``; the body returns an :class:`Answer` then
+    :param help: help for the body's own options
+    :param options: whatever else ``invoke.task`` takes
+    """
+
+    def decorate(body: Callable[..., Any]) -> Task[Any]:
+        own = list(inspect.signature(body).parameters.values())
+        wants_fleet = own[0].name == "fleet" if own else False
+        texts = {**(help or {})}
+        added = []
+        if json:
+            texts["json"] = json
+            added.append(_option("json", False))
+        if wants_fleet:
+            texts["inventory"] = f"another inventory file than {INVENTORY}"
+            added.append(_option("inventory", INVENTORY))
+
+        @wraps(body)
+        def run(_context: Any, **given: Any) -> None:
+            as_json = bool(json) and given.pop("json", False)
+            try:
+                if wants_fleet:
+                    given["fleet"] = read(given.pop("inventory", INVENTORY))
+                answer = body(**given)
+                if isinstance(answer, Answer):
+                    _print(answer, as_json)
+            except FleetError as error:
+                raise Exit(str(error), error.exit_code or failure) from error
+            except KeyboardInterrupt as error:
+                raise Exit("interrupted", 130) from error
+
+        # Invoke reads a command's options here.
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [_option("context"), *own[wants_fleet:], *added]
+        )
+        made: Task[Any] = task(help=texts, **options)(run)
+        return made
+
+    return decorate
+
+
+def _option(name: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+
+
+def _print(answer: Answer, as_json: bool) -> None:
+    if as_json:
+        print(json_module.dumps(answer.data, indent=2))
+    else:
+        answer.show()
+    raise Exit(code=answer.exit_code)
+
+
+def read(inventory: str) -> Fleet:
+    """The fleet of an inventory file."""
+    from uwsgi_consul_fleet.inventory import reading
+    from uwsgi_consul_fleet.ssh import transport
+
+    return reading.read(inventory, transport.resolve)

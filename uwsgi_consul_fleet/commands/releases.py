@@ -1,0 +1,30 @@
+"""invoke releases, and going back to one of them"""
+
+from uwsgi_consul_fleet.commands.command import Answer, Fleet, command
+from uwsgi_consul_fleet.commands.names import NamesTask
+from uwsgi_consul_fleet.errors import FleetError
+
+
+@command(failure=2, json="print them as JSON")
+def releases(fleet: Fleet) -> Answer:
+    """Show which releases each host has, which one serves, and since when."""
+    from uwsgi_consul_fleet.commands import report
+    from uwsgi_consul_fleet.releases import releases as fleet_releases
+
+    found = fleet_releases.read(fleet)
+    data = [each.as_dict() for each in found]
+    return Answer(data, lambda: report.show_releases(found), int(any(e.problem for e in found)))
+
+
+@command(
+    failure=2,
+    klass=NamesTask,
+    help={"names": "a release as `invoke releases` shows it (default: the one before)"},
+)
+def rollback(fleet: Fleet, names: list[str]) -> None:
+    """Let the release before serve again, or another that is on the hosts. Sends nothing."""
+    from uwsgi_consul_fleet.releases import rollback as going_back
+
+    if len(names) > 1:
+        raise FleetError(f"one release, not {len(names)}: {' '.join(names)}")
+    going_back.rollback(fleet, "".join(names))

@@ -1,0 +1,75 @@
+"""The Consul agent as a service of this host: its start and its end."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from socket import gethostname
+
+from . import systemd
+from .cluster import LEADER, servers, until
+from .consul import Consul
+from .says import ReleaseError
+
+UNIT = "consul.service"
+DATA = Path("/var/lib/consul")
+CONFIGURATION = "/etc/consul.d"
+COMMAND = Path("/usr/local/bin/consul")
+LEAVING = 60.0  # seconds for an agent to say goodbye
+
+
+def start(consul: Consul, binary: str, new: bool, wait: bool) -> None:
+    """Start the agent anew with what lies on this host now.
+
+    :param new: forget the servers that it knew when it last was one: with their log it would
+        call for an election again and again
+    :param wait: until it follows a leader, and the next server may be restarted
+    :raises ReleaseError: with the agent's last lines
+    """
+    words = [binary, "validate", CONFIGURATION]
+    valid = subprocess.run(words, capture_output=True, text=True, check=False)
+    if valid.returncode:
+        raise ReleaseError(f"{valid.stderr.strip() or valid.stdout.strip()}")
+    part = COMMAND.with_name(".consul.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(binary)
+    part.replace(COMMAND)
+    systemd.systemctl("daemon-reload")
+    systemd.systemctl("enable", UNIT)
+    systemd.systemctl("stop", UNIT)
+    if new:
+        shutil.rmtree(DATA / "raft", ignore_errors=True)
+        (DATA / "serf/remote.snapshot").unlink(missing_ok=True)
+    try:
+        systemd.start([UNIT])
+    except ReleaseError as error:
+        raise _told(str(error)) from None
+    if wait and not until(LEADER, lambda: bool(consul.get("/v1/status/leader"))):
+        raise _told(f"after {LEADER:.0f} s its Consul server knows no leader")
+
+
+def _told(what: str) -> ReleaseError:
+    return ReleaseError(f"{gethostname()}: {what}\n{systemd.journal([UNIT])}")
+
+
+def leave(consul: Consul) -> None:
+    """Say goodbye to the cluster, and be started no more. One that never came up is in no
+    cluster that it could leave."""
+    if systemd.is_active(UNIT):
+        Consul(consul.access, timeout=LEAVING).put("/v1/agent/leave")
+    systemd.systemctl("disable", "--now", UNIT)
+
+
+def vote(consul: Consul, node: str, seconds: float) -> None:
+    """Wait until this host votes as a server: a cluster gives a new one its vote when it has
+    been healthy for ten seconds."""
+
+    def votes() -> bool:
+        return any(each["Node"] == node and each["Voter"] for each in servers(consul))
+
+    if not until(seconds, votes):
+        raise ReleaseError(
+            f"{node}: the Consul servers gave it no vote within {seconds:g} s; no server is "
+            f"removed meanwhile\n{systemd.journal([UNIT])}"
+        )

@@ -1,0 +1,139 @@
+"""The cluster, as the agent of this host sees it, and what is changed about it.
+
+What is done twice, or was done before, is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from socket import gethostname
+from typing import Any
+
+from .consul import Consul, UnavailableError
+from .says import ReleaseError
+
+ALIVE, FAILED = 1, 4  # serf's status of a member
+LEADER = 30.0  # seconds for a leader to be found
+DEMOTED = 10.0  # seconds for a former server to be seen as a client
+
+
+def status(consul: Consul) -> dict[str, Any]:
+    """Of a server, by itself: whom it follows, and which servers it counts, each as HOST:PORT;
+    or why it could not be asked."""
+    try:
+        return {
+            "leader": consul.get("/v1/status/leader"),
+            "peers": consul.get("/v1/status/peers") or [],
+        }
+    except UnavailableError as error:
+        return {"problem": str(error)}
+
+
+def cluster(consul: Consul) -> dict[str, Any]:
+    """How this agent sees its cluster: Raft's servers, serf's members and whether each is alive,
+    and the catalog's nodes. ``problem`` says what it could not say, and why."""
+    found: dict[str, Any] = {"servers": [], "members": {}, "nodes": []}
+    try:
+        members = _members(consul)
+        found["members"] = {each["Name"]: each["Status"] == ALIVE for each in members}
+        found["servers"] = servers(consul, "?stale")
+        found["nodes"] = [each["Node"] for each in consul.get("/v1/catalog/nodes")]
+    except UnavailableError as error:
+        found["problem"] = str(error)
+    return found
+
+
+def _members(consul: Consul) -> Any:
+    """Serf's, of the datacenter."""
+    return consul.get("/v1/agent/members")
+
+
+def servers(consul: Consul, query: str = "") -> Any:
+    """Raft's."""
+    return consul.get(f"/v1/operator/raft/configuration{query}")["Servers"]
+
+
+def until(seconds: float, look: Callable[[], bool]) -> bool:
+    """Whether that came true in time; an agent without an answer is asked again."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if look():
+                return True
+        except UnavailableError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def join(consul: Consul, addresses: list[str]) -> None:
+    """Find one of these servers; :raises ReleaseError: where none can be joined"""
+    reasons = []
+    for address in addresses:
+        try:
+            consul.put(f"/v1/agent/join/{address}")
+        except UnavailableError as error:
+            reasons.append(f"{address}: {error}")
+    if len(reasons) == len(addresses):
+        raise ReleaseError("\n".join([*reasons, "Failed to join any nodes."]))
+
+
+# --- Others, as a server that stays removes them -------------------------------------
+
+
+def demote(consul: Consul, peer: str, address: str) -> None:
+    """Take the vote of another server away.
+
+    :param peer: its id in Raft
+    :param address: where it can be told as the leader, HOST:PORT
+    """
+    _remove_peer(consul, peer)
+    # If it was the leader, it must run on until there is another one: until then, it is the one
+    # who keeps everybody's questions waiting; without it they would fail.
+    if not until(LEADER, lambda: consul.get("/v1/status/leader") not in ("", address)):
+        raise ReleaseError(
+            f"{gethostname()}: the Consul servers have no leader after {LEADER:.0f} s"
+        )
+
+
+def tidy(consul: Consul, node: str, peer: str, datacenter: str) -> None:
+    """Another server has become a client: forget what it was."""
+
+    def is_client() -> bool:
+        found = (each["Tags"]["role"] for each in _members(consul) if each["Name"] == node)
+        return "node" in found
+
+    until(DEMOTED, is_client)
+    # The leader adds every server that it sees, so it may just have added this one again.
+    _remove_peer(consul, peer)
+    service = {"Datacenter": datacenter, "Node": node, "ServiceID": "consul"}
+    consul.put("/v1/catalog/deregister", service)
+    _forget_in_wan(consul, node, datacenter)
+
+
+def expel(consul: Consul, node: str, datacenter: str, peer: str = "") -> None:
+    """Remove a node that is gone.
+
+    :param peer: its id in Raft, where it was a server; '' where it was none
+    """
+    if peer:
+        _remove_peer(consul, peer)
+    if any(each["Name"] == node and each["Status"] == FAILED for each in _members(consul)):
+        consul.put(f"/v1/agent/force-leave/{node}?prune")
+    _forget_in_wan(consul, node, datacenter)
+    consul.put("/v1/catalog/deregister", {"Datacenter": datacenter, "Node": node})
+
+
+def _remove_peer(consul: Consul, peer: str) -> None:
+    if any(each["ID"] == peer for each in servers(consul)):
+        consul.call("DELETE", f"/v1/operator/raft/peer?id={peer}")
+
+
+def _forget_in_wan(consul: Consul, node: str, datacenter: str) -> None:
+    """Among the servers of several datacenters a server has another name. It may be forgotten
+    there already; where it is not, it is after some days."""
+    with suppress(UnavailableError):
+        consul.put(f"/v1/agent/force-leave/{node}.{datacenter}?prune&wan=1")

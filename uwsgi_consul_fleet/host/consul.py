@@ -1,0 +1,139 @@
+"""Questions to the Consul agent of this host, and to no other.
+
+A deploy with nothing to change waits for these on each server, and ``http.client`` takes longer
+to load than all else that is looked at there: an exchange in HTTP/1.0 is a handful of lines.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from .says import ReleaseError
+
+CONFIG = "/etc/uwsgi-consul-fleet/agent.json"
+TIMEOUT = 10  # seconds for an answer
+
+
+class UnavailableError(ReleaseError):
+    """Consul did not answer, or not as it should; ``status`` is HTTP's, 0 without an answer."""
+
+    def __init__(self, reason: str, status: int = 0) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Access(NamedTuple):
+    """How the agent is spoken to; the fields are those of CONFIG, which may leave out any.
+
+    ``address`` is ``http://HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; the others
+    are paths of files. The token in ``token_file`` is the agent's own.
+    """
+
+    address: str = "http://127.0.0.1:8500"
+    token_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+    @classmethod
+    def read(cls, path: str = CONFIG) -> Access:
+        """As a file on this host says; :raises ReleaseError: where it can't be understood"""
+        try:
+            return cls(**json.loads(Path(path).read_text()))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, TypeError) as error:
+            raise ReleaseError(f"{path}: {error}") from None
+
+    def token(self) -> str:
+        return Path(self.token_file).read_text().strip() if self.token_file else ""
+
+    def connect(self, timeout: float) -> socket.socket:
+        """:raises OSError: where nobody is there, or not who should be
+        :raises ValueError: for an address of another form"""
+        url = urlsplit(self.address)
+        if url.scheme == "unix":
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(timeout)
+            connection.connect(url.path)
+            return connection
+        if url.scheme not in ("http", "https") or not url.hostname or not url.port:
+            raise ValueError("expected http://HOST:PORT, https://HOST:PORT or unix:///PATH")
+        connection = socket.create_connection((url.hostname, url.port), timeout)
+        return self._encrypted(connection, url.hostname) if url.scheme == "https" else connection
+
+    def _encrypted(self, connection: socket.socket, name: str) -> socket.socket:
+        import ssl  # takes long to load, as above
+
+        context = ssl.create_default_context(cafile=self.ca_file or None)
+        if self.cert_file:
+            context.load_cert_chain(self.cert_file, self.key_file or None)
+        return context.wrap_socket(connection, server_hostname=name)
+
+
+class Consul:
+    """The agent; whatever proxy or Consul the environment names, it is this host's."""
+
+    def __init__(self, access: Access, token: str = "", timeout: float = TIMEOUT) -> None:
+        """
+        :param token: the deploy's; '' for the agent's own
+        :param timeout: seconds in which something of the answer must arrive
+        """
+        self.access = access
+        self.timeout = timeout
+        self._token = token
+
+    def get(self, path: str) -> Any:
+        """The decoded answer; :raises UnavailableError: with the reason"""
+        return self.call("GET", path)
+
+    def put(self, path: str, body: Any = None) -> Any:
+        """As :meth:`get`; :param body: is sent as JSON"""
+        return self.call("PUT", path, body)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The decoded answer, None for an empty one; :raises UnavailableError: with the reason"""
+        return self._ask(method, path, body)[0]
+
+    def watch(self, path: str, index: str, wait: int) -> tuple[Any, str]:
+        """The answer and its index.
+
+        :param index: wait for a change since then; '0' for no waiting
+        :param wait: seconds, at most
+        :raises UnavailableError: with the reason
+        """
+        joint = "&" if "?" in path else "?"
+        return self._ask("GET", f"{path}{joint}index={index}&wait={wait}s")
+
+    def _ask(self, method: str, path: str, body: Any = None) -> tuple[Any, str]:
+        try:
+            data = b"" if body is None else json.dumps(body).encode()
+            status, headers, text = self._exchange(method, path, data)
+            if status < 400:
+                return json.loads(text) if text else None, headers.get("x-consul-index", "0")
+        except (OSError, ValueError) as error:
+            at, reason = self.access.address, str(error) or type(error).__name__
+            raise UnavailableError(f"Consul at {at} does not answer: {reason}") from error
+        raise UnavailableError(f"Consul answers {status} to {path}: {text}", status)
+
+    def _exchange(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], str]:
+        lines = [f"{method} {path} HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]
+        if token := self._token or self.access.token():
+            lines.append(f"X-Consul-Token: {token}")
+        if any(not line.isprintable() for line in lines):
+            raise ValueError("a token or a name is more than one line")
+        with self.access.connect(self.timeout) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, text = answer.partition(b"\r\n\r\n")
+        first, *rest = head.decode("latin-1").split("\r\n")
+        headers = {
+            name.lower(): value.strip() for name, _, value in (x.partition(":") for x in rest)
+        }
+        if not first.startswith("HTTP/") or len(text) < int(headers.get("content-length", 0)):
+            raise ValueError("the connection was closed early")
+        return int(first.split()[1]), headers, text.decode(errors="replace").strip()

@@ -1,0 +1,50 @@
+"""The host program inside a pyinfra run."""
+
+from collections.abc import Generator
+from functools import cache
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import StringCommand
+from pyinfra.api.command import QuoteString
+
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.host_program import PROGRAM
+from uwsgi_consul_fleet.operations import packages
+from uwsgi_consul_fleet.operations.files import RemoteFile
+from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.state import HostState
+
+
+@cache
+def program() -> RemoteFile:
+    """The program as it should lie on a host."""
+    return RemoteFile(PROGRAM, host_program.content(), "755")
+
+
+def python(here: Here) -> Generator[Any, None, None]:
+    """The command that brings the Python of the distribution, where there is none."""
+    if not here.known.python:
+        host.log("Python is missing: it is installed first")
+        yield packages.install("python3")
+        here.changed()
+
+
+def command(here: Here, *words: str) -> StringCommand:
+    """The program with these words, as a command of an operation. It gets the deploy's token."""
+    return _command(here.known, words)
+
+
+def on(run: Run, name: str, *words: str) -> str | None:
+    """Run it on another host than the one in context; why it failed, if it did."""
+    done, output = run.pyinfra.executor(name)(_command(run.state_of(name), words), False)
+    return None if done else f"{name}: {output.stderr or 'the connection was lost'}"
+
+
+def _command(known: HostState, words: tuple[str, ...]) -> StringCommand:
+    """Where the program is missing or another version's, it is brought along."""
+    is_ours = known.files.get(PROGRAM) == program().state
+    start = (PROGRAM,) if is_ours else host_program.carried()
+    every = map(QuoteString, (*start, *access().words, *words))
+    return StringCommand(*every, _stdin=access().stdin)

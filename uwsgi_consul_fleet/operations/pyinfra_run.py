@@ -1,0 +1,130 @@
+"""The run of pyinfra in which our operations are: what of its inside we read and touch.
+
+Nothing else here does, so this is what a new version of pyinfra is held against.
+"""
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from threading import Lock
+from types import ModuleType
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from pyinfra.api import StringCommand
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
+from pyinfra.api.state import BaseStateCallback, State, StateStage
+from pyinfra.context import ctx_state
+
+from uwsgi_consul_fleet.shipped import shipped
+
+# pyinfra orders operations by the call stack and asks `inspect` for each frame's module.
+# It runs deploy/__main__.py outside the module system, where `inspect` then searches
+# every module there is: 4 ms for each operation and host, unless it has an entry.
+_main = sys.modules.setdefault("uwsgi_consul_fleet._deploy", ModuleType("_deploy"))
+_main.__file__ = str(shipped("deploy/__main__.py"))
+
+T = TypeVar("T")
+_made: WeakKeyDictionary[State, Any] = WeakKeyDictionary()
+_one_at_a_time = Lock()
+
+
+class PyinfraRun:
+    """One run of pyinfra."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def __iter__(self) -> Iterator[Any]:
+        """pyinfra's hosts, reached or not."""
+        return iter(self._state.inventory)
+
+    def host(self, name: str) -> Any:
+        """pyinfra's host of that name."""
+        return self._state.inventory.get_host(name)
+
+    @property
+    def is_executing(self) -> bool:
+        """Whether operations are carried out; before that they are only prepared."""
+        return bool(self._state.is_executing)
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether the operator looks at the proposed changes (or wants no more), without -y."""
+        return bool(self._state.check_for_changes)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it came to its last stage."""
+        return self._state.current_stage >= StateStage.Disconnect
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Hosts that were reached, and have not failed since."""
+        return frozenset(host.name for host in self._state.active_hosts)
+
+    @property
+    def failed(self) -> frozenset[str]:
+        """Hosts that failed or could not be reached."""
+        return frozenset(host.name for host in self._state.failed_hosts)
+
+    @property
+    def failed_since(self) -> frozenset[str]:
+        """Hosts that were reached and failed then."""
+        found = self._state.failed_hosts & self._state.activated_hosts
+        return frozenset(host.name for host in found)
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Hosts on which an operation did something, whether or not it went well."""
+        return frozenset(
+            host.name
+            for host, operations in self._state.ops.items()
+            if any(data.operation_meta._commands for data in operations.values())
+        )
+
+    def forgive(self, name: str) -> None:
+        """A host's failure is not one of this run."""
+        self._state.failed_hosts.discard(self.host(name))
+
+    def before_each_operation(self, function: Callable[[], None]) -> None:
+        """Call this before each operation on each host."""
+
+        class Callbacks(BaseStateCallback):
+            @staticmethod
+            def operation_host_start(state: Any, host: Any, op_hash: str) -> None:
+                function()
+
+        self._state.add_callback_handler(Callbacks())  # type: ignore[no-untyped-call]
+
+    def executor(self, name: str) -> Callable[[StringCommand, bool], tuple[bool, Any]]:
+        """Runs commands on a host as an operation of its own would (sudo and the like), also
+        from another host's operation. The second argument is whether output is always shown."""
+        target = self.host(name)
+        arguments, _ = pop_global_arguments(self._state, target, {})
+        known = {key: value for key, value in arguments.items() if key in CONNECTOR_ARGUMENT_KEYS}
+
+        def execute(command: StringCommand, show: bool) -> tuple[bool, Any]:
+            fine, output = target.run_shell_command(
+                command,
+                print_output=show or self._state.print_output,
+                print_input=self._state.print_input,
+                **{**known, **command.connector_arguments},
+            )
+            return bool(fine), output
+
+        return execute
+
+
+def of_this_run(make: Callable[[PyinfraRun], T]) -> T:
+    """What was made at the first call in the run of pyinfra that goes on."""
+    state = ctx_state.get()  # type: ignore[no-untyped-call]
+    with _one_at_a_time:
+        if state not in _made:
+            _made[state] = make(PyinfraRun(state))
+        made: T = _made[state]
+        return made
+
+
+def embed(operation: Any, **arguments: Any) -> Generator[Any, None, None]:
+    """The commands of another operation, as part of one of ours."""
+    yield from operation._inner(**arguments)

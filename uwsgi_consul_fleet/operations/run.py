@@ -1,0 +1,87 @@
+"""A run of the deployment: what it knows of the fleet and its hosts, and what happened in it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar
+
+from pyinfra import host
+
+from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.operations import plan, pyinfra_run, state
+from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
+from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.releases.rollout import Rollout
+
+T = TypeVar("T")
+
+
+class Run:
+    """One for all hosts, which are prepared side by side.
+
+    ``rollout`` is how far the new release got; ``lost_agents`` are hosts whose Consul agent did
+    not come back.
+    """
+
+    def __init__(self, pyinfra: PyinfraRun) -> None:
+        """:raises DeployError: with every mistake in the inventory"""
+        self.pyinfra = pyinfra
+        self.fleet: Fleet = plan.read(pyinfra)
+        self.rollout = Rollout()
+        self.lost_agents: set[str] = set()
+        self._known: dict[tuple[str, bool], HostState] = {}
+        self._made: dict[Hashable, Any] = {}
+        self._one_at_a_time: defaultdict[Hashable, Lock] = defaultdict(Lock)
+
+    def state_of(self, name: str) -> HostState:
+        """How a connected host looks, read once until something is changed there."""
+        key = self._key(name)
+        with self._one_at_a_time[key]:
+            if key not in self._known:
+                settings = self.fleet.host(name).settings
+                self._known[key] = state.read(self.pyinfra.host(name), settings)
+            return self._known[key]
+
+    def forget(self, name: str) -> None:
+        """Something was changed on a host: what was read before no longer holds."""
+        self._known.pop(self._key(name), None)
+
+    def _key(self, name: str) -> tuple[str, bool]:
+        # Between the preparation and the execution an operator may look at the proposed
+        # changes for as long as they like; with -y the one follows the other at once.
+        return name, self.pyinfra.is_executing and self.pyinfra.asks_first
+
+    def once(self, make: Callable[["Run"], T]) -> T:
+        """What this function makes of the run, which it is asked for once."""
+        with self._one_at_a_time[make]:
+            if make not in self._made:
+                self._made[make] = make(self)
+            made: T = self._made[make]
+            return made
+
+
+@dataclass(frozen=True)
+class Here:
+    """A host in a run: what it should be, and what it is."""
+
+    run: Run
+    me: Host
+
+    @property
+    def known(self) -> HostState:
+        """How it looks now."""
+        return self.run.state_of(self.me.name)
+
+    def changed(self) -> None:
+        """To be called after a change of it."""
+        self.run.forget(self.me.name)
+
+
+def here() -> Here:
+    """The host in context, in the run that goes on.
+
+    :raises DeployError: with every mistake in the inventory
+    """
+    run = pyinfra_run.of_this_run(Run)
+    return Here(run, run.fleet.host(host.name))

@@ -1,0 +1,188 @@
+"""Going back to a release that is on the hosts."""
+
+import shlex
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from fabric import Connection
+
+from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
+from uwsgi_consul_fleet.host_program import PROGRAM
+from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.releases.batches import batches
+from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
+from uwsgi_consul_fleet.releases.rollout import Rollout, Step
+from uwsgi_consul_fleet.ssh import connection as ssh
+
+PATIENCE = 30  # seconds in which Consul must confirm the lock before the next batch
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a host goes back to."""
+
+    found: HostReleases
+    generation: Generation
+
+
+def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
+    """Which release each host goes back to. One that can't be asked is left out: in an hour
+    of need the others must not wait for it. So is an application without a release of the name.
+
+    :param name: a release, or with the hash of its settings behind it; '' for the one before
+    :raises FleetError: where a host does not have it, or the hosts would go to different ones
+    """
+    asked = [each for each in found if not each.problem]
+    if not asked:
+        raise FleetError("\n".join([*(each.problem for each in found), "nothing was changed"]))
+    by_settings = {
+        (each.host.settings.app_name, one.release)
+        for each in asked
+        for one in each.generations
+        if one.since and name == f"{one.release}-{one.settings}"
+    }
+    chosen = [(each, _choose(each, name, by_settings)) for each in asked]
+    affected = {each.host.settings.app_name for each, one in chosen if one}
+    missing = [
+        each.host.name
+        for each, one in chosen
+        if one is None and (not affected or each.host.settings.app_name in affected)
+    ]
+    # A host that joined since has none before; that is told when the others are back.
+    if missing and (name or not affected):
+        raise FleetError(_missing(asked, missing, name))
+    result = [Target(each, one) for each, one in chosen if one is not None]
+    for app in affected:
+        _refuse_different([t for t in result if t.found.host.settings.app_name == app])
+    return result
+
+
+def _missing(asked: Sequence[HostReleases], missing: Sequence[str], name: str) -> str:
+    what = f"no release {name}" if name else "no release before the one that serves"
+    there = sorted({one.release for each in asked for one in each.generations})
+    return (
+        f"{', '.join(missing)}: {what}; there is: {', '.join(there) or 'none'}. Nothing was "
+        "changed; deploy it instead: pyinfra --data release=NAME …"
+    )
+
+
+def _refuse_different(targets: Sequence[Target]) -> None:
+    """:raises FleetError: where the hosts of an application would go to different releases"""
+    if len({target.generation.release for target in targets}) > 1:
+        listing = ", ".join(f"{t.generation.release} on {t.found.host.name}" for t in targets)
+        raise FleetError(
+            f"the hosts would go to different releases: {listing}; name one. Nothing was changed"
+        )
+
+
+def _choose(
+    found: HostReleases, name: str, by_settings: Container[tuple[str, str]]
+) -> Generation | None:
+    """The latest that served under this name; without one, the latest that served before.
+
+    :param by_settings: what the name means with the hash of some host's settings behind it
+    """
+    served = [each for each in found.generations if each.since]
+    if not name:
+        return next((each for each in served if not each.current), None)
+    for each in served:
+        if name in (each.release, f"{each.release}-{each.settings}"):
+            return each
+    # A host with settings of its own: there is no doubt where it has one of the name alone.
+    app = found.host.settings.app_name
+    alike = [each for each in served if (app, each.release) in by_settings]
+    return alike[0] if len(alike) == 1 else None
+
+
+def rollback(fleet: Fleet, name: str = "") -> None:
+    """Switch the hosts, batch after batch, under the fleet's lock.
+
+    :param name: a release, or with the hash of its settings behind it; '' for the one before
+    :raises FleetError: see :func:`targets`; nothing was changed
+    :raises LockedError: where another run holds it; nothing was changed
+    :raises RollbackError: where a host failed, and all of them are as before; or where one was
+        left out because it can't be asked
+    """
+    found = read(fleet)
+    chosen = targets(found, name)
+    _switch_all(fleet, chosen)
+    back = {target.found.host.name for target in chosen}
+    left_out = [
+        each.problem or f"{each.host.name}: has no release before the one that serves"
+        for each in found
+        # Without a problem and with a name: another application, which was not meant.
+        if each.host.name not in back and (each.problem or not name)
+    ]
+    if left_out:
+        raise RollbackError("\n".join([*left_out, "left out; the other hosts went back"]))
+
+
+def _switch_all(fleet: Fleet, chosen: Sequence[Target]) -> None:
+    wanted = {t.found.host.settings.app_name: t.generation.release for t in chosen}
+    with lock.take(fleet, "rollback", wanted) as held:
+        rollout = Rollout()
+        by_name = {target.found.host.name: target for target in chosen}
+        for batch in batches(fleet):
+            try:
+                held.check(PATIENCE)
+            except LostLockError as error:
+                raise RollbackError(f"{error}; invoke releases shows what serves") from error
+            _switch_batch(rollout, [by_name[h.name] for h in batch.hosts if h.name in by_name])
+        names = [target.found.host.name for target in chosen if not _is_on(target)]
+        try:
+            held.expect(wanted)
+            held.finish("ok", changed=names)
+        except FleetError as error:
+            raise RollbackError(f"the hosts went back, but: {error}") from error
+
+
+def _is_on(target: Target) -> bool:
+    return target.found.current == target.generation
+
+
+def _switch_batch(rollout: Rollout, targets: list[Target]) -> None:
+    with ssh.side_by_side(len(targets)) as pool:
+        fine = pool.map(lambda target: _switch(rollout, target), targets)
+    if not all(fine):
+        raise RollbackError(
+            f"the roll-back stopped {rollout.stopped}; invoke releases shows what serves"
+        )
+
+
+def _switch(rollout: Rollout, target: Target) -> bool:
+    host, now = target.found.host, target.found.current
+    if _is_on(target):
+        _log(host, f"{target.generation.release} serves already")
+        return True
+
+    def execute(words: Sequence[str]) -> bool:
+        try:
+            with ssh.connect(host) as connection:
+                return _execute(connection, host, words)
+        except UnreachableError as error:
+            _log(host, str(error))
+            return False
+
+    step = Step(
+        host=host,
+        before=now.name if now else "",
+        after=target.generation.name,
+        release=target.generation.release,
+        instances=target.generation.instances,
+        execute=execute,
+        log=lambda line: _log(host, line),
+    )
+    return rollout.run(step)
+
+
+def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
+    script = f"exec {shlex.join([PROGRAM, *access().words, *words])} >&2"
+    stdin = access().stdin.encode()
+    result = ssh.run_script(connection, script, stdin, on_line=lambda line: _log(host, line))
+    return result.exit_code == 0
+
+
+def _log(host: Host, line: str) -> None:
+    print(f"[{host.name}] {line}", flush=True)
