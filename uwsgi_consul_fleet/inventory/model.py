@@ -190,12 +190,12 @@ def _group_problems(
     hosts: list[InventoryHost], group_files: set[str], implicit: set[str]
 ) -> list[str]:
     """A group is one of our roles, or one that the operator gave a file in group_data/."""
-    # pyinfra makes those with an @, one for each way to reach a host.
-    used = {group for host in hosts for group in host.groups if not group.startswith("@")}
+    used = {group for host in hosts for group in host.groups}
     problems = [
         f"inventory.py: unknown group {group!r}{nearest(group, ROLES)}"
         " (a group of your own needs a file in group_data/)"
         for group in sorted(used - ROLES - implicit - group_files)
+        if not group.startswith("@")  # pyinfra's, for a way to reach hosts
     ]
     problems += [
         f"group_data/{group}.py: no group {group!r} in the inventory{nearest(group, used | ROLES)}"

@@ -12,7 +12,7 @@ from uwsgi_consul_fleet.host.lock_session import Message
 FAREWELL = 5.0  # seconds that it has to end
 
 
-class Keeper:
+class Handle:
     """Started at once; it connects to nothing before it is told where."""
 
     def __init__(self) -> None:
@@ -68,14 +68,14 @@ class Keeper:
             self._process.wait()
 
 
-_ready: list[Keeper] = []
+_ready: list[Handle] = []
 
 
 def prepare() -> None:
     """Have one started: it takes as long to load as a run of nothing else takes to begin."""
-    _ready.append(Keeper())
+    _ready.append(Handle())
 
 
-def get() -> Keeper:
+def get() -> Handle:
     """The one that was prepared, or a new one."""
-    return _ready.pop() if _ready else Keeper()
+    return _ready.pop() if _ready else Handle()

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import pyinfra
 from pyinfra.api import StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 from pyinfra.api.state import BaseStateCallback, State, StateStage
@@ -19,9 +20,13 @@ from uwsgi_consul_fleet.shipped import shipped
 
 # pyinfra orders operations by the call stack and asks `inspect` for each frame's module.
 # It runs deploy/__main__.py outside the module system, where `inspect` then searches
-# every module there is: 4 ms for each operation and host, unless it has an entry.
-_main = sys.modules.setdefault("uwsgi_consul_fleet._deploy", ModuleType("_deploy"))
-_main.__file__ = str(shipped("deploy/__main__.py"))
+# every module there is: 4 ms for each operation and host, unless it has an entry. So has an
+# operator's own, which is on the command line.
+if pyinfra.is_cli:
+    for file in (str(shipped("deploy/__main__.py")), *sys.argv[1:]):
+        if file.endswith(".py"):
+            sys.modules[file] = ModuleType(file)
+            sys.modules[file].__file__ = file
 
 T = TypeVar("T")
 _made: WeakKeyDictionary[State, Any] = WeakKeyDictionary()

@@ -59,8 +59,8 @@ class HostState:
     users: set[str] = field(default_factory=set)
     consul_binaries: set[str] = field(default_factory=set)
     applications: dict[str, set[int]] = field(default_factory=dict)
-    releases: set[str] = field(default_factory=set)
-    current_release: str = ""
+    generations: set[str] = field(default_factory=set)
+    current_generation: str = ""
     consul_data: str = ""
     consul_raft: str = ""
     consul_leader: str = ""
@@ -115,7 +115,7 @@ WORDS = frozenset(
         "consul_data",
         "consul_in_use",
         "consul_running",
-        "current_release",
+        "current_generation",
         "python",
     }
 )
@@ -144,12 +144,12 @@ def parse(output: list[str]) -> HostState:
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
-        elif kind in ("package", "user", "consul_binary", "release"):
+        elif kind in ("package", "user", "consul_binary", "generation"):
             collection: set[str] = {
                 "package": found.packages,
                 "user": found.users,
                 "consul_binary": found.consul_binaries,
-                "release": found.releases,
+                "generation": found.generations,
             }[kind]
             collection.add(rest)
     return found

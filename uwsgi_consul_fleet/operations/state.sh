@@ -53,11 +53,11 @@ for place in /etc/uwsgi-consul-fleet/*.conf /srv/*/releases; do
     ports=$(echo "$sockets" | sed -n "s/^$name-\([0-9]*\)\.socket$/\1/p" | tr '\n' ' ')
     echo "application $name $ports"
 done
-for release in "/srv/$app/releases"/*; do
-    if [ -d "$release" ]; then echo "release ${release##*/}"; fi
+for place in "/srv/$app/releases"/*; do
+    if [ -d "$place" ]; then echo "generation ${place##*/}"; fi
 done
 # The one drop-in of all its sockets; see host/store.py.
-sed -n 's/^Service=%N@\(.*\)\.service$/current_release \1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null
+sed -n 's/^Service=%N@\(.*\)\.service$/current_generation \1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null
 
 print_unit() {
     echo "unit $id $active $stale $enabled"

@@ -56,7 +56,7 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
     # Also where the release is there: a host that was retired may have kept it.
     yield from system_user(here, app_name)
     name = package.generation(plugin)
-    if name in known.releases:
+    if name in known.generations:
         host.noop(f"release {name} is installed")
         return
     wheels = binary(me.settings).rpartition("/")[0]
@@ -84,9 +84,9 @@ def switch(here: Here, package: Package) -> Generator[Any, None, None]:
         host.noop(f"release {name} serves")
         return
     if run.pyinfra.is_executing and (reason := _blocked(run)):
-        host.log(f"stays on {known.current_release or 'nothing'}: {reason}")
+        host.log(f"stays on {known.current_generation or 'nothing'}: {reason}")
         return
-    its = step(here, package.release.name, known.current_release, name)
+    its = step(here, package.release.name, known.current_generation, name)
     yield FunctionCommand(_switch, (run, its), {})
     here.changed()
 
@@ -115,7 +115,7 @@ def _serves(me: Host, generation: str, known: HostState) -> bool:
     sockets = {f"{app_name}-{instance.port}.socket" for instance in me.instances}
     services = {f"{app_name}-{i.port}@{generation}.service" for i in me.instances}
     return (
-        known.current_release == generation
+        known.current_generation == generation
         and all(known.units.get(name) == LISTENING for name in sockets)
         and known.active_units(f"{app_name}-", ".service") == services
         and all(known.units[name].active == "active" for name in services)

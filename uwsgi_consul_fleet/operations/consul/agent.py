@@ -13,7 +13,7 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.operations import program
-from uwsgi_consul_fleet.operations.consul import cluster
+from uwsgi_consul_fleet.operations.consul import cluster as cluster
 from uwsgi_consul_fleet.operations.consul import source as source
 from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.source import Source
@@ -30,21 +30,6 @@ RUNNING = UnitState("active", "enabled")
 # restart one that has found them.
 TO_START = ("bootstrap_expect", "retry_join", "retry_interval")
 VOTE = 60  # seconds for a new server to get its vote
-
-__all__ = [
-    "at_a_time",
-    "cluster",
-    "configure",
-    "demote",
-    "expel",
-    "install",
-    "leave",
-    "let_vote",
-    "remove",
-    "run_client",
-    "run_server",
-    "source",
-]
 
 
 @operation()
@@ -230,8 +215,7 @@ def let_vote(here: Here) -> Generator[Any, None, None]:
 def expel(here: Here) -> Generator[Any, None, None]:
     """On one server: remove retired hosts that are gone from the servers and the catalog."""
     me, run = here.me, here.run
-    keeper = cluster.keeper(run)
-    retired = cluster.retired_in_run(run) if keeper and keeper.name == me.name else []
+    retired = cluster.retired_in_run(run) if cluster.remover(run) == me.name else []
     seen = cluster.seen_by(host) if retired else cluster.Cluster()
     if seen.problem:
         yield fail(f"{me.name}: retired hosts were not looked for: {seen.problem}; deploy again")
@@ -272,21 +256,21 @@ def demote(here: Here, source: Source) -> Generator[Any, None, None]:
     if not run.pyinfra.is_executing:
         yield program.command(here, "consul", "start", source.label, "--new")
         return
-    keeper = cluster.keeper(run)
-    if keeper is None:
+    remover = cluster.remover(run)
+    if not remover:
         yield fail(f"{me.name}: no Consul server that stays can be reached, to remove it")
         return
-    peer = cluster.seen_by(keeper).peer(me)
+    peer = cluster.seen_by(run.pyinfra.host(remover)).peer(me)
     if peer:
-        why_not = cluster.why_not(run, me, keeper) or program.on(
-            run, keeper.name, "consul", "demote", peer.id, peer.address
+        why_not = cluster.why_not(run, me, remover) or program.on(
+            run, remover, "consul", "demote", peer.id, peer.address
         )
         if why_not:
             yield fail(why_not)
             return
     yield from _restart(here, source.label)
     words = ("consul", "tidy", me.name, peer.id, me.settings.datacenter) if peer else ()
-    if words and (failed := program.on(run, keeper.name, *words)):
+    if words and (failed := program.on(run, remover, *words)):
         yield fail(failed)
 
 
@@ -302,8 +286,8 @@ def leave(here: Here, servers: bool) -> Generator[Any, None, None]:
     if not me.is_retired or not runs or bool(known.consul_raft) != servers:
         host.noop("this host does not leave now")
         return
-    keeper = cluster.keeper(run)
-    if servers and (why_not := _why_not_leave(here, keeper)):
+    remover = cluster.remover(run)
+    if servers and (why_not := _why_not_leave(here, remover)):
         yield fail(why_not)
         return
     yield from program.python(here)
@@ -311,15 +295,15 @@ def leave(here: Here, servers: bool) -> Generator[Any, None, None]:
     here.changed()
     # An agent may tell the servers about itself once more while it leaves, and be listed again.
     words = ("consul", "expel", me.name, me.settings.datacenter)
-    if keeper and (failed := program.on(run, keeper.name, *words)):
+    if remover and (failed := program.on(run, remover, *words)):
         yield fail(failed)
 
 
-def _why_not_leave(here: Here, keeper: Any) -> str | None:
+def _why_not_leave(here: Here, remover: str) -> str | None:
     me, run, change = here.me, here.run, cluster.change(here.run)
     if change.silent:
         return f"{me.name}: still a Consul server, because {change.not_asked()}; deploy again"
-    return cluster.why_not(run, me, keeper) if keeper and run.pyinfra.is_executing else None
+    return cluster.why_not(run, me, remover) if remover and run.pyinfra.is_executing else None
 
 
 @operation()

@@ -85,14 +85,14 @@ class Change:
 
     ``peers`` are those of today, by name; none where Consul was never deployed, or where nobody
     who knows them could be asked: then ``silent`` names the servers with data of a cluster, and
-    why each could not. ``hung`` are those of them that run. ``keeper`` is one that stays, through
+    why each could not. ``hung`` are those of them that run. ``remover`` is one that stays, through
     which others are removed; it may be out of reach.
     """
 
     peers: frozenset[str] = frozenset()
     joining: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
-    keeper: str | None = None
+    remover: str = ""
     silent: Mapping[str, str] = field(default_factory=dict)
     hung: frozenset[str] = frozenset()
 
@@ -128,7 +128,7 @@ def _change(run: Run) -> Change:
             if (host.is_member and host.name in run.pyinfra.connected)
             or host in retired_in_run(run)
         ),
-        keeper=asked if asked in wanted else None,
+        remover=asked if asked in wanted else "",
     )
     if found.joining or found.leaving:
         _refuse(run, found, asked, led)
@@ -218,7 +218,7 @@ def _refuse(run: Run, change: Change, asked: str, led: bool) -> None:
             "it with: systemctl status consul; nothing was changed"
         )
     demoted = [name for name in sorted(change.leaving) if not run.fleet.host(name).is_retired]
-    if demoted and not change.keeper:
+    if demoted and not change.remover:
         raise DeployError(
             f"{demoted[0]}: only a Consul server that stays can remove it, and none of those is "
             "among this run's hosts; run without --limit, or look at why they can't be reached"
@@ -230,20 +230,20 @@ def _alive(run: Run, change: Change, seen: Cluster) -> dict[str, bool]:
     return {name: seen.is_alive(nodes.get(name, name)) for name in sorted(change.peers)}
 
 
-def keeper(run: Run) -> Any:
-    """The pyinfra host through which servers are removed; None where there is none."""
-    name = change(run).keeper
-    return run.pyinfra.host(name) if name in run.pyinfra.connected else None
+def remover(run: Run) -> str:
+    """The server through which others are removed; '' where there is none in reach."""
+    name = change(run).remover
+    return name if name in run.pyinfra.connected else ""
 
 
-def why_not(run: Run, me: Host, keeper: Any) -> str | None:
+def why_not(run: Run, me: Host, remover: str) -> str | None:
     """Looks again, right before a living server is removed: why that would not be safe.
 
     Servers that were to join must vote by now.
     """
-    seen = seen_by(keeper)
+    seen = seen_by(run.pyinfra.host(remover))
     if not seen.peers:
-        return f"{me.name}: still a Consul server: {keeper.name}: {seen.problem}; deploy again"
+        return f"{me.name}: still a Consul server: {remover}: {seen.problem}; deploy again"
     for name in sorted(change(run).joining):
         peer = seen.peer(run.fleet.host(name))
         if peer is None or not peer.voter:
