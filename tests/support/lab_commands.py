@@ -1,5 +1,6 @@
 """The lab as an operator uses it: through its commands, in a checkout."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -31,6 +32,11 @@ class Lab:
         self.inside = inside
         self.environment = {**os.environ, **environment}
         evidence.labs.add(self)
+
+    @property
+    def clone(self) -> str:
+        """By which the lab knows the machines of this checkout."""
+        return hashlib.sha256(str(self.checkout).encode()).hexdigest()[:8]
 
     def up(self, *names: str) -> Result:
         return self.command("up", *names)

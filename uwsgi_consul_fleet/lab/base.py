@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from uwsgi_consul_fleet.lab import apt, proxy
-from uwsgi_consul_fleet.lab.host import CACHE, LabError, locked, run, write
+from uwsgi_consul_fleet.lab.host import CACHE, PREPARED, LabError, locked, run, write
 
 PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,iproute2,sudo,ca-certificates,python3,netbase"
 USER = "debian"
@@ -29,6 +29,12 @@ TOGETHER = (
 
 def folder(release: int) -> Path:
     return CACHE / f"base-{release}"
+
+
+def layers(release: int) -> str:
+    """What the disk of a machine lies upon, the uppermost first, as mount(8) takes it."""
+    found = [PREPARED / str(release)] if PREPARED else []
+    return ":".join(str(path) for path in [*found, folder(release)] if path.is_dir())
 
 
 def ensure(release: int, proxy_url: str) -> Path:

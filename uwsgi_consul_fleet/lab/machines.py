@@ -154,7 +154,7 @@ def start(machine: Machine, plugged: Network, proxy_url: str) -> None:
     shutil.rmtree(machine.folder / "old", ignore_errors=True)
     for name in ("upper", "work", "root"):
         (machine.folder / name).mkdir(parents=True, exist_ok=True)
-    layers = f"lowerdir={base.folder(machine.release)}"
+    layers = f"lowerdir={base.layers(machine.release)}"
     layers += f",upperdir={machine.folder}/upper,workdir={machine.folder}/work"
     run("mount", "-t", "overlay", f"uwsgi-consul-fleet-{machine.id}", "-o", layers, machine.root)
     _prepare(machine, plugged, proxy_url)
