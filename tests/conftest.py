@@ -16,6 +16,8 @@ from xdist.scheduler import LoadScopeScheduling
 # In the process of a worker, before anything of ours is imported.
 checkout.enter()
 
+import prepared  # noqa: E402
+
 from uwsgi_consul_fleet.lab import apt, base  # noqa: E402
 
 LAB = Path(__file__).with_name("lab")
@@ -54,13 +56,15 @@ def _is_of_the_lab(argument: str) -> bool:
 
 
 def _make_base_trees(run: Path) -> None:
-    """All of them, where one is missing: workers would wait for each other."""
+    """All of them, and what lies upon them: else workers would wait for each other."""
     releases = [release for release in apt.RELEASES if not base.folder(release).exists()]
-    if releases:
+    if releases or not prepared.PLACE.exists():
         checkout.copy(run / "bases")
+    if releases:
         lab = Lab(run / "bases")
         lab.up(*(f"base{release}:{release}" for release in releases))
         lab.down()
+    prepared.ensure(run / "bases")
 
 
 class LabFilesTogether(LoadScopeScheduling):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import evidence
+import prepared
 import pytest
 from checkout import ROOT
 from lab_commands import Lab
@@ -35,7 +36,7 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The lab of the checkout under test."""
-    found = Lab(ROOT)
+    found = Lab(ROOT, **prepared.environment())
     yield found
     found.down()
 

@@ -36,8 +36,8 @@ PLACE = CACHE / f"tests-{hashlib.sha256((INSTALL + KEEP).encode()).hexdigest()[:
 
 
 def environment() -> dict[str, str]:
-    """With this, lab commands make machines that have the packages."""
-    return {PREPARED_VARIABLE: str(PLACE)}
+    """With this, lab commands make machines that have them, where :func:`ensure` was called."""
+    return {PREPARED_VARIABLE: str(PLACE)} if PLACE.exists() else {}
 
 
 def ensure(checkout: Path) -> None:

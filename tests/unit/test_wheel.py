@@ -101,7 +101,7 @@ def run(environment: Path, folder: Path, *words: str) -> subprocess.CompletedPro
     return subprocess.run(
         [str(environment / "bin" / words[0]), *words[1:]],
         cwd=folder,
-        env={key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"},
+        env={key: os.environ[key] for key in os.environ.keys() - {"PYTHONPATH", "VIRTUAL_ENV"}},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

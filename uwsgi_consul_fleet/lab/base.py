@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from uwsgi_consul_fleet.lab import apt, proxy
-from uwsgi_consul_fleet.lab.host import CACHE, PREPARED, LabError, locked, run, write
+from uwsgi_consul_fleet.lab.host import CACHE, LabError, locked, run, write
 
 PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,iproute2,sudo,ca-certificates,python3,netbase"
 USER = "debian"
@@ -31,9 +31,12 @@ def folder(release: int) -> Path:
     return CACHE / f"base-{release}"
 
 
-def layers(release: int) -> str:
-    """What the disk of a machine lies upon, the uppermost first, as mount(8) takes it."""
-    found = [PREPARED / str(release)] if PREPARED else []
+def layers(release: int, prepared: str) -> str:
+    """What the disk of a machine lies upon, the uppermost first, as mount(8) takes it.
+
+    :param prepared: the folder of what it has beside the base tree, '' for nothing
+    """
+    found = [Path(prepared) / str(release)] if prepared else []
     return ":".join(str(path) for path in [*found, folder(release)] if path.is_dir())
 
 

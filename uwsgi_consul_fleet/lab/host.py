@@ -20,7 +20,7 @@ CACHE = Path(os.environ.get(CACHE_VARIABLE, "/var/cache/uwsgi-consul-fleet"))
 # What new machines have beside the base tree: a folder with one for each Debian release that it
 # is about. The tests install packages once with it, not on each machine.
 PREPARED_VARIABLE = "UWSGI_CONSUL_FLEET_PREPARED"
-PREPARED = Path(os.environ[PREPARED_VARIABLE]) if PREPARED_VARIABLE in os.environ else None
+PREPARED = os.environ.get(PREPARED_VARIABLE, "")
 RUN = Path("/run/uwsgi-consul-fleet")
 MACHINES = Path("/var/lib/uwsgi-consul-fleet/lab")
 
@@ -58,8 +58,7 @@ def become_root() -> NoReturn:
     """Start this command again under sudo."""
     # sudo clears the environment; and no compiled files of root's in the user's checkout.
     words = ["sudo", "--", "env", f"{CACHE_VARIABLE}={CACHE}"]
-    words += [f"{PREPARED_VARIABLE}={PREPARED}"] if PREPARED else []
-    words += [sys.executable, "-B"]
+    words += [f"{PREPARED_VARIABLE}={PREPARED}", sys.executable, "-B"]
     try:
         os.execvp("sudo", [*words, "-m", "uwsgi_consul_fleet.lab", *sys.argv[1:]])  # noqa: S606
     except FileNotFoundError as error:

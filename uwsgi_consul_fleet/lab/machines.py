@@ -20,6 +20,7 @@ from uwsgi_consul_fleet.lab import CLONE, access, apt, base, cgroups, network, p
 from uwsgi_consul_fleet.lab.host import (
     CLONE_ID,
     MACHINES,
+    PREPARED,
     LabError,
     is_mounted,
     processes,
@@ -44,6 +45,7 @@ class Machine:
     address: str
     clone: str = CLONE_ID
     network: str = DEFAULT
+    prepared: str = PREPARED
 
     @property
     def folder(self) -> Path:
@@ -119,8 +121,14 @@ def known(clone: str = CLONE_ID) -> list[Machine]:
 
 
 def _machine(known: dict[str, Any]) -> Machine:
-    plugged = known.get("network", DEFAULT)
-    return Machine(known["name"], known["release"], known["address"], known["clone"], plugged)
+    return Machine(
+        name=known["name"],
+        release=known["release"],
+        address=known["address"],
+        clone=known["clone"],
+        network=known.get("network", DEFAULT),
+        prepared=known.get("prepared", ""),
+    )
 
 
 def anybody_runs() -> bool:
@@ -154,7 +162,7 @@ def start(machine: Machine, plugged: Network, proxy_url: str) -> None:
     shutil.rmtree(machine.folder / "old", ignore_errors=True)
     for name in ("upper", "work", "root"):
         (machine.folder / name).mkdir(parents=True, exist_ok=True)
-    layers = f"lowerdir={base.layers(machine.release)}"
+    layers = f"lowerdir={base.layers(machine.release, machine.prepared)}"
     layers += f",upperdir={machine.folder}/upper,workdir={machine.folder}/work"
     run("mount", "-t", "overlay", f"uwsgi-consul-fleet-{machine.id}", "-o", layers, machine.root)
     _prepare(machine, plugged, proxy_url)
