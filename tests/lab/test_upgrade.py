@@ -1,0 +1,95 @@
+"""A fleet that the version before made, in the hands of this one.
+
+The tests run in the order in which they stand here.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_commands import Fleet, output, run
+from load import Load, instances
+from versions import Version, before
+
+HOSTS = ("drakar", "cheetah")
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Version:
+    return before(tmp_path_factory.mktemp("version"))
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any, old: Version) -> Fleet:
+    """Of the version before, on a release of its own."""
+    lab.up(*HOSTS)
+    lab.rebuild(*HOSTS)
+    found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
+    found.hosts(["drakar"], list(HOSTS))
+    old.run("invoke", "build-plugin", "--inventory", str(found.path))
+    old.run("pyinfra", "-y", *release("old"), str(found.path), "deploy/")
+    old.run("invoke", "verify", "--wait", "10", "--inventory", str(found.path))
+    return found
+
+
+def release(name: str) -> tuple[str, ...]:
+    return ("--data", f"release={name}", "--data", "min_healthy_time=1")
+
+
+def test_its_fleet_is_verified_and_shown(fleet: Fleet) -> None:
+    result = fleet.verify("--probe", "--json")
+    assert {row["release"] for row in json.loads(result.stdout)["rows"]} == {"old"}
+    assert fleet.releases() == dict.fromkeys(HOSTS, "old")
+    audit = run("invoke", "audit", "--json", "--inventory", str(fleet.path)).stdout
+    assert [entry["what"] for entry in json.loads(audit)] == ["deploy"]
+
+
+def held(process: subprocess.Popen[str], fleet: Fleet, lab: Any) -> None:
+    """Wait until that run has the lock."""
+    look = "for i in $(seq 200); do consul kv get uwsgi-consul-fleet/lock && exit; sleep 0.1; done"
+    found = lab.ssh("drakar", f"{look}; exit 1", check=False)
+    assert found.returncode == 0 and process.poll() is None, process.communicate()
+
+
+def test_each_is_locked_out_by_the_other(fleet: Fleet, lab: Any, old: Version) -> None:
+    words = ("pyinfra", "-y", *release("other"), str(fleet.path), "deploy/")
+    process = old.start(*words)
+    held(process, fleet, lab)
+    refused = fleet.deploy(check=False)
+    assert refused.returncode == 75, output(refused)
+    assert "runs a deploy of other" in output(refused)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    ours = fleet.start_deploy(*release("old"))
+    held(ours, fleet, lab)
+    assert "runs a deploy of old" in old.run(*words, check=False)
+    ours.communicate()
+    assert ours.returncode == 0
+
+
+def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None:
+    with Load(lab, instances(lab, *HOSTS)) as load:
+        load.mark("deployed to")
+        fleet.build()
+        fleet.deploy(*release("new"))
+        fleet.verify("--wait", "10", "--probe")
+        assert fleet.changes(*release("new")) == {}
+        load.mark("rolled back")
+        fleet.rollback("old")
+        assert fleet.releases() == dict.fromkeys(HOSTS, "old")
+        load.mark("end")
+        load.window("deployed to", "end").expect(passing=4, releases={"old", "new"})
+    fleet.verify("--wait", "10", "--probe")
+
+
+def test_its_group_data_goes_on_working(fleet: Fleet, old: Version, tmp_path: Path) -> None:
+    """In the words of the version before, which import from a package that is no more."""
+    (tmp_path / "group_data").mkdir()
+    text = (old.checkout / "group_data/all.py").read_text()
+    (tmp_path / "group_data/all.py").write_text(text)
+    path = tmp_path / "inventory.py"
+    path.write_text(fleet.path.read_text())
+    result = run("pyinfra", "--dry", str(path), "deploy/")
+    assert "fleet.transport" in output(result)  # which line to delete

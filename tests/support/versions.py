@@ -1,0 +1,61 @@
+"""Other versions of this project, out of git, with the commands that they have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from checkout import BIN, ROOT
+
+BEFORE = "5ac7d59"  # the last one whose Python was not one package
+
+
+class Version:
+    """A checkout of a commit, which shares this one's environment and lab machines."""
+
+    def __init__(self, commit: str, folder: Path, entry_point: str) -> None:
+        """
+        :param entry_point: what gevent calls, as that version's pyproject.toml has it
+        """
+        self.checkout = folder / commit
+        self._git("clone", "--quiet", "--shared", "--no-checkout", str(ROOT), str(self.checkout))
+        self._git("-C", str(self.checkout), "checkout", "--quiet", commit)
+        (self.checkout / ".lab").symlink_to(ROOT / ".lab")
+        # Found before the environment's own, it stands for what that version would install.
+        metadata = self.checkout / "uwsgi_consul_fleet-0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: uwsgi-consul-fleet\nVersion: 0\n"
+        )
+        (metadata / "entry_points.txt").write_text(
+            f"[gevent.plugins.monkey.did_patch_all]\nfleet = {entry_point}\n"
+        )
+
+    @staticmethod
+    def _git(*words: str) -> None:
+        subprocess.run(["git", *words], check=True, capture_output=True)
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=self.checkout,
+            env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(self.checkout)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """What it printed."""
+        process = self.start(*command)
+        said, _ = process.communicate()
+        assert not check or process.returncode == 0, f"{' '.join(command)}:\n{said}"
+        return said
+
+
+def before(folder: Path) -> Version:
+    """The version before this one."""
+    return Version(BEFORE, folder, "fleet.pyinfra_cli:accept_folders")
