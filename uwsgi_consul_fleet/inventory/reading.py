@@ -9,7 +9,7 @@ from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import model
-from uwsgi_consul_fleet.ssh import transport
+from uwsgi_consul_fleet.ssh import options
 
 
 def read(file: str | Path) -> model.Fleet:
@@ -44,7 +44,7 @@ def build(path: Path, hosts: Iterable[model.InventoryHost]) -> model.Fleet:
         hosts,
         group_files,
         implicit_groups={"all", path.stem},
-        resolve=lambda host: transport.resolve(host.name, host.data),
+        resolve=lambda host: options.address(host.name, host.data),
     )
 
 

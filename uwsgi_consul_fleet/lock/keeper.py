@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import paramiko
-
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.lock import session as lock_session
 from uwsgi_consul_fleet.lock.session import Message, messages
@@ -51,9 +49,11 @@ class Session:
         text = Path(lock_session.__file__).read_text()
         with ExitStack() as stack:
             connection = stack.enter_context(ssh.connect(server))
-            self._channel = connection.transport.open_session(timeout=ANSWER)
+            command = f"exec python3 -c {shlex.quote(text)}"
+            self._running = ssh.Running(connection, command, timeout=ANSWER)
+            self._running.begin(ANSWER)
+            self._channel = self._running.channel
             self._channel.settimeout(ANSWER)
-            self._channel.exec_command(f"exec python3 -c {shlex.quote(text)}")
             self._replies = self._channel.makefile("r")
             self._stack = stack.pop_all()
 
@@ -67,15 +67,14 @@ class Session:
                 raise EOFError(self._last_words() or "connection lost")
             reply: Message = json.loads(line)
             return reply
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except ssh.LOST as error:
             raise UnreachableError(f"{self.server.name}: {error or 'no answer'}") from error
 
     def _last_words(self) -> str:
-        lines = self._channel.makefile_stderr("r").read().splitlines()
-        return str(lines[-1]) if lines else ""
+        return self._running.last_words()
 
     def close(self) -> None:
-        with suppress(OSError, EOFError, paramiko.SSHException):
+        with suppress(*ssh.LOST):
             self._stack.close()
 
 

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from paramiko import SSHException
 from pyinfra import inventory
 from pyinfra.api import StringCommand
 
@@ -12,6 +11,7 @@ from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.remote import connector_arguments
 from uwsgi_consul_fleet.releases.releases import PROGRAM
 from uwsgi_consul_fleet.releases.rollout import Step
+from uwsgi_consul_fleet.ssh.client import LOST
 
 
 def step(me: Host, release: str, before: str, after: str) -> Step:
@@ -32,7 +32,7 @@ def _execute(target: Any, words: Sequence[str], arguments: dict[str, Any]) -> bo
     command = StringCommand(shlex.join([PROGRAM, *words]))
     try:
         fine, output = target.run_shell_command(command, print_output=True, **arguments)
-    except (OSError, EOFError, SSHException) as error:
+    except LOST as error:
         _lost(target, str(error))
         return False
     if not fine and not output.stderr_lines:  # the program says why it fails
