@@ -1,7 +1,7 @@
 """Settings of the whole fleet. A file named after a group (app_servers.py) overrides them for it,
 and data beside a host in inventory.py overrides both."""
 
-from uwsgi_consul_fleet.ssh.transport import config_file, nodelay_transport
+from uwsgi_consul_fleet.lab import ssh_config
 
 # --- The application --------------------------------------------------------
 
@@ -128,10 +128,10 @@ address = None
 
 # --- How the hosts are reached ----------------------------------------------
 
-# The address under which other hosts reach a host is the one that ssh reaches it under.
-# Where these differ, set it beside the host in inventory.py: ("web1", {"address": "10.0.0.5"})
+# The lab's machines while it is up, else your own ssh config. Without the demo's lab this line and
+# the import above can go.
+ssh_config_file = ssh_config()
 
-# The lab's machines while it is up, else your own ssh config.
-ssh_config_file = config_file()
-ssh_paramiko_connect_kwargs = {"transport_factory": nodelay_transport}
+# All of pyinfra's ways to reach a host and to become root on it hold for the deploy and for every
+# command, such as ssh_user, ssh_key, _sudo_password or _su_user.
 _sudo = True

@@ -8,6 +8,7 @@ gevent's ``did_patch_all`` entry point, which runs when ``pyinfra_cli`` is impor
 import sys
 from pathlib import Path
 
+from uwsgi_consul_fleet import before
 from uwsgi_consul_fleet.lock import handle as keeper
 
 
@@ -16,7 +17,8 @@ def accept_folders(_event: object) -> None:
 
     Any other program that patches itself with gevent is left alone, and so is a
     folder without a ``__main__.py``. Where something is going to be changed, the process
-    that will keep the lock is loaded meanwhile.
+    that will keep the lock is loaded meanwhile. It is also the one moment before pyinfra reads
+    an inventory: settings of the version before are prepared for, and hosts are reached our way.
     """
     if Path(sys.argv[0]).name != "pyinfra":
         return
@@ -26,3 +28,8 @@ def accept_folders(_event: object) -> None:
             sys.argv[position] = str(main)
             if "--dry" not in sys.argv:
                 keeper.prepare()
+    before.stand_in()
+    # Here, where gevent has patched what it imports.
+    from uwsgi_consul_fleet.ssh import connector
+
+    connector.register()

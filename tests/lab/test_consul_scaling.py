@@ -18,7 +18,7 @@ from fleet_commands import ROOT, Fleet, output
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory import reading as inventory
 from uwsgi_consul_fleet.lock import lock
-from uwsgi_consul_fleet.ssh import transport
+from uwsgi_consul_fleet.ssh import options
 
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
@@ -118,7 +118,7 @@ def expect_status(lab: Any, host: str, name: str, status: str) -> None:
 def is_free(fleet: Fleet) -> bool:
     """Whether nobody has the lock; while the servers elect a leader nobody knows."""
     try:
-        return lock.holder(inventory.read(fleet.path, transport.resolve)) is None
+        return lock.holder(inventory.read(fleet.path, options.address)) is None
     except UnreachableError:
         return False
 
@@ -204,7 +204,7 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
 
 def test_a_deploy_that_comes_second_is_told_once(fleet: Fleet) -> None:
     """However many hosts are asked at the same time; of two alone none would be in the way."""
-    with lock.take(inventory.read(fleet.path, transport.resolve), "test", {}):
+    with lock.take(inventory.read(fleet.path, options.address), "test", {}):
         result = fleet.deploy(check=False)
     assert result.returncode == 75, output(result)
     assert output(result).count("locked: ") == 1

@@ -18,7 +18,7 @@ from fleet_commands import BIN, ROOT, Fleet, output, run
 
 from uwsgi_consul_fleet.inventory import reading as inventory
 from uwsgi_consul_fleet.lock import lock
-from uwsgi_consul_fleet.ssh import transport
+from uwsgi_consul_fleet.ssh import options
 
 SERVICE = "consul-demo-server"
 LOCK = "consul kv get uwsgi-consul-fleet/lock"
@@ -264,7 +264,7 @@ def test_the_loss_of_the_server_that_keeps_it_is_none(fleet: Fleet, lab: Any) ->
     # Until a server may vote, which takes it ten seconds, the others can't do without drakar.
     voters = "consul operator raft list-peers | grep --count ' true '"
     until(lambda: lab.ssh("drakar", voters, check=False).stdout == "3\n", "three voters", 60)
-    known = inventory.read(fleet.path, transport.resolve)
+    known = inventory.read(fleet.path, options.address)
     with lock.take(known, "test", {}) as held:
         lab.kill("drakar")
         slowest = 0.0

@@ -96,6 +96,6 @@ def _print(answer: Answer, as_json: bool) -> None:
 def read(inventory: str) -> Fleet:
     """The fleet of an inventory file."""
     from uwsgi_consul_fleet.inventory import reading
-    from uwsgi_consul_fleet.ssh import transport
+    from uwsgi_consul_fleet.ssh import options
 
-    return reading.read(inventory, transport.resolve)
+    return reading.read(inventory, options.address)

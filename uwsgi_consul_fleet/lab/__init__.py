@@ -5,3 +5,8 @@ from pathlib import Path
 CLONE = Path(__file__).resolve().parents[2]
 FOLDER = CLONE / ".lab"
 SSH_CONFIG = FOLDER / "ssh_config"
+
+
+def ssh_config() -> str:
+    """The ssh config of the lab while it is up, else the operator's own, which may not exist."""
+    return str(SSH_CONFIG if SSH_CONFIG.exists() else Path("~/.ssh/config").expanduser())

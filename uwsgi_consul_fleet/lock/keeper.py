@@ -15,8 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import paramiko
-
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
@@ -50,10 +48,11 @@ class Session:
         self.server = server
         with ExitStack() as stack:
             connection = stack.enter_context(ssh.connect(server))
-            self._channel = connection.transport.open_session(timeout=ANSWER)
-            self._channel.settimeout(ANSWER)
             words = (*host_program.carried(), *access().words, "lock-session")
-            self._channel.exec_command(f"exec {shlex.join(words)}")
+            self._running = ssh.Running(connection, f"exec {shlex.join(words)}", timeout=ANSWER)
+            self._running.begin(ANSWER)
+            self._channel = self._running.channel
+            self._channel.settimeout(ANSWER)
             self._channel.sendall(access().stdin.encode())
             self._replies = self._channel.makefile("r")
             self._stack = stack.pop_all()
@@ -68,15 +67,14 @@ class Session:
                 raise EOFError(self._last_words() or "connection lost")
             reply: Message = json.loads(line)
             return reply
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except ssh.LOST as error:
             raise UnreachableError(f"{self.server.name}: {error or 'no answer'}") from error
 
     def _last_words(self) -> str:
-        lines = self._channel.makefile_stderr("r").read().splitlines()
-        return str(lines[-1]) if lines else ""
+        return self._running.last_words()
 
     def close(self) -> None:
-        with suppress(OSError, EOFError, paramiko.SSHException):
+        with suppress(*ssh.LOST):
             self._stack.close()
 
 

@@ -20,6 +20,7 @@ from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, Un
 from uwsgi_consul_fleet.host.lock_session import AUDIT, LOCK, Message, claim_in, now, seconds_since
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import handle as keeper
+from uwsgi_consul_fleet.ssh.options import plain
 
 INTERVAL = 0.25  # seconds between two tries while waiting for Consul
 CHECKED = 1.0  # seconds for which an answer of the keeper holds
@@ -218,10 +219,5 @@ def _operator() -> Message:
 
 
 def _server(host: Host) -> Message:
-    """What ssh needs of a host; functions among its data are of no use to another process."""
-    data = {
-        key: value
-        for key, value in host.data.items()
-        if key.startswith("ssh_") and isinstance(value, str | int | None)
-    }
-    return {"name": host.name, "data": data}
+    """What ssh needs of a host."""
+    return {"name": host.name, "data": plain(host.data)}

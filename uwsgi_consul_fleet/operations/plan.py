@@ -11,7 +11,7 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading as fleet_inventory
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost
 from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
-from uwsgi_consul_fleet.ssh import transport
+from uwsgi_consul_fleet.ssh import options
 
 
 class DeployError(PyinfraError):
@@ -26,7 +26,7 @@ def read(pyinfra: PyinfraRun) -> Fleet:
     refuse_own_order(sys.argv)
     hosts = [InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in pyinfra]
     try:
-        found = fleet_inventory.build(inventory_file(sys.argv), hosts, transport.resolve)
+        found = fleet_inventory.build(inventory_file(sys.argv), hosts, options.address)
     except FleetError as error:
         raise DeployError(str(error)) from error
     for warning in found.warnings:

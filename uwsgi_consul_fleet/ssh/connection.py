@@ -1,15 +1,14 @@
 """Running things on hosts outside pyinfra, over Fabric."""
 
+import codecs
 import logging
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from socket import create_connection, socket
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Protocol
 
 import paramiko
@@ -17,12 +16,29 @@ from fabric import Config, Connection
 from invoke.exceptions import ThreadException
 
 from uwsgi_consul_fleet.errors import UnreachableError
-from uwsgi_consul_fleet.ssh import transport
+from uwsgi_consul_fleet.ssh import client as ssh_client
+from uwsgi_consul_fleet.ssh import options as ssh_options
+from uwsgi_consul_fleet.ssh import root
+from uwsgi_consul_fleet.ssh.client import LOST
 
 CONNECT_TIMEOUT = 10  # seconds
 
+__all__ = [
+    "LOST",
+    "Host",
+    "Result",
+    "Running",
+    "connect",
+    "open_channel",
+    "run_script",
+    "side_by_side",
+    "tunnel",
+]
+
 # What it would print is in our errors, with the host and what to do.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+
+Follow = Callable[[str], None]
 
 
 class Host(Protocol):
@@ -46,58 +62,22 @@ class Result:
 
 @contextmanager
 def connect(host: Host) -> Iterator[Connection]:
-    """An open connection to a host, configured as pyinfra's own.
+    """An open connection to a host, made as pyinfra's are.
 
     :raises UnreachableError: naming the host, why, and what to look at
     """
-    connection = _connection(host)
-    try:
-        connection.open()
-    except (OSError, paramiko.SSHException, EOFError) as error:
-        raise UnreachableError(
-            f"{host.name} ({connection.host}): no SSH connection: {error or type(error).__name__}; "
-            f"try: {_command_line(host)}"
-        ) from error
+    options = ssh_options.of(host.name, host.data)
+    client = ssh_client.connect(options)
+    # Fabric is told all there is to know: without a configuration it would read its own files.
+    connection = Connection(
+        options.host,
+        user=options.user,
+        port=options.port,
+        config=Config(ssh_config=paramiko.SSHConfig(), lazy=True),
+    )
+    connection.client, connection.transport = client, client.get_transport()
     with closing(connection):
         yield connection
-
-
-def _connection(host: Host) -> Connection:
-    data = host.data
-    ssh_config = transport.ssh_config(data)
-    connect_kwargs: dict[str, Any] = {"transport_factory": transport.nodelay_transport}
-    if data.get("ssh_key"):
-        connect_kwargs["key_filename"] = str(Path(data["ssh_key"]).expanduser())
-    if data.get("ssh_password"):
-        connect_kwargs["password"] = data["ssh_password"]
-    connection = Connection(
-        data.get("ssh_hostname") or host.name,
-        user=data.get("ssh_user"),
-        port=data.get("ssh_port"),
-        config=Config(ssh_config=ssh_config),
-        connect_timeout=CONNECT_TIMEOUT,
-        connect_kwargs=connect_kwargs,
-    )
-    _trust(connection.client, connection.ssh_config, data)
-    return connection
-
-
-def _trust(client: paramiko.SSHClient, options: Any, data: Any) -> None:
-    """Check host keys as ssh would; a changed key is refused in every mode."""
-    known = data.get("ssh_known_hosts_file") or options.get(
-        "userknownhostsfile", "~/.ssh/known_hosts"
-    )
-    path = Path(known.split()[0]).expanduser()
-    if path.is_file():
-        client.load_host_keys(str(path))
-    mode = options.get("stricthostkeychecking") or data.get("ssh_strict_host_key_checking")
-    policy = paramiko.RejectPolicy if mode in ("yes", "ask") else paramiko.AutoAddPolicy
-    client.set_missing_host_key_policy(policy)
-
-
-def _command_line(host: Host) -> str:
-    config = host.data.get("ssh_config_file")
-    return f"ssh {f'-F {config} ' if config and Path(config).is_file() else ''}{host.name}"
 
 
 def side_by_side(count: int) -> ThreadPool:
@@ -105,41 +85,142 @@ def side_by_side(count: int) -> ThreadPool:
     return ThreadPool(max(1, count))
 
 
+class Running:
+    """A script that runs as root on a host, without leaving a file behind.
+
+    ``channel`` is its standard input and output; its standard error is followed.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        script: str,
+        on_line: Follow = lambda line: None,
+        timeout: float | None = None,
+    ) -> None:
+        """
+        :param script: its text; it finds it again in ``$SCRIPT``
+        :param on_line: called with each line of its standard error as it comes
+        :param timeout: seconds for the host to take it
+        :raises UnreachableError: where the connection is lost
+        """
+        self._options = connection.client.options
+        self._on_line = on_line
+        self._dialog = root.Dialog(self._options)
+        self._decided = Event()
+        self.lines: list[str] = []
+        try:
+            self.channel: paramiko.Channel = connection.transport.open_session(timeout=timeout)
+            self.channel.exec_command(root.command(self._options.root, script))
+        except LOST as error:
+            raise self._lost(error) from error
+        self._reader = Thread(target=self._follow, daemon=True)
+        self._reader.start()
+
+    def begin(self, timeout: float | None = None) -> None:
+        """Wait until it has become root.
+
+        :param timeout: seconds
+        :raises UnreachableError: where it can't, with the reason
+        """
+        if not self._decided.wait(timeout):
+            raise self._failed("no answer")
+        if not self._dialog.begun:
+            # The reason may come behind the prompt, and the end of the connection with none.
+            self._reader.join(timeout)
+            if self.channel.recv_exit_status() == -1:
+                raise self._lost("")
+            raise self._failed(f"cannot become root: {self._dialog.reason()}")
+
+    def finish(self, stdin: bytes = b"") -> Result:
+        """Let it read this, and wait for its end.
+
+        :raises UnreachableError: where it can't become root, or the connection is lost
+        """
+        try:
+            if root.may_ask(self._options.root):
+                self.begin()
+            with suppress(OSError):  # it may end without reading all of it
+                self.channel.sendall(stdin)
+            self.channel.shutdown_write()
+            stdout = b"".join(iter(lambda: self.channel.recv(65536), b""))
+            self._reader.join()
+            code = self.channel.recv_exit_status()
+            if code == -1:  # the channel was closed without one
+                raise self._lost("")
+            self.begin()
+            return Result(stdout, "".join(self.lines), code)
+        except LOST as error:
+            raise self._lost(error) from error
+        finally:
+            self.channel.close()
+
+    def last_words(self) -> str:
+        """The last line of its standard error, when it has ended."""
+        self._reader.join(CONNECT_TIMEOUT)
+        return self.lines[-1].strip() if self.lines else ""
+
+    def _follow(self) -> None:
+        """The thread that reads standard error, and answers where a password is asked for."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        rest = ""
+        try:
+            while received := self._receive():
+                text = decoder.decode(received)
+                if not self._decided.is_set():
+                    answer, text = self._dialog.hear(text)
+                    self._reply(answer)
+                    if not self._dialog.user:
+                        continue
+                    self._decided.set()
+                *lines, rest = (rest + text).split("\n")
+                for line in lines:
+                    self._tell(line + "\n")
+        except LOST:
+            pass  # told where the output ends
+        finally:
+            if rest:
+                self._tell(rest)
+            self._decided.set()
+
+    def _receive(self) -> bytes:
+        while True:
+            try:
+                return self.channel.recv_stderr(65536)
+            except TimeoutError:  # of whoever waits for its output
+                continue
+
+    def _reply(self, answer: str) -> None:
+        if answer == root.END:
+            self.channel.shutdown_write()
+        elif answer:
+            self.channel.sendall(answer.encode())
+
+    def _tell(self, line: str) -> None:
+        self.lines.append(line)
+        self._on_line(line.rstrip("\n"))
+
+    def _failed(self, reason: str) -> UnreachableError:
+        return UnreachableError(f"{self._options.name} ({self._options.host}): {reason}")
+
+    def _lost(self, error: object) -> UnreachableError:
+        return self._failed(f"connection lost{f': {error}' if str(error) else ''}")
+
+
 def run_script(
     connection: Connection,
     script: str,
     stdin: bytes = b"",
-    on_line: Callable[[str], None] = lambda line: None,
+    on_line: Follow = lambda line: None,
 ) -> Result:
     """Run a shell script as root, without leaving a file behind.
 
     :param script: its text; it finds it again in ``$SCRIPT``
     :param stdin: what it reads
     :param on_line: called with each line of its standard error as it comes
-    :raises UnreachableError: where the connection is lost meanwhile
+    :raises UnreachableError: where it can't become root, or the connection is lost meanwhile
     """
-    command = f"sudo -n env SCRIPT={shlex.quote(script)} sh -c {shlex.quote(script)}"
-    lines: list[str] = []
-
-    def follow(stream: Any) -> None:
-        for line in stream:
-            lines.append(line)
-            on_line(line.rstrip("\n"))
-
-    try:
-        input_, output, errors = connection.client.exec_command(command)
-        reader = Thread(target=follow, args=(errors,), daemon=True)
-        reader.start()
-        input_.write(stdin)
-        input_.channel.shutdown_write()
-        stdout = output.read()
-        reader.join()
-        code = output.channel.recv_exit_status()
-        if code == -1:  # the channel was closed without one
-            raise UnreachableError(f"{connection.original_host}: connection lost")
-        return Result(stdout, "".join(lines), code)
-    except (OSError, paramiko.SSHException, EOFError) as error:
-        raise UnreachableError(f"{connection.original_host}: connection lost: {error}") from error
+    return Running(connection, script, on_line).finish(stdin)
 
 
 def open_channel(connection: Connection, port: int) -> paramiko.Channel:
@@ -148,14 +229,18 @@ def open_channel(connection: Connection, port: int) -> paramiko.Channel:
     :raises UnreachableError: where nothing listens there
     """
     address = ("127.0.0.1", port)
+    name = connection.client.options.name
     try:
         channel: paramiko.Channel = connection.transport.open_channel(
             "direct-tcpip", address, ("127.0.0.1", 0), timeout=CONNECT_TIMEOUT
         )
-    except (OSError, paramiko.SSHException) as error:
-        raise UnreachableError(
-            f"{connection.original_host}: nothing listens on its port {port}"
-        ) from error
+    except paramiko.ChannelException as error:
+        if error.code == 1:  # administratively prohibited
+            forbidden = "its sshd forbids to forward ports (AllowTcpForwarding)"
+            raise UnreachableError(f"{name}: {forbidden}") from error
+        raise UnreachableError(f"{name}: nothing listens on its port {port}") from error
+    except LOST as error:
+        raise UnreachableError(f"{name}: connection lost: {error}") from error
     return channel
 
 

@@ -3,13 +3,13 @@
 import shlex
 from collections.abc import Sequence
 
-from paramiko import SSHException
 from pyinfra.api import StringCommand
 
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.releases.rollout import Step
+from uwsgi_consul_fleet.ssh.client import LOST
 
 
 def step(here: Here, release: str, before: str, after: str) -> Step:
@@ -30,7 +30,7 @@ def step(here: Here, release: str, before: str, after: str) -> Step:
         program = shlex.join([PROGRAM, *access().words, *words])
         try:
             fine, output = run(StringCommand(program, _stdin=access().stdin), True)
-        except (OSError, EOFError, SSHException) as error:
+        except LOST as error:
             return lost(str(error))
         # The program says why it fails.
         return fine or (lost("no answer") if not output.stderr_lines else False)

@@ -1,0 +1,153 @@
+"""Opening a connection to a host: the only place that does, for pyinfra and for us."""
+
+import random
+import time
+from threading import Lock
+from typing import Any
+
+import paramiko
+from paramiko.agent import AgentRequestHandler
+
+from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.ssh import transport
+from uwsgi_consul_fleet.ssh.hostkeys import HostKeyError, Policy
+from uwsgi_consul_fleet.ssh.identities import Identities
+from uwsgi_consul_fleet.ssh.options import Options
+
+# What befalls a connection, as paramiko says it.
+LOST = (OSError, EOFError, paramiko.SSHException)
+
+
+class Client(paramiko.SSHClient):
+    """A connection that knows how it was made."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.options = options
+        self.forwarding: AgentRequestHandler | None = None
+
+
+def unreachable(options: Options, reason: str) -> UnreachableError:
+    """The error for a host that can't be asked: which one, where, why, and what to look at."""
+    return UnreachableError(
+        f"{options.name} ({options.host}): no SSH connection: {reason}; try: {options.command_line}"
+    )
+
+
+def connect(options: Options) -> Client:
+    """Open a connection, by way of others where it needs them.
+
+    :raises UnreachableError: naming the host, why, and what to look at
+    """
+    retries = options.retries
+    while True:
+        try:
+            return _connect(options)
+        except (HostKeyError, paramiko.AuthenticationException) as error:
+            raise unreachable(options, str(error)) from error
+        except LOST as error:
+            if not retries:
+                raise unreachable(options, _reason(error)) from error
+        retries -= 1
+        time.sleep(random.uniform(*options.retry_delay))  # noqa: S311 - not for secrets
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _connect(options: Options) -> Client:
+    wire = _wire(options)
+    client = Client(options)
+    client.set_missing_host_key_policy(Policy(options))
+    try:
+        client.connect(
+            options.host,
+            options.port,
+            sock=wire,
+            timeout=options.timeout,
+            transport_factory=transport.factory(options),
+            auth_strategy=Identities(options),  # type: ignore[arg-type] # it has its own list
+            **options.more,
+        )
+    except BaseException as error:
+        client.close()
+        wire.close()
+        words = wire.last_words() if isinstance(wire, transport.Command) else ""
+        if words and isinstance(error, LOST):
+            raise paramiko.SSHException(
+                f"{_reason(error)}; its ProxyCommand says: {words}"
+            ) from error
+        raise
+    _keep(client)
+    return client
+
+
+def _keep(client: Client) -> None:
+    options, wire = client.options, client.get_transport()
+    assert wire
+    if options.alive_interval:
+        transport.watch(wire, options.alive_interval, options.alive_count)
+    elif options.jump or options.proxy_command:
+        transport.watch(wire, transport.QUESTION, transport.UNANSWERED)
+    if options.forward_agent:
+        # Kept with the client: it ends when nobody holds it.
+        client.forwarding = AgentRequestHandler(wire.open_session())
+
+
+def _wire(options: Options) -> Any:
+    if options.proxy_command:
+        return transport.Command(options.proxy_command)
+    if options.jump:
+        return _through(options.jump, options)
+    return transport.dial(options)
+
+
+# --- Jump hosts: one connection to each, for all that lies behind it --------------------------
+
+
+class _Jump:
+    """A jump host's connection. Who waits while it is tried shares in how that ends."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._mutex = Lock()
+        self._client: Client | None = None
+        self._failure: UnreachableError | None = None
+        self._failed = 0.0
+
+    def wire(self) -> paramiko.Transport:
+        """:raises UnreachableError: where it can't be reached"""
+        asked = time.monotonic()
+        with self._mutex:
+            wire = self._client.get_transport() if self._client else None
+            if wire and wire.is_active():
+                return wire
+            if self._failure and self._failed > asked:
+                raise self._failure
+            try:
+                self._client = connect(self._options)
+            except UnreachableError as error:
+                self._failure, self._failed = error, time.monotonic()
+                raise
+            wire = self._client.get_transport()
+            assert wire
+            return wire
+
+
+_jumps: dict[Options, _Jump] = {}
+
+
+def _through(options: Options, target: Options) -> paramiko.Channel:
+    """:raises SSHException: where the jump host can't be reached, or does not reach the target"""
+    jump = _jumps.setdefault(options, _Jump(options))
+    where = (target.host, target.port)
+    try:
+        return jump.wire().open_channel(
+            "direct-tcpip", where, ("127.0.0.1", 0), timeout=target.timeout
+        )
+    except UnreachableError as error:
+        raise paramiko.SSHException(f"by way of {error}") from error
+    except paramiko.ChannelException as error:
+        reason = f"by way of {options.name}, which can't reach {target.host} port {target.port}"
+        raise paramiko.SSHException(f"{reason}: {error.text}") from error

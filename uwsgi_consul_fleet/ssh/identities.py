@@ -1,0 +1,147 @@
+"""Showing a host who we are, in ssh's order: the agent's keys, key files, a password."""
+
+import getpass
+import socket
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import paramiko
+from paramiko.agent import AgentKey, AgentSSH
+
+from uwsgi_consul_fleet.ssh.options import Options
+
+_asking = Lock()
+
+Attempt = tuple[str, Callable[[paramiko.Transport], Any]]
+
+
+class Identities:
+    """What paramiko calls an authentication strategy. Its own way through keys ends at an
+    agent's key of a kind that it does not know, and has no other agent than the environment's."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def authenticate(self, transport: paramiko.Transport) -> None:
+        """:raises AuthenticationException: naming what was tried"""
+        tried = []
+        for what, attempt in self._attempts():
+            tried.append(what)
+            try:
+                attempt(transport)
+            except paramiko.AuthenticationException:
+                continue
+            except (EOFError, paramiko.SSHException) as error:
+                # The other side has enough of it; sshd takes six attempts.
+                raise paramiko.AuthenticationException(self._refused(tried)) from error
+            if transport.is_authenticated():  # else it wants to see something more
+                return
+        raise paramiko.AuthenticationException(self._refused(tried))
+
+    def _refused(self, tried: list[str]) -> str:
+        unusable = [f"{file}: {reason}" for file, reason in self._unusable()]
+        return (
+            f"it does not let {self._options.user} in; "
+            f"tried: {', '.join(tried) or 'nothing, there is no key and no password'}"
+            + "".join(f"; {each}" for each in unusable)
+        )
+
+    def _unusable(self) -> Iterator[tuple[str, str]]:
+        options = self._options
+        for file in (options.key, *options.identities):
+            is_there = bool(file) and Path(file).expanduser().is_file()
+            if file == options.key and file and not is_there:
+                yield file, "no such file"
+            if is_there and not _load(file, options.key_password):
+                yield file, "is not a private key, or needs its password (ssh_key_password)"
+
+    def _attempts(self) -> Iterator[Attempt]:
+        options, user = self._options, self._options.user
+        if options.more.get("gss_auth"):
+            yield "Kerberos", lambda t: t.auth_gssapi_with_mic(user, t.gss_host, True)
+        files = (options.key,) if options.key else options.identities
+        public = {known for file in files if (known := _public(file))}
+        agents = _agent(options.agent) if options.agent else ()
+        named = [key for key in agents if key.asbytes() in public]
+        others = [] if options.only_identities or options.key else set(agents).difference(named)
+        for held in (*named, *others):
+            yield f"the agent's {_called(held)}", partial(_show, user=user, key=held)
+        for file in files:
+            if key := _load(file, options.key_password) or self._ask(file):
+                for certificate in options.certificates[:1]:
+                    key.load_certificate(certificate)
+                yield file, partial(_show, user=user, key=key)
+        if options.password:
+            yield "the password", lambda t: t.auth_password(user, options.password)
+
+    def _ask(self, file: str) -> paramiko.PKey | None:
+        """For the one that the inventory names, the operator may be asked for its password."""
+        options = self._options
+        if not options.key or not Path(file).expanduser().is_file():
+            return None
+        if not sys.stdin or not sys.stdin.isatty():
+            return None
+        with _asking:
+            return _asked(file)
+
+
+def _show(transport: paramiko.Transport, user: str, key: paramiko.PKey) -> None:
+    transport.auth_publickey(user, key)
+
+
+@cache
+def _asked(file: str) -> paramiko.PKey | None:
+    return _load(file, getpass.getpass(f"Enter password for private key: {file}: "))
+
+
+@cache
+def _load(file: str, password: str) -> paramiko.PKey | None:
+    """A key with the certificate beside it; None where there is none that can be read."""
+    try:
+        return paramiko.PKey.from_path(Path(file).expanduser(), password.encode() or None)
+    # TypeError is cryptography's way to ask for a password, or not to want one.
+    except TypeError:
+        return _load(file, "") if password else None
+    except (OSError, ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType):
+        return None
+
+
+def _public(file: str) -> bytes:
+    """The public half of a key file, of which the agent may have the private one."""
+    for candidate in (f"{file}.pub", file):
+        try:
+            kind, data = Path(candidate).expanduser().read_text().split()[:2]
+            return paramiko.PKey.from_type_string(kind, b64decode(data)).asbytes()
+        except (OSError, ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType):
+            continue
+    return b""
+
+
+class _Agent(AgentSSH):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(path)
+        self._connect(connection)  # type: ignore[attr-defined] # as paramiko's own does
+
+
+def _agent(path: str) -> tuple[AgentKey, ...]:
+    try:
+        keys = _Agent(path).get_keys()
+    except (OSError, paramiko.SSHException):
+        return ()
+    for key in keys:
+        if (
+            getattr(key, "inner_key", None) is None
+        ):  # a security key's: paramiko looks in vain for what is in it
+            key.public_blob = None
+    return keys
+
+
+def _called(key: AgentKey) -> str:
+    return str(getattr(key, "comment", "") or f"{key.get_name()} key")

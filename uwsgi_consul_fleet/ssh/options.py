@@ -1,0 +1,333 @@
+"""How a host is reached, worked out from its data and the ssh configuration; opens nothing.
+
+The data are pyinfra's own keys (``ssh_user``, ``_sudo``, …), and what is said there wins over
+the ssh configuration, as on ssh's command line.
+"""
+
+import getpass
+import os
+import re
+import shlex
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.ssh import config as ssh_config
+from uwsgi_consul_fleet.ssh.config import Config, Found
+
+TIMEOUT = 10  # seconds for a connection
+DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+USERS_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+SYSTEMS_KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+MODES = {"yes": "yes", "no": "no", "off": "no", "accept-new": "accept-new", "ask": "ask"}
+FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+# pyinfra's keys about how commands run, and about becoming root for them.
+SHELL = ("_shell_executable", "_env")
+ROOT = (
+    *("_sudo", "_sudo_user", "_sudo_password", "_use_sudo_login", "_preserve_sudo_env"),
+    *("_su_user", "_su_password", "_su_shell", "_use_su_login", "_preserve_su_env"),
+    *("_doas", "_doas_user", "_dzdo", "_dzdo_user"),
+)
+# Of pyinfra's `ssh_paramiko_connect_kwargs`: those that say what something here says too.
+OURS = {
+    "password": "ssh_password",
+    "key_filename": "ssh_key",
+    "passphrase": "ssh_key_password",
+    "allow_agent": "ssh_allow_agent",
+    "look_for_keys": "ssh_look_for_keys",
+    "timeout": "timeout",
+}
+# And those that the connection here decides itself.
+DECIDED = ("transport_factory", "sock", "auth_strategy", "pkey", "hostname", "port", "username")
+
+
+@dataclass(frozen=True)
+class Options:
+    """All there is to know for a connection to a host.
+
+    ``name`` is the inventory's, ``host`` and ``port`` are where it is, ``key_name`` is what
+    known_hosts files call it, ``key`` the one private key to use where the inventory names it,
+    and ``jump`` the host that leads there, which may have one of its own. ``root`` are pyinfra's
+    keys about becoming root, and ``more`` what paramiko is told beside all this.
+    """
+
+    name: str
+    host: str
+    port: int
+    user: str
+    config_file: str = ""
+    password: str = field(default="", repr=False)
+    key: str = ""
+    key_password: str = field(default="", repr=False)
+    identities: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+    agent: str = ""
+    only_identities: bool = False
+    forward_agent: bool = False
+    timeout: float = TIMEOUT
+    retries: int = 0
+    retry_delay: tuple[float, float] = (0.1, 0.5)
+    known_hosts: tuple[str, ...] = ()
+    systems_known_hosts: tuple[str, ...] = ()
+    key_name: str = ""
+    mode: str = "accept-new"
+    hash_names: bool = False
+    family: int = socket.AF_UNSPEC
+    alive_interval: int = 0
+    alive_count: int = 3
+    proxy_command: str = ""
+    jump: "Options | None" = None
+    root: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def command_line(self) -> str:
+        """The ssh command that reaches it as well, to find out why it does not."""
+        words = ["ssh", *(["-F", self.config_file] if self.config_file else [])]
+        return shlex.join([*words, self.name])
+
+
+def of(name: str, data: Mapping[str, Any], timeout: float = TIMEOUT) -> Options:
+    """
+    :param name: the host's, in the inventory
+    :param data: its data, with those of its groups
+    :param timeout: seconds for a connection where the ssh configuration says nothing
+    :raises FleetError: naming the host and the setting that can't be
+    """
+    more = dict(data.get("ssh_paramiko_connect_kwargs") or {})
+    said = {ours: more.pop(theirs) for theirs, ours in OURS.items() if theirs in more}
+    data = {**data, **said}
+    more = {key: value for key, value in more.items() if key not in DECIDED}
+    alias = str(data.get("ssh_hostname") or name)
+    port = str(data.get("ssh_port") or "")
+    try:
+        found = configuration(data).lookup(alias, user=str(data.get("ssh_user") or ""), port=port)
+        return _build(name, data, found, timeout, more, ())
+    except (ValueError, RuntimeError) as error:  # the latter where a ~user has no home
+        raise FleetError(f"{name}: {error}") from error
+
+
+def plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a host's data says how it is reached, for another process: no functions."""
+    found = {key: value for key, value in data.items() if key.startswith(("ssh_", "_"))}
+    if more := found.get("ssh_paramiko_connect_kwargs"):
+        found["ssh_paramiko_connect_kwargs"] = {k: v for k, v in more.items() if not callable(v)}
+    return {key: value for key, value in found.items() if not callable(value)}
+
+
+def configuration(data: Mapping[str, Any]) -> Config:
+    """The files that hold for a host: its own first, then the user's, then the system's."""
+    own = data.get("ssh_config_file")
+    files = [Path(own).expanduser()] if own else []
+    users = Path("~/.ssh/config").expanduser()
+    return ssh_config.read(tuple(dict.fromkeys([*files, users, ssh_config.SYSTEM])))
+
+
+def address(name: str, data: Mapping[str, Any]) -> str:
+    """The address under which a host is reached; of several, an IPv4 one.
+
+    :raises OSError: where neither the ssh configuration nor DNS knows the name
+    """
+    found = configuration(data).lookup(str(data.get("ssh_hostname") or name))
+    family = FAMILIES.get(found.first("addressfamily").lower(), socket.AF_UNSPEC)
+    all_of_them = socket.getaddrinfo(found.host_name, None, family, socket.SOCK_STREAM)
+    best = min(all_of_them, key=lambda entry: entry[0] != socket.AF_INET)
+    return str(best[4][0])
+
+
+def _build(
+    name: str,
+    data: Mapping[str, Any],
+    found: Found,
+    timeout: float,
+    more: Mapping[str, Any],
+    behind: tuple[tuple[str, str, int], ...],
+) -> Options:
+    """:param behind: those hosts that this one leads to, to notice a circle"""
+    user = found.first("user") or getpass.getuser()
+    port = _port(found.first("port", "22"))
+    tokens = _tokens(found, user, port)
+    key_host = found.first("hostkeyalias") or found.host_name.lower()
+    proxy, jump = _way(name, data, found, timeout, (*behind, (found.host_name, user, port)))
+    own_config = str(data.get("ssh_config_file") or "")
+    return Options(
+        name=name,
+        host=found.host_name,
+        port=port,
+        user=user,
+        config_file=own_config if own_config and Path(own_config).expanduser().is_file() else "",
+        password=str(data.get("ssh_password") or ""),
+        key=str(data.get("ssh_key") or ""),
+        key_password=str(data.get("ssh_key_password") or ""),
+        identities=_identities(data, found, tokens),
+        certificates=tuple(_path(word, tokens) for word in found.words("certificatefile")),
+        agent=_agent(data, found, tokens),
+        only_identities=found.yes("identitiesonly"),
+        forward_agent=bool(data.get("ssh_forward_agent", found.yes("forwardagent"))),
+        timeout=float(data.get("timeout") or found.number("connecttimeout", 0) or timeout),
+        retries=int(data.get("ssh_connect_retries") or 0),
+        retry_delay=(
+            float(data.get("ssh_connect_retry_min_delay", 0.1)),
+            float(data.get("ssh_connect_retry_max_delay", 0.5)),
+        ),
+        known_hosts=_known_hosts(data, found, tokens),
+        systems_known_hosts=_files(found, "globalknownhostsfile", SYSTEMS_KNOWN_HOSTS, tokens),
+        key_name=key_host if port == 22 or found.first("hostkeyalias") else f"[{key_host}]:{port}",
+        mode=_mode(data, found),
+        hash_names=found.yes("hashknownhosts"),
+        family=FAMILIES.get(found.first("addressfamily").lower(), socket.AF_UNSPEC),
+        alive_interval=found.number("serveraliveinterval", 0),
+        alive_count=found.number("serveralivecountmax", 3),
+        proxy_command=proxy,
+        jump=jump,
+        root={key: data[key] for key in (*SHELL, *(ROOT if user != "root" else ())) if key in data},
+        more=more,
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ValueError(f"{text!r} is not a port for ssh")
+    return int(text)
+
+
+def _mode(data: Mapping[str, Any], found: Found) -> str:
+    """Without a word about it a new host's key is taken, as pyinfra does."""
+    asked = data.get("ssh_strict_host_key_checking") or found.first("stricthostkeychecking")
+    mode = MODES.get(str(asked or "accept-new").lower())
+    if mode is None:
+        raise ValueError(f"StrictHostKeyChecking {asked!r} is none of {', '.join(MODES)}")
+    return mode
+
+
+def _tokens(found: Found, user: str, port: int) -> dict[str, str]:
+    """What ssh puts in the place of ``%h`` and the like."""
+    here = socket.gethostname()
+    return {
+        "%": "%",
+        "d": str(Path.home()),
+        "h": found.host_name,
+        "i": str(os.getuid()),
+        "k": found.first("hostkeyalias") or found.host_name,
+        "L": here.partition(".")[0],
+        "l": here,
+        "n": found.name,
+        "p": str(port),
+        "r": user,
+        "u": getpass.getuser(),
+    }
+
+
+def _expand(text: str, tokens: Mapping[str, str]) -> str:
+    return re.sub(r"%(\w|%)", lambda found: tokens.get(found[1], found[0]), text)
+
+
+def _path(word: str, tokens: Mapping[str, str]) -> str:
+    named = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], ""), word)
+    return str(Path(_expand(named, tokens)).expanduser())
+
+
+def _files(
+    found: Found, key: str, default: tuple[str, ...], tokens: Mapping[str, str]
+) -> tuple[str, ...]:
+    words = found.words(key) or default
+    return () if words == ("none",) else tuple(_path(word, tokens) for word in words)
+
+
+def _known_hosts(
+    data: Mapping[str, Any], found: Found, tokens: Mapping[str, str]
+) -> tuple[str, ...]:
+    if own := data.get("ssh_known_hosts_file"):
+        return (str(Path(own).expanduser()),)
+    return _files(found, "userknownhostsfile", USERS_KNOWN_HOSTS, tokens)
+
+
+def _identities(
+    data: Mapping[str, Any], found: Found, tokens: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Private keys that may or may not be there; none where the inventory names one."""
+    if data.get("ssh_key"):
+        return ()
+    if words := found.words("identityfile"):
+        return tuple(_path(word, tokens) for word in words if word.lower() != "none")
+    looked_for = data.get("ssh_look_for_keys", True)
+    return tuple(_path(word, tokens) for word in DEFAULT_KEYS) if looked_for else ()
+
+
+def _agent(data: Mapping[str, Any], found: Found, tokens: Mapping[str, str]) -> str:
+    """The socket of the agent to ask, or ''."""
+    word = found.first("identityagent", "SSH_AUTH_SOCK")
+    if not data.get("ssh_allow_agent", True) or word.lower() == "none":
+        return ""
+    if word == "SSH_AUTH_SOCK":
+        return os.environ.get("SSH_AUTH_SOCK", "")
+    return os.environ.get(word[1:], "") if word.startswith("$") else _path(word, tokens)
+
+
+# --- The way there -----------------------------------------------------------------------
+
+
+def _way(
+    name: str,
+    data: Mapping[str, Any],
+    found: Found,
+    timeout: float,
+    behind: tuple[tuple[str, str, int], ...],
+) -> tuple[str, Options | None]:
+    """The command or the host that leads there; what is said first holds."""
+    order = list(found.values)
+    command, hops = found.first("proxycommand", "none"), found.first("proxyjump", "none")
+    command_first = "proxyjump" not in order or (
+        "proxycommand" in order and order.index("proxycommand") < order.index("proxyjump")
+    )
+    if command_first and command.lower() != "none":
+        user, _, port = behind[-1][1], None, behind[-1][2]
+        return _expand(command, _tokens(found, user, port)), None
+    if hops.lower() == "none" or (command_first and "proxycommand" in order):
+        return "", None
+    tokens = _tokens(found, behind[-1][1], behind[-1][2])
+    jump: Options | None = None
+    for hop in _expand(hops, tokens).split(","):
+        jump = _hop(hop.strip(), data, timeout, jump, behind)
+        if jump is None:
+            return "", None
+    return "", jump
+
+
+def _hop(
+    hop: str,
+    data: Mapping[str, Any],
+    timeout: float,
+    before: Options | None,
+    behind: tuple[tuple[str, str, int], ...],
+) -> Options | None:
+    """A jump host: ``[user@]host[:port]``. Of the inventory's data, those about host keys hold
+    for it as well. None for a host that would lead to itself, as with ``Host *``."""
+    user, host, port = _hop_words(hop)
+    found = configuration(data).lookup(host, user=user, port=port)
+    where = (found.host_name, found.first("user") or getpass.getuser())
+    mine = (*where, _port(found.first("port", "22")))
+    if mine == behind[-1]:
+        return None
+    if mine in behind:
+        raise ValueError(f"ProxyJump leads in a circle, through {host}")
+    keys = ("ssh_config_file", "ssh_known_hosts_file", "ssh_strict_host_key_checking")
+    known = {key: data[key] for key in keys if key in data}
+    if before is None:
+        return _build(host, known, found, timeout, {}, behind)
+    found.values.pop("proxycommand", None)
+    found.values["proxyjump"] = ("none",)
+    return replace(_build(host, known, found, timeout, {}, behind), jump=before)
+
+
+def _hop_words(hop: str) -> tuple[str, str, str]:
+    text = hop.removeprefix("ssh://").rstrip("/")
+    user, _, place = text.rpartition("@")
+    found = re.fullmatch(r"\[(.+)\](?::(\d+))?|([^:]+)(?::(\d+))?|(.+)", place)
+    if not found:
+        raise ValueError(f"ProxyJump {hop!r} names no host")
+    host = found[1] or found[3] or found[5]
+    return user, host, found[2] or found[4] or ""
