@@ -135,6 +135,7 @@ def line(names: str, key: paramiko.PKey = KEY, marker: str = "") -> str:
 @pytest.mark.parametrize(
     "names",
     ["web", "db,web,10.0.0.1", "w*", "we?", paramiko.hostkeys.HostKeys.hash_host("web")],
+    ids=["alone", "among others", "star", "question mark", "hashed"],
 )
 @pytest.mark.parametrize("mode", ["yes", "no", "accept-new", "ask"])
 def test_a_known_host_is_let_pass_and_a_changed_one_never(
