@@ -1,0 +1,80 @@
+"""release COMMAND ...: what is on this host, which of it serves, and what its Consul agent says."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .consul import CONFIG
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="release", description=__doc__)
+    made.add_argument(
+        "--agent-file",
+        metavar="FILE",
+        default=CONFIG,
+        help=f"how the Consul agent is spoken to (default: {CONFIG})",
+    )
+    made.add_argument(
+        "--token-stdin",
+        action="store_true",
+        help="the first line of standard input is a token for Consul; an empty one, or none, is "
+        "this host's own",
+    )
+    commands = made.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("app", metavar="APP", help="the application's name")
+        return added
+
+    command("list", "print the releases on this host as JSON")
+    one = command("switch", "let a release serve; the one before goes on if it does not come up")
+    one.add_argument("generation", metavar="RELEASE", help="as `list` names it")
+    one.add_argument("--keep", type=int, default=5, help="how many releases stay (default: 5)")
+    one.add_argument(
+        "--undo", action="store_true", help="what serves now was a mistake: forget that it did"
+    )
+    one = command("passing", "fail where too many instances do not pass on a release")
+    one.add_argument("release", metavar="RELEASE")
+    one.add_argument("instances", metavar="NODE/ID", nargs="+")
+    one.add_argument(
+        "--missing",
+        dest="allowed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="so many are allowed to (default: 0)",
+    )
+    command("stop", "take the application out of service")
+    one = command("remove", "remove what belongs to the application; it must be out of service")
+    one.add_argument("--keep-data", dest="purge", action="store_false", help="keep its releases")
+    commands.add_parser("lock-session", help="hold the fleet's lock for who is at the other end")
+    about = "ask the Consul agent of this host, or change its cluster"
+    consul = commands.add_parser("consul", help=about, description=about)
+    _consul_commands(consul.add_subparsers(dest="action", required=True))
+    return made
+
+
+def _consul_commands(commands: Any) -> None:
+    def command(name: str, text: str, *words: str) -> Any:
+        added = commands.add_parser(name, help=text, description=text)
+        for word in words:
+            added.add_argument(word, metavar=word.upper())
+        return added
+
+    command("status", "print which leader this server follows, and the servers, as JSON")
+    command("cluster", "print servers, members and nodes as this agent sees them, as JSON")
+    one = command("start", "start the agent anew with what lies here now", "binary")
+    one.add_argument("--new", action="store_true", help="forget the servers that it knew")
+    one.add_argument("--wait", action="store_true", help="until it follows a leader")
+    command("join", "find the cluster").add_argument("addresses", metavar="ADDRESS", nargs="+")
+    command("leave", "leave the cluster, and be started no more")
+    command("vote", "wait until this host votes as a server", "node").add_argument(
+        "seconds", metavar="SECONDS", type=float
+    )
+    command("demote", "take another server's vote away", "peer", "address")
+    command("tidy", "forget what a host was that is a client now", "node", "peer", "datacenter")
+    one = command("expel", "remove a node that is gone", "node", "datacenter")
+    one.add_argument("peer", metavar="PEER", nargs="?", default="", help="its id as a server")
