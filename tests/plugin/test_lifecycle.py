@@ -475,7 +475,7 @@ WAYS = {
 @pytest.mark.everywhere
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_run(start: Start, agent: Agent, name: str, way: str) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=2,drain=0", options=WAYS[way]).ready()
+    uwsgi = start(f"url={agent.url},name={name},ttl=4,drain=0", options=WAYS[way]).ready()
     is_passing(agent, name)
     until(lambda: agent.check(name)["Output"] == "2 workers", "a beat arrives")
     with never_absent(agent, name):
@@ -612,7 +612,8 @@ def test_a_stop_under_discovering_clients(
     start: Start, agent: Agent, name: str, tmp_path: Path
 ) -> None:
     """Eight clients that look the service up before each request see no failure."""
-    line = f"url={agent.url},name={name},id={name}-{{}},port=PORT,drain=1"
+    # Longer than a client needs from its look-up to its connection, also on a busy machine.
+    line = f"url={agent.url},name={name},id={name}-{{}},port=PORT,drain=3"
     leaving = start(line.format(1)).ready()
     staying = start(line.format(2)).ready()
     until(lambda: len(agent.passing(name)) == 2, "both are registered")
