@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+import figures
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 NAME = "drakar"
@@ -45,7 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hosts", type=int, default=20, help="how many (default 20)")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each (default 7)")
-    options = parser.parse_args()
+    options = figures.parse(parser, "one run over three hosts")
+    if options.once:
+        options.hosts, options.runs = 3, 1
     subprocess.run([str(BIN / "invoke"), "lab.up", NAME], cwd=ROOT, check=True)
     admit = "echo MaxStartups 200 | sudo tee /etc/ssh/sshd_config.d/bench.conf"
     admit += " && sudo systemctl reload ssh"

@@ -20,6 +20,7 @@ import threading
 import time
 from pathlib import Path
 
+import figures
 import requests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +125,8 @@ def wait_until_ready(url: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    options = figures.parse(parser, "three rounds")
+    rounds = 3 if options.once else options.rounds
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     agent = start_agent(port)

@@ -18,18 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/support"))
 
 import checkout  # noqa: E402
+import figures  # noqa: E402
 from lab_host import Host, kill_up  # noqa: E402
-from seed import SEED  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", default=SEED)
-    parser.add_argument("--once", action="store_true", help="four kills, one of each kind")
-    options = parser.parse_args()
+    options = figures.parse(parser, "four kills, one of each kind")
     kills = 4 if options.once else options.kills
-    print(f"seed {options.seed}")
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         host = Host(Path(folder))

@@ -30,6 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/support"))
 
+import figures  # noqa: E402
 import requests  # noqa: E402
 from consul_processes import until  # noqa: E402
 from uwsgi_processes import Agent, FakeAgent, Uwsgi, build_plugin  # noqa: E402
@@ -50,10 +51,10 @@ class Figure:
 class Bench:
     """One plugin under measurement: makes agents and instances that end with the row."""
 
-    def __init__(self, plugin: Path, agent: Agent, quick: bool) -> None:
+    def __init__(self, plugin: Path, agent: Agent, once: bool) -> None:
         self.plugin = plugin
         self.agent = agent
-        self.quick = quick
+        self.once = once
         self.folder = Path(tempfile.mkdtemp(prefix="plugin-behaviour-"))
         self.started: list[Uwsgi] = []
         self.others: list[Agent | FakeAgent] = []
@@ -158,7 +159,7 @@ def absence(gaps: list[float]) -> Figure:
 
 def first_answer_to_passing(bench: Bench) -> Figure:
     delays = []
-    for _ in range(3 if bench.quick else 7):
+    for _ in range(3 if bench.once else 7):
         uwsgi = bench.start()
         moments: dict[str, float] = {}
 
@@ -411,7 +412,7 @@ def killed_master(bench: Bench) -> Figure:
     uwsgi = bench.start("deregister_after=60").ready()
     passing(bench.agent)
     uwsgi.destroy()
-    if bench.quick:
+    if bench.once:
         return Figure("not measured", True)
     took = seconds_until(lambda: not bench.agent.entries(NAME), 125)
     return Figure(spoken(took, 125), took is not None)
@@ -509,7 +510,7 @@ def misspelt_key(bench: Bench) -> Figure:
 
 
 def hundred_services(bench: Bench) -> Figure:
-    seconds = 10 if bench.quick else 30
+    seconds = 10 if bench.once else 30
     lines = [
         f"url={bench.agent.url},name={NAME}-{number},port={number},ttl=30,drain=0"
         for number in range(1, 101)
@@ -576,8 +577,8 @@ ROWS: list[tuple[str, str, Callable[[Bench], Figure]]] = [
 ]
 
 
-def measure(row: Callable[[Bench], Figure], plugin: Path, agent: Agent, quick: bool) -> Figure:
-    bench = Bench(plugin, agent, quick)
+def measure(row: Callable[[Bench], Figure], plugin: Path, agent: Agent, once: bool) -> Figure:
+    bench = Bench(plugin, agent, once)
     try:
         return row(bench)
     except AssertionError as error:
@@ -602,9 +603,8 @@ def main() -> int:
     parser.add_argument("--plugin", type=Path, help="a consul_plugin.so; else this checkout's")
     parser.add_argument("--compare", type=Path, help="a second one, for a column beside it")
     parser.add_argument("--rows", default="", help="a regular expression: only these rows")
-    parser.add_argument("--quick", action="store_true", help="without what takes minutes")
     parser.add_argument("--json", type=Path, help="also write the results here")
-    options = parser.parse_args()
+    options = figures.parse(parser, "without what takes minutes")
     with tempfile.TemporaryDirectory(prefix="plugin-behaviour-") as folder:
         ours = options.plugin or build_plugin(Path(folder) / "build")
         plugins = {"plugin": ours.resolve()}
@@ -620,7 +620,7 @@ def main() -> int:
                     continue
                 result: dict[str, Any] = {"behaviour": behaviour, "wanted": wanted}
                 for name, plugin in plugins.items():
-                    result[name] = asdict(measure(row, plugin, agent, options.quick))
+                    result[name] = asdict(measure(row, plugin, agent, options.once))
                     print(f"{behaviour}: {name}: {result[name]['text']}", file=sys.stderr)
                 results.append(result)
         finally:

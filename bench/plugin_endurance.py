@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/support"))
 
+import figures  # noqa: E402
 from consul_processes import until  # noqa: E402
 from uwsgi_processes import SANITIZERS, Agent, FakeAgent, Uwsgi, build_plugin  # noqa: E402
 
@@ -88,7 +89,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reloads", type=int, default=500, help="how many (500)")
     parser.add_argument("--seconds", type=int, default=60, help="of beats (60)")
-    options = parser.parse_args()
+    options = figures.parse(parser, "three reloads, two seconds of beats")
+    if options.once:
+        options.reloads, options.seconds = 3, 2
     with tempfile.TemporaryDirectory(prefix="plugin-endurance-") as folder:
         fine = beat_often(Path(folder), options.seconds)
         return 0 if reload_often(Path(folder), options.reloads) and fine else 1

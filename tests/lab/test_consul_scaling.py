@@ -1,24 +1,28 @@
 """Consul's servers come and go with the inventory, and the catalog answers throughout.
 
-The tests run in the order in which they stand here, on one lab: each starts from the
-fleet that the one before it left.
+The tests run in the order in which they stand here, on one fleet: each starts from what the one
+before it left.
 """
 
 import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fleet_commands import ROOT, Fleet, output
+from checkout import ROOT
+from consul_processes import until
+from fleet_commands import output, run
+from lab_commands import Lab
+from shared_fleet import SharedFleet
 
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory import reading as inventory
 from uwsgi_consul_fleet.lock import lock
 from uwsgi_consul_fleet.ssh import options
+
+pytestmark = [pytest.mark.takes(240), pytest.mark.usefixtures("fresh")]
 
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
@@ -87,35 +91,28 @@ class Watch:
         assert set(found["counts"]) == {str(instances)}
 
 
-def eventually(look: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
-
-
-def peers(lab: Any, host: str) -> dict[str, tuple[str, bool]]:
+def peers(lab: Lab, host: str) -> dict[str, tuple[str, bool]]:
     """The servers as one of them sees them: its part in Raft, and whether it votes."""
     lines = lab.ssh(host, "consul operator raft list-peers").stdout.splitlines()
     rows = (line.split() for line in lines[1:])
     return {row[0]: (row[3], row[4] == "true") for row in rows}
 
 
-def voters(lab: Any, host: str) -> set[str]:
+def voters(lab: Lab, host: str) -> set[str]:
     return {name for name, (_, votes) in peers(lab, host).items() if votes}
 
 
-def expect_status(lab: Any, host: str, name: str, status: str) -> None:
+def expect_status(lab: Lab, host: str, name: str, status: str) -> None:
     """Wait until an agent sees another one as alive, failed or left."""
 
     def look() -> bool:
         lines = lab.ssh(host, "consul members").stdout.splitlines()
         return any(line.split()[:3:2] == [name, status] for line in lines)
 
-    eventually(look, f"{name} is {status}, as {host} sees it")
+    until(look, f"{name} is {status}, as {host} sees it", 30)
 
 
-def is_free(fleet: Fleet) -> bool:
+def is_free(fleet: SharedFleet) -> bool:
     """Whether nobody has the lock; while the servers elect a leader nobody knows."""
     try:
         return lock.holder(inventory.read(fleet.path, options.address)) is None
@@ -123,31 +120,29 @@ def is_free(fleet: Fleet) -> bool:
         return False
 
 
-def agents(lab: Any, *names: str) -> list[str]:
+def agents(lab: Lab, *names: str) -> list[str]:
     look = "systemctl show --property MainPID,ActiveEnterTimestamp consul"
     return [lab.ssh(name, look).stdout for name in names]
 
 
 @pytest.fixture(scope="module")
-def fresh(lab: Any) -> dict[str, str]:
-    """The machines as they come; what they look like then."""
-    lab.up(*MACHINES)
-    lab.rebuild(*MACHINES)
-    return {name: lab.ssh(name, FOOTPRINT).stdout for name in ("ormen", "skeid")}
+def grown(fleet: SharedFleet, lab: Lab) -> None:
+    """A third host with the application, and a machine to which nothing was deployed yet."""
+    fleet.more("ormen", "skeid")
+    lab.rebuild("ormen")
+    fleet.hosts(["drakar"], APPS)
+    fleet.deploy()
+    fleet.verify("--wait", "10")
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, fresh: dict[str, str]) -> Fleet:
-    found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
-    found.hosts(["drakar"], APPS)
-    found.build()
-    found.deploy()
-    found.verify("--wait", "10")
-    return found
+def fresh(grown: None, lab: Lab) -> str:
+    """What a machine looks like as it comes."""
+    return lab.ssh("ormen", FOOTPRINT).stdout
 
 
 @pytest.fixture(scope="module")
-def staying(fleet: Fleet, lab: Any) -> str:
+def staying(fleet: SharedFleet, lab: Lab) -> str:
     """The server that stays in the end: not the one that leads when this is first asked."""
     return "drakar" if peers(lab, "drakar")["cheetah"][0] == "leader" else "cheetah"
 
@@ -159,7 +154,7 @@ def other(staying: str) -> str:
 # --- More servers --------------------------------------------------------------------
 
 
-def test_from_one_server_to_three(fleet: Fleet, lab: Any) -> None:
+def test_from_one_server_to_three(fleet: SharedFleet, lab: Lab) -> None:
     before = agents(lab, "drakar", "skeid")
     watches = [Watch("drakar"), Watch("skeid")]
     fleet.hosts(["drakar", "cheetah", "ormen"], APPS)
@@ -172,7 +167,7 @@ def test_from_one_server_to_three(fleet: Fleet, lab: Any) -> None:
     fleet.verify("--wait", "10")
 
 
-def test_an_agent_that_restarts_stays_in_the_catalog(fleet: Fleet, lab: Any) -> None:
+def test_an_agent_that_restarts_stays_in_the_catalog(fleet: SharedFleet, lab: Lab) -> None:
     watch = Watch("drakar")
     lab.ssh("skeid", "sudo systemctl restart consul")
     # Its own agent has joined again when systemctl returns; what it tells the servers follows.
@@ -181,7 +176,7 @@ def test_an_agent_that_restarts_stays_in_the_catalog(fleet: Fleet, lab: Any) -> 
 
 
 def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
-    fleet: Fleet, lab: Any, tmp_path: Path
+    fleet: SharedFleet, lab: Lab, tmp_path: Path
 ) -> None:
     shutil.copy("/usr/bin/true", tmp_path / "consul")
     before = agents(lab, *MACHINES)
@@ -192,17 +187,39 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
     after = agents(lab, *MACHINES)
     assert sum(a != b for a, b in zip(after, before, strict=True)) == 1
     # Sooner than the lock of a dead run is free by itself, which takes 10 s at least.
-    eventually(lambda: is_free(fleet), "the lock is free", 8)
+    until(lambda: is_free(fleet), "the lock is free", 8)
     fleet.deploy()
     again = agents(lab, *MACHINES)
     assert sum(a != b for a, b in zip(again, before, strict=True)) == 1
     fleet.verify("--wait", "10")
 
 
+def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, lab: Lab) -> None:
+    known = inventory.read(fleet.path)
+    with lock.take(known, "test", {}) as held:
+        lab.kill("drakar")
+        slowest = 0.0
+        # A dead server leaves the catalog after some seconds, and its sessions with it.
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            begin = time.monotonic()
+            held.check(patience=15)
+            slowest = max(slowest, time.monotonic() - begin)
+            time.sleep(0.5)
+        print(f"confirmed throughout, after {slowest:.1f} s at most")
+        found = lab.ssh("cheetah", "consul kv get uwsgi-consul-fleet/lock").stdout
+        assert '"what": "test"' in found
+    entries = run("invoke", "audit", "--json", "--last", "1", "--inventory", str(fleet.path))
+    assert json.loads(entries.stdout)[0]["outcome"] == "ok"
+    lab.up("drakar")
+    until(lambda: voters(lab, "cheetah") == {"drakar", "cheetah", "ormen"}, "three votes", 60)
+    fleet.verify("--wait", "30")
+
+
 # --- What is refused -----------------------------------------------------------------
 
 
-def test_a_deploy_that_comes_second_is_told_once(fleet: Fleet) -> None:
+def test_a_deploy_that_comes_second_is_told_once(fleet: SharedFleet) -> None:
     """However many hosts are asked at the same time; of two alone none would be in the way."""
     with lock.take(inventory.read(fleet.path, options.address), "test", {}):
         result = fleet.deploy(check=False)
@@ -210,7 +227,7 @@ def test_a_deploy_that_comes_second_is_told_once(fleet: Fleet) -> None:
     assert output(result).count("locked: ") == 1
 
 
-def refused(fleet: Fleet, lab: Any, *running: str) -> str:
+def refused(fleet: SharedFleet, lab: Lab, *running: str) -> str:
     """What the deploy says; nothing is touched on these hosts."""
     look = "sudo sha256sum /etc/consul.d/* /etc/systemd/system/consul.service"
     before = [lab.ssh(name, look).stdout for name in running], agents(lab, *running)
@@ -220,14 +237,14 @@ def refused(fleet: Fleet, lab: Any, *running: str) -> str:
     return output(result)
 
 
-def test_replacing_all_servers_at_once_is_refused(fleet: Fleet, lab: Any) -> None:
+def test_replacing_all_servers_at_once_is_refused(fleet: SharedFleet, lab: Lab) -> None:
     fleet.hosts(["skeid"], APPS, ["ormen"])
     said = refused(fleet, lab, *MACHINES)
     assert "none of today's Consul servers (cheetah, drakar and ormen) is among them" in said
     assert "keep one of them, deploy, and take it out with the next deploy" in said
 
 
-def test_losing_the_quorum_is_refused(fleet: Fleet, lab: Any) -> None:
+def test_losing_the_quorum_is_refused(fleet: SharedFleet, lab: Lab) -> None:
     # Else Consul itself removes a dead server within seconds, when the others can agree on it.
     autopilot = "consul operator autopilot set-config -cleanup-dead-servers="
     lab.ssh("drakar", f"{autopilot}false")
@@ -240,15 +257,13 @@ def test_losing_the_quorum_is_refused(fleet: Fleet, lab: Any) -> None:
     lab.up("ormen")
     expect_status(lab, "drakar", "ormen", "alive")
     lab.ssh("drakar", f"{autopilot}true")
-    eventually(lambda: voters(lab, "drakar") == {"drakar", "cheetah", "ormen"}, "three votes")
+    until(lambda: voters(lab, "drakar") == {"drakar", "cheetah", "ormen"}, "three votes", 30)
 
 
 # --- Fewer servers -------------------------------------------------------------------
 
 
-def test_from_three_servers_to_one(
-    fleet: Fleet, lab: Any, staying: str, fresh: dict[str, str]
-) -> None:
+def test_from_three_servers_to_one(fleet: SharedFleet, lab: Lab, staying: str, fresh: str) -> None:
     watches = [Watch(staying), Watch("skeid")]
     before = agents(lab, staying, "skeid")
     fleet.hosts([staying], APPS, ["ormen"])
@@ -259,7 +274,7 @@ def test_from_three_servers_to_one(
     assert agents(lab, staying, "skeid") == before
     servers = lab.ssh(staying, "consul catalog nodes -service=consul").stdout.splitlines()[1:]
     assert [line.split()[0] for line in servers] == [staying]
-    assert lab.ssh("ormen", FOOTPRINT).stdout == fresh["ormen"]
+    assert lab.ssh("ormen", FOOTPRINT).stdout == fresh
     assert fleet.changes() == {}
     fleet.verify("--wait", "10")
 
@@ -268,7 +283,7 @@ def test_from_three_servers_to_one(
 
 
 def test_a_host_that_vanished_is_retired_and_a_client_becomes_a_server_again(
-    fleet: Fleet, lab: Any, staying: str
+    fleet: SharedFleet, lab: Lab, staying: str
 ) -> None:
     lab.kill("skeid")
     expect_status(lab, staying, "skeid", "failed")
@@ -286,7 +301,7 @@ def test_a_host_that_vanished_is_retired_and_a_client_becomes_a_server_again(
 
 
 def test_a_retired_host_that_is_back_leaves_and_keeps_its_data_without_purge(
-    fleet: Fleet, lab: Any, staying: str, fresh: dict[str, str]
+    fleet: SharedFleet, lab: Lab, staying: str, fresh: str
 ) -> None:
     lab.up("skeid")
     expect_status(lab, staying, "skeid", "alive")
@@ -296,6 +311,6 @@ def test_a_retired_host_that_is_back_leaves_and_keeps_its_data_without_purge(
     assert lab.ssh("skeid", "sudo ls /var/lib/consul/node-id", check=False).returncode == 0
     assert fleet.changes(*keep) == {}
     fleet.deploy()
-    assert lab.ssh("skeid", FOOTPRINT).stdout == fresh["skeid"]
+    assert lab.ssh("skeid", FOOTPRINT).stdout == fresh
     assert fleet.changes() == {}
     fleet.verify("--wait", "10")

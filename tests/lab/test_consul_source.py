@@ -9,7 +9,6 @@ import io
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import ROOT
+from checkout import BIN, ROOT
+from lab_commands import Lab
 
-BIN = Path(sys.executable).parent
 VERSION = "1.8.7"
 ARCHIVE = f"consul_{VERSION}_linux_amd64.zip"
-HOST = "ormen"
+HOST = "knarr"
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -70,11 +69,12 @@ def site(tmp_path: Path, consul_binary: Path) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def machine(lab: Any) -> str:
-    """Where nothing was deployed yet."""
+def machine(lab: Lab) -> Iterator[str]:
+    """Where nothing was deployed yet; in a cluster of its own in the end."""
     lab.up(HOST)
     lab.rebuild(HOST)
-    return HOST
+    yield HOST
+    lab.down(HOST)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def deploy(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     return run
 
 
-def expect_refusal(lab: Any, result: subprocess.CompletedProcess[str], *words: str) -> None:
+def expect_refusal(lab: Lab, result: subprocess.CompletedProcess[str], *words: str) -> None:
     said = result.stdout + result.stderr
     assert result.returncode != 0, said
     assert "Traceback" not in said, said
@@ -101,20 +101,20 @@ def expect_refusal(lab: Any, result: subprocess.CompletedProcess[str], *words: s
     assert lab.ssh(HOST, "ls -d /opt/consul /etc/consul.d", check=False).stdout == ""
 
 
-def test_a_wrong_checksum(site: Site, deploy: Any, lab: Any) -> None:
+def test_a_wrong_checksum(site: Site, deploy: Any, lab: Lab) -> None:
     site.publish(site.content, "0" * 64)
     result = deploy(consul_source="release", consul_version=VERSION, consul_release_url=site.url)
     expect_refusal(lab, result, ARCHIVE, site.digest, "0" * 64)
 
 
-def test_a_truncated_archive(site: Site, deploy: Any, lab: Any) -> None:
+def test_a_truncated_archive(site: Site, deploy: Any, lab: Lab) -> None:
     site.publish(site.content[:100_000], site.digest)
     result = deploy(consul_source="release", consul_version=VERSION, consul_release_url=site.url)
     expect_refusal(lab, result, ARCHIVE, "100000 bytes")
 
 
 def test_a_pin_that_the_published_checksum_does_not_match(
-    site: Site, deploy: Any, lab: Any
+    site: Site, deploy: Any, lab: Lab
 ) -> None:
     pin = f'{{"amd64": "{"a" * 64}"}}'
     result = deploy(
@@ -126,29 +126,29 @@ def test_a_pin_that_the_published_checksum_does_not_match(
     expect_refusal(lab, result, "consul_sha256", "a" * 64, site.digest)
 
 
-def test_a_version_that_is_not_there(site: Site, deploy: Any, lab: Any) -> None:
+def test_a_version_that_is_not_there(site: Site, deploy: Any, lab: Lab) -> None:
     result = deploy(consul_source="release", consul_version="9.9.9", consul_release_url=site.url)
     expect_refusal(lab, result, f"{site.url}/9.9.9", "404")
 
 
-def test_a_file_that_is_not_there(deploy: Any, lab: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there(deploy: Any, lab: Lab, tmp_path: Path) -> None:
     result = deploy(consul_source="file", consul_file=tmp_path / "none")
     expect_refusal(lab, result, f"consul_file: {tmp_path / 'none'}: No such file")
 
 
-def test_a_file_that_is_no_program(deploy: Any, lab: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_program(deploy: Any, lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "consul").write_text("#!/bin/sh\n")
     result = deploy(consul_source="file", consul_file=tmp_path / "consul")
     expect_refusal(lab, result, "is not a Linux program")
 
 
-def test_a_damaged_archive_as_file(site: Site, deploy: Any, lab: Any, tmp_path: Path) -> None:
+def test_a_damaged_archive_as_file(site: Site, deploy: Any, lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "consul.zip").write_bytes(site.content[:100_000])
     result = deploy(consul_source="file", consul_file=tmp_path / "consul.zip")
     expect_refusal(lab, result, "consul.zip is damaged")
 
 
-def test_auto_takes_the_release_where_its_site_answers(site: Site, deploy: Any, lab: Any) -> None:
+def test_auto_takes_the_release_where_its_site_answers(site: Site, deploy: Any, lab: Lab) -> None:
     settings = {"consul_version": VERSION, "consul_release_url": site.url}
     result = deploy(consul_source="auto", **settings)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -167,7 +167,7 @@ def test_auto_takes_the_release_where_its_site_answers(site: Site, deploy: Any, 
     assert total[1] == "-"  # none with success: nothing was changed
 
 
-def test_a_file_replaces_what_runs(deploy: Any, lab: Any, site: Site, consul_binary: Path) -> None:
+def test_a_file_replaces_what_runs(deploy: Any, lab: Lab, site: Site, consul_binary: Path) -> None:
     result = deploy(consul_source="file", consul_file=consul_binary)
     assert result.returncode == 0, result.stdout + result.stderr
     assert lab.ssh(HOST, "readlink /usr/local/bin/consul").stdout.startswith("/opt/consul/file-")

@@ -1,35 +1,36 @@
 """The whole way on real machines: build, deploy, verify, scale, break, repair.
 
-The tests run in the order in which they stand here, on one lab: each starts from the
-fleet that the one before it left, as an operator's day would.
+The tests run in the order in which they stand here, from machines on which nothing is yet: each
+starts from the fleet that the one before it left, as an operator's day would. A host that is taken
+out again is in test_scaling.py, a release that does not start in test_releases.py, a compile error
+in test_every_uwsgi.py.
 """
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fleet_commands import BIN, ROOT, Fleet, output, run
+from checkout import BIN, ROOT
+from consul_processes import until
+from fleet_commands import Fleet, output, run
+from interrupting import FOOTPRINT, footprint, kill_deploys
+from lab_commands import Lab
+
+pytestmark = pytest.mark.takes(300)
 
 SERVICE = "consul-demo-server"
-# Everything that a deploy puts on a host, in a form that two hosts can be compared by.
-FOOTPRINT = (
-    "cd / && sudo find etc/consul.d etc/systemd/system opt srv usr/local/bin "
-    r"-not -name '*.pyc' -not -name __pycache__ -printf '%M %u %g %p %l\n' | sort; "
-    "dpkg-query --show --showformat '${db:Status-Status} ${Package}\n'; "
-    "systemctl list-units --plain --no-legend 'consul*' | awk '{print $1, $3, $4}'"
-)
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Fleet:
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Fleet:
+    """With all settings as they are shipped."""
     lab.up("drakar", "cheetah")
     lab.rebuild("drakar", "cheetah")
     found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
@@ -42,13 +43,6 @@ def no_plugin_built() -> Iterator[None]:
     """As in a fresh clone."""
     shutil.rmtree(ROOT / "plugin_build/dist", ignore_errors=True)
     yield
-
-
-def eventually(look: Callable[[], bool], what: Callable[[], str], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 class Client:
@@ -78,10 +72,13 @@ class Client:
                 line.endswith(end) for line, end in zip(lines, ends, strict=True)
             )
 
-        eventually(arrived, lambda: f"expected {ends}, the client printed:\n{self.text()}")
+        try:
+            until(arrived, f"the client sees {ends}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it printed:\n{self.text()}") from None
 
 
-def addresses(lab: Any, *names: str) -> list[str]:
+def addresses(lab: Lab, *names: str) -> list[str]:
     return [
         f"on node {name} ({lab.address(name)}) using port {port}"
         for name in names
@@ -89,7 +86,7 @@ def addresses(lab: Any, *names: str) -> list[str]:
     ]
 
 
-def fetch(lab: Any, host: str, url: str, method: str = "GET") -> str:
+def fetch(lab: Lab, host: str, url: str, method: str = "GET") -> str:
     """What a URL answers on a host."""
     program = (
         "import sys, urllib.request as u; "
@@ -109,14 +106,14 @@ def test_verify_says_that_it_could_not_ask(fleet: Fleet) -> None:
     assert "pyinfra inventory.py deploy/" in result.stderr
 
 
-def test_dry_run_on_machines_that_have_nothing(fleet: Fleet, lab: Any) -> None:
+def test_dry_run_on_machines_that_have_nothing(fleet: Fleet, lab: Lab) -> None:
     before = lab.ssh("drakar", FOOTPRINT).stdout
     result = run("pyinfra", "--dry", str(fleet.path), "deploy/")
     assert "Application: switch the canary: drakar" in output(result)
     assert lab.ssh("drakar", FOOTPRINT).stdout == before
 
 
-def test_mistakes_are_told_all_at_once_and_nothing_is_touched(fleet: Fleet, lab: Any) -> None:
+def test_mistakes_are_told_all_at_once_and_nothing_is_touched(fleet: Fleet, lab: Lab) -> None:
     bad = Fleet(fleet.path.with_name("bad.py"))
     bad.hosts([], [("drakar", {"instances": {"a": 1, "b": 1}, "app_proceses": 3})], ["cheetah"])
     bad.path.write_text(bad.path.read_text() + "ap_servers = ['cheetah']\n")
@@ -145,20 +142,7 @@ def test_deploy_without_a_plugin_says_what_to_do(fleet: Fleet) -> None:
 # --- Building ------------------------------------------------------------------------
 
 
-def test_a_compile_error_shows_the_compilers_lines(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
-    copy = tmp_path / "clone"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache"))
-    broken = next((copy / "plugin_build").rglob("*.c"))
-    broken.write_text("this is no C\n" + broken.read_text())
-    packages = lab.ssh("drakar", "dpkg -l").stdout
-    result = run("invoke", "build-plugin", "--inventory", str(fleet.path), check=False, cwd=copy)
-    assert result.returncode == 1
-    assert re.search(rf"{broken.name}:1:1: error: ", result.stderr), output(result)
-    assert "drakar: it does not compile" in result.stderr
-    assert lab.ssh("drakar", "dpkg -l").stdout == packages
-
-
-def test_build_leaves_the_host_as_it_was(fleet: Fleet, lab: Any) -> None:
+def test_build_leaves_the_host_as_it_was(fleet: Fleet, lab: Lab) -> None:
     look = "dpkg -l; ls -A /tmp /var/tmp /mnt /opt /root 2>/dev/null; mount | wc -l"
     before = lab.ssh("drakar", look).stdout
     result = fleet.build()
@@ -179,12 +163,23 @@ def test_a_second_build_compiles_nothing(fleet: Fleet) -> None:
 # --- The seed's story ----------------------------------------------------------------
 
 
-def test_two_servers_on_drakar(fleet: Fleet) -> None:
+def test_two_servers_on_drakar(fleet: Fleet, lab: Lab) -> None:
     fleet.deploy()
     fleet.verify("--wait", "10", "--probe")
+    # It took the lock when Consul was there.
+    audit = run("invoke", "audit", "--json", "--inventory", str(fleet.path))
+    (entry,) = json.loads(audit.stdout)
+    assert (entry["what"], entry["outcome"], entry["changed"]) == ("deploy", "ok", ["drakar"])
+    assert lab.ssh("drakar", "consul kv get uwsgi-consul-fleet/lock", check=False).returncode == 1
 
 
-def test_scale_out_is_one_name_more(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
+def test_a_deploy_that_is_killed(fleet: Fleet, rng: random.Random) -> None:
+    """Twice, on a host on which nothing is yet; the next test finishes it."""
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    kill_deploys(fleet, "cheetah", [rng.uniform(0.8, 4), rng.uniform(2, 12)])
+
+
+def test_scale_out_is_one_name_more(fleet: Fleet, lab: Lab, tmp_path: Path) -> None:
     watching = Client("drakar", tmp_path)
     watching.expect(*addresses(lab, "drakar"))
     fleet.hosts(["drakar"], ["drakar", "cheetah"])
@@ -196,29 +191,31 @@ def test_scale_out_is_one_name_more(fleet: Fleet, lab: Any, tmp_path: Path) -> N
     assert result.stdout.count("✓ passing") == 4
     watching.process.terminate()
     watching.process.wait()
+    # Nothing is left of the deploys that were killed: both hosts have the same.
+    assert footprint(lab, "cheetah") == footprint(lab, "drakar")
 
 
-def test_again_changes_nothing_and_restarts_nothing(fleet: Fleet, lab: Any) -> None:
+def test_again_changes_nothing_and_restarts_nothing(fleet: Fleet, lab: Lab) -> None:
     look = "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*'"
     before = [lab.ssh(name, look).stdout for name in ("drakar", "cheetah")]
     assert fleet.changes() == {}
     assert [lab.ssh(name, look).stdout for name in ("drakar", "cheetah")] == before
 
 
-def test_the_servers_answer_with_who_they_are(fleet: Fleet, lab: Any) -> None:
+def test_the_servers_answer_with_who_they_are(fleet: Fleet, lab: Lab) -> None:
     answer = json.loads(fetch(lab, "cheetah", "http://127.0.0.1:2002/?format=json"))
     assert (answer["service"], answer["node"], answer["port"]) == (SERVICE, "cheetah", 2002)
     registered = json.loads(fleet.verify("--json").stdout)["rows"]
     assert {row["release"] for row in registered} == {answer["release"]}
 
 
-def test_invoke_client_sees_the_same_from_outside(fleet: Fleet, lab: Any) -> None:
+def test_invoke_client_sees_the_same_from_outside(fleet: Fleet, lab: Lab) -> None:
     result = run("invoke", "client", "--once", "--inventory", str(fleet.path))
     lines = result.stdout.splitlines()
     assert lines == [f"{SERVICE} found {end}" for end in addresses(lab, "cheetah", "drakar")]
 
 
-def test_consul_answers_only_on_loopback(fleet: Fleet, lab: Any) -> None:
+def test_consul_answers_only_on_loopback(fleet: Fleet, lab: Lab) -> None:
     listeners = lab.ssh("cheetah", "ss -Hltn 'sport = :8500'").stdout.split()
     assert listeners[3] == "127.0.0.1:8500"
 
@@ -227,7 +224,7 @@ def test_consul_answers_only_on_loopback(fleet: Fleet, lab: Any) -> None:
 
 
 def test_stopped_servers_leave_and_verify_names_them(
-    fleet: Fleet, lab: Any, tmp_path: Path
+    fleet: Fleet, lab: Lab, tmp_path: Path
 ) -> None:
     watching = Client("drakar", tmp_path)
     watching.expect(*addresses(lab, "cheetah", "drakar"))
@@ -247,17 +244,17 @@ def test_stopped_servers_leave_and_verify_names_them(
     watching.process.wait()
 
 
-def test_an_agent_restart_is_survived(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
+def test_an_agent_restart_is_survived(fleet: Fleet, lab: Lab, tmp_path: Path) -> None:
     watching = Client("cheetah", tmp_path)
     watching.expect(*addresses(lab, "cheetah", "drakar"))
     lab.ssh("cheetah", "sudo systemctl restart consul")
     watching.expect(*addresses(lab, "cheetah", "drakar"))
-    eventually(lambda: "8500" in watching.text(), lambda: "the client did not mention the agent")
+    until(lambda: "8500" in watching.text(), "the client mentions the agent")
     watching.process.terminate()
     watching.process.wait()
 
 
-def test_what_nobody_expects_is_named(fleet: Fleet, lab: Any) -> None:
+def test_what_nobody_expects_is_named(fleet: Fleet, lab: Lab) -> None:
     lab.ssh("cheetah", f"consul services register -name={SERVICE} -id=stray -port=2999")
     result = fleet.verify(check=False)
     assert result.returncode == 1
@@ -266,7 +263,7 @@ def test_what_nobody_expects_is_named(fleet: Fleet, lab: Any) -> None:
     fleet.verify("--wait", "10")
 
 
-def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Any) -> None:
+def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Lab) -> None:
     pid = lab.ssh(
         "cheetah", f"systemctl show --value -p MainPID '{SERVICE}-2001@*.service'"
     ).stdout.strip()
@@ -286,24 +283,8 @@ def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Any) -> Non
 # --- Releases and settings -----------------------------------------------------------
 
 
-def test_a_release_that_does_not_start_leaves_the_old_one_serving(
-    fleet: Fleet, lab: Any, tmp_path: Path
-) -> None:
-    source = tmp_path / "app"
-    shutil.copytree(ROOT / "app", source)
-    (source / "server.py").write_text("raise RuntimeError('no wind')\n")
-    before = json.loads(fleet.verify("--json").stdout)["rows"]
-    result = fleet.deploy("--data", f"app_source={source}", check=False)
-    assert result.returncode != 0
-    assert "RuntimeError: no wind" in output(result)
-    assert f"{before[0]['release']} still serves" in output(result)
-    assert json.loads(fleet.verify("--json", "--probe").stdout)["rows"] == before
-    fleet.deploy()
-    assert fleet.changes() == {}
-
-
 def test_another_application_is_a_matter_of_settings(
-    fleet: Fleet, lab: Any, tmp_path: Path
+    fleet: Fleet, lab: Lab, tmp_path: Path
 ) -> None:
     source = tmp_path / "shop"
     source.mkdir()
@@ -330,7 +311,7 @@ def test_another_application_is_a_matter_of_settings(
 
 
 def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
-    fleet: Fleet, lab: Any
+    fleet: Fleet, lab: Lab
 ) -> None:
     lab.ssh(
         "drakar",
@@ -351,7 +332,6 @@ def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
     assert changes["Application: switch the batch 1 of 1: cheetah"] == ["cheetah"]
     seen = set(lab.ssh("drakar", "cat seen.txt").stdout.split())
     assert seen == {"4"}
-    fleet.deploy()
     fleet.verify("--wait", "10", "--probe")
 
 
@@ -365,7 +345,7 @@ def two_hosts_again(fleet: Fleet) -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_hosts_again")
 def test_secrets_arrive_and_are_shown_nowhere(
-    fleet: Fleet, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fleet: Fleet, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "app"
     shutil.copytree(ROOT / "app", source)
@@ -414,42 +394,13 @@ def test_secrets_arrive_and_are_shown_nowhere(
 # --- Interruptions -------------------------------------------------------------------
 
 
-def test_a_power_cut_is_survived(fleet: Fleet, lab: Any) -> None:
+def test_a_power_cut_is_survived(fleet: Fleet, lab: Lab) -> None:
     lab.kill("cheetah")
     result = fleet.verify("--wait", "0", check=False)
     assert result.returncode in (0, 1)  # Consul needs some seconds to notice
     lab.up("cheetah")
     fleet.verify("--wait", "60", "--probe")
     assert fleet.changes() == {}
-
-
-def test_a_deploy_killed_at_any_moment_is_finished_by_the_next(fleet: Fleet, lab: Any) -> None:
-    lab.rebuild("drakar", "cheetah")
-    fleet.hosts(["drakar"], ["drakar", "cheetah"])
-    fleet.build()
-    fleet.deploy("--limit", "drakar")
-    expected = lab.ssh("drakar", FOOTPRINT).stdout
-    command = [str(BIN / "pyinfra"), "-y", "--limit", "cheetah", str(fleet.path), "deploy/"]
-    for moment in (0.8, 1.3, 2, 3, 4.5, 6, 8):
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            process.wait(timeout=moment)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    fleet.deploy()
-    fleet.verify("--wait", "10", "--probe")
-    assert fleet.changes() == {}
-    found = lab.ssh("cheetah", FOOTPRINT).stdout
-    # The releases differ only in their hash: an ini file names its node.
-    unify = re.compile(r"-[0-9a-f]{8}(?=[./\s])")
-    assert unify.sub("-HASH", found) == unify.sub("-HASH", expected)
 
 
 def interrupted(line: str, *command: str) -> tuple[int, str]:
@@ -481,7 +432,7 @@ def test_ctrl_c_ends_a_watching_client(fleet: Fleet) -> None:
     assert interrupted(" found on node ", *command)[0] == 130
 
 
-def test_ctrl_c_ends_a_build_and_leaves_the_host_as_it_was(fleet: Fleet, lab: Any) -> None:
+def test_ctrl_c_ends_a_build_and_leaves_the_host_as_it_was(fleet: Fleet, lab: Lab) -> None:
     before = lab.ssh("drakar", "dpkg -l").stdout
     command = ("invoke", "build-plugin", "--force", "--inventory", str(fleet.path))
     code, stderr = interrupted("installing the compiler", *command)
@@ -489,14 +440,3 @@ def test_ctrl_c_ends_a_build_and_leaves_the_host_as_it_was(fleet: Fleet, lab: An
     assert lab.ssh("drakar", "dpkg -l; ls -A /mnt").stdout == before
     # What was built before is still there and still good.
     assert "up to date: " in fleet.build().stdout
-
-
-# --- Retiring ------------------------------------------------------------------------
-
-
-def test_a_retired_host_is_out_and_verify_agrees(fleet: Fleet, lab: Any) -> None:
-    fleet.hosts(["drakar"], ["drakar"], ["cheetah"])
-    fleet.deploy()
-    result = fleet.verify("--wait", "10")
-    assert "cheetah" not in result.stdout
-    assert fleet.changes() == {}

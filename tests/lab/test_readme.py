@@ -1,15 +1,21 @@
-"""Every command of the README works, in the order in which a reader comes to them."""
+"""Every command of the README works, in the order in which a reader comes to them.
 
-import os
+The demo is the first of them, and begins where two that were interrupted ended. All moments at
+which it may be killed are in bench/demo_killed.py.
+"""
+
+import random
 import re
+import signal
 import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
+import demo_runs
+import pytest
 from checkout import ROOT
+from lab_commands import Lab
 
-BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.takes(240)
+
 # These tests are what it runs.
 ITSELF = {"script/test"}
 
@@ -19,11 +25,23 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line]
 
 
-def test_every_command_of_the_readme(lab: Any) -> None:
+def test_ctrl_c_says_what_to_do_next(lab: Lab) -> None:
+    lab.down()
+    code, said = demo_runs.interrupt("2.", 1, signal.SIGINT)
+    assert code == 130, said
+    assert "run script/demo again" in said
+    assert "Traceback" not in said
+
+
+def test_a_killed_demo_leaves_no_harm(rng: random.Random) -> None:
+    """The next test shows that it does not."""
+    step, longest = rng.choice(demo_runs.STEPS[:4])
+    demo_runs.kill(step, rng.uniform(0, longest))
+
+
+def test_every_command_of_the_readme() -> None:
     listed = commands()
     assert {"script/demo", "invoke build-plugin", *ITSELF} <= set(listed)
-    lab.down()
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     said = {}
     for command in listed:
         if command in ITSELF:
@@ -31,7 +49,6 @@ def test_every_command_of_the_readme(lab: Any) -> None:
         result = subprocess.run(
             ["bash", "-c", command],
             cwd=ROOT,
-            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -1,86 +1,37 @@
-"""From two hosts to six and back by edits of the inventory, under load.
+"""From two hosts to four and back by edits of the inventory, under load.
 
 Half of the clients look the instances up before each request, the other half use the addresses
-of the hosts that stay.
+of the hosts that stay. The tests run in the order in which they stand here, on one fleet: each
+starts from what the one before it left. Two, six, two is in bench/scaling.py.
 """
 
-import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fleet_commands import Fleet, output
+from fleet_commands import output
+from growing import TOUCHED, grow_and_shrink, rows
+from lab_commands import Lab
 from load import Load, instances
+from releasing import Releases
+from shared_fleet import SharedFleet
+
+pytestmark = pytest.mark.takes(240)
 
 STAY = ("drakar", "cheetah")
-MORE = ("ormen", "skeid", "knarr", "busse")
-# Everything that could tell that a host was touched.
-TOUCHED = (
-    "sudo find /etc/consul.d /etc/systemd/system /etc/uwsgi-consul-fleet /opt /srv "
-    "-not -name '*.pyc' -not -name __pycache__ -printf '%p %i %C@\\n' | sort; "
-    "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*' | sort"
-)
-# What a host has before anything was deployed to it.
-EMPTY = (
-    "sudo find /etc/consul.d /etc/uwsgi-consul-fleet /opt /srv /var/lib/consul /usr/local/bin "
-    "/run/uwsgi-consul-fleet -mindepth 1 2>/dev/null; "
-    "find /etc/systemd/system /run/systemd/system -name '*consul*'; "
-    "getent passwd consul consul-demo-server; "
-    "systemctl list-units --all --plain --no-legend 'consul*'; "
-    "ss -Hltn | awk '{print $4}' | grep -v ':22$'; true"
-)
+MORE = ("ormen", "skeid")
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Iterator[Fleet]:
-    lab.up(*STAY, *MORE)
-    lab.rebuild(*STAY, *MORE)
-    found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
-    found.hosts(["drakar"], list(STAY))
-    found.build()
-    found.deploy()
-    yield found
-    lab.down(*MORE)
+def more(fleet: SharedFleet) -> None:
+    fleet.more(*MORE)
 
 
-def test_two_six_two(fleet: Fleet, lab: Any) -> None:
-    fresh = {name: lab.ssh(name, EMPTY).stdout for name in MORE}
-    before = {name: lab.ssh(name, TOUCHED).stdout for name in STAY}
-    with Load(lab, instances(lab, *STAY)) as load:
-        load.mark("two hosts")
-        time.sleep(3)
-        fleet.hosts(["drakar"], [*STAY, *MORE])
-        load.mark("to six")
-        changes = fleet.changes()
-        assert {host for hosts in changes.values() for host in hosts} == set(MORE), changes
-        load.mark("six hosts")
-        assert len(rows(fleet)) == 12
-        time.sleep(3)  # until clients that choose at random have met every instance
-        fleet.hosts(["drakar"], list(STAY), MORE)
-        load.mark("to two")
-        changes = fleet.changes()
-        assert {host for hosts in changes.values() for host in hosts} == set(MORE), changes
-        load.mark("two hosts again")
-        assert {row["node"] for row in rows(fleet)} == set(STAY)
-        print(f"\n{load.summary()}")
-        for window in load.windows():
-            window.expect(passing=4)
-        reached = {request.address for request in load.window("six hosts", "to two").requests}
-        assert reached == set(instances(lab, *STAY, *MORE))
-    assert {name: lab.ssh(name, TOUCHED).stdout for name in STAY} == before
-    assert {name: lab.ssh(name, EMPTY).stdout for name in MORE} == fresh
-    assert fleet.changes() == {}
+@pytest.mark.usefixtures("more")
+def test_two_four_two(fleet: SharedFleet, lab: Lab) -> None:
+    grow_and_shrink(fleet, lab, STAY, MORE)
 
 
-def rows(fleet: Fleet) -> list[dict[str, Any]]:
-    """What verify sees, when it agrees."""
-    found: list[dict[str, Any]] = json.loads(fleet.verify("--json", "--wait", "10").stdout)["rows"]
-    return found
-
-
-def test_nobody_retires_before_their_replacement_is_there(fleet: Fleet, lab: Any) -> None:
+def test_nobody_retires_before_their_replacement_is_there(fleet: SharedFleet, lab: Lab) -> None:
     unreachable = ("ormen", {"ssh_port": 9})
     fleet.hosts(["drakar"], ["drakar", unreachable], ["cheetah"])
     before = lab.ssh("cheetah", TOUCHED).stdout
@@ -90,10 +41,10 @@ def test_nobody_retires_before_their_replacement_is_there(fleet: Fleet, lab: Any
     assert lab.ssh("cheetah", TOUCHED).stdout == before
 
 
-def test_one_host_takes_over_from_another(fleet: Fleet, lab: Any) -> None:
+def test_one_host_takes_over_from_another(fleet: SharedFleet, lab: Lab) -> None:
     """Both in one edit: the new one serves before the old one goes."""
     fleet.hosts(["drakar"], ["drakar", "ormen"], ["cheetah"])
-    with Load(lab, instances(lab, "drakar")) as load:
+    with Load(lab, instances(lab, "drakar"), pause=0.2) as load:
         load.mark("cheetah for ormen")
         fleet.deploy()
         window = load.window("cheetah for ormen")
@@ -102,11 +53,11 @@ def test_one_host_takes_over_from_another(fleet: Fleet, lab: Any) -> None:
     assert {row["node"] for row in rows(fleet)} == {"drakar", "ormen"}
 
 
-def test_a_consul_server_that_serves_no_more_stays_a_server(fleet: Fleet, lab: Any) -> None:
+def test_a_consul_server_that_serves_no_more_stays_a_server(fleet: SharedFleet, lab: Lab) -> None:
     agent = "systemctl show --property MainPID,ActiveEnterTimestamp consul"
     before = lab.ssh("drakar", agent).stdout
     fleet.hosts(["drakar"], ["ormen"])
-    with Load(lab, instances(lab, "ormen")) as load:
+    with Load(lab, instances(lab, "ormen"), pause=0.2) as load:
         load.mark("drakar serves no more")
         changes = fleet.changes()
         assert changes == {"Application: stop it and remove it": ["drakar"]}
@@ -120,7 +71,9 @@ def test_a_consul_server_that_serves_no_more_stays_a_server(fleet: Fleet, lab: A
     assert fleet.changes() == {}
 
 
-def test_without_a_purge_releases_and_data_stay(fleet: Fleet, lab: Any, tmp_path: Path) -> None:
+def test_without_a_purge_releases_and_data_stay(
+    fleet: SharedFleet, lab: Lab, tmp_path: Path
+) -> None:
     fleet.hosts(["drakar"], ["drakar"], [("ormen", {"purge": False})])
     fleet.deploy()
     assert {row["node"] for row in rows(fleet)} == {"drakar"}
@@ -132,7 +85,7 @@ def test_without_a_purge_releases_and_data_stay(fleet: Fleet, lab: Any, tmp_path
     assert {row["node"] for row in rows(fleet)} == {"drakar", "ormen"}
 
 
-def test_two_applications_are_released_together(fleet: Fleet, lab: Any) -> None:
+def test_two_applications_are_released_together(fleet: SharedFleet, lab: Lab) -> None:
     """Each is known by its own name, also to who takes it away when nothing says its name."""
     fleet.hosts(["drakar"], ["drakar", ("ormen", {"app_name": "other-server"})])
     said = output(fleet.deploy(check=False))
@@ -150,3 +103,17 @@ def test_two_applications_are_released_together(fleet: Fleet, lab: Any) -> None:
     left = "sudo ls /srv /etc/uwsgi-consul-fleet /opt; systemctl list-units --all '*-server-*'"
     assert "server" not in lab.ssh("ormen", left, check=False).stdout
     assert {row["node"] for row in rows(fleet)} == {"drakar"}
+
+
+def test_releases_on_a_fleet_of_one_lose_no_request(
+    fleet: SharedFleet, lab: Lab, tmp_path: Path
+) -> None:
+    releases = Releases(fleet, lab, tmp_path, ["drakar"])
+    with Load(lab, instances(lab, "drakar")) as load:
+        load.mark("one host")
+        names = [releases.deploy() for _ in range(2)]
+        window = load.window("one host")
+        print(f"\n{window}")
+        window.expect(passing=2)
+        assert set(names) <= set(window.releases)
+    releases.expect_everywhere()

@@ -3,7 +3,7 @@
 Each is the example application with something behind it, so the entry point, the
 answers and the settings stay those of the shipped inventory:
 
-    fleet.deploy(*released(application(folder, SLOW_START), "r2"))
+    fleet.deploy(*released(application(folder, slow_start(5)), "r2"))
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from pathlib import Path
 from checkout import ROOT
 from lab_commands import Lab
 
-SLOW_START = """
-import time
-time.sleep(5)
-"""
 
-SLOW_REQUESTS = """
+def slow_start(seconds: float) -> str:
+    """An application that takes so long to load."""
+    return f"\nimport time\ntime.sleep({seconds})\n"
+
+
+def slow_requests(seconds: float) -> str:
+    """An application that takes so long to answer, but for its health check."""
+    return f"""
 import time
 answer_at_once = application
 
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/":
-        time.sleep(5)
+        time.sleep({seconds})
     return answer_at_once(environ, start_response)
 """
 

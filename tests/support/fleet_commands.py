@@ -73,11 +73,15 @@ class Fleet:
         self.path.write_text("".join(f"{name} = {hosts!r}\n" for name, hosts in groups.items()))
 
     def deploy(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run("pyinfra", "-y", *options, str(self.path), "deploy/", check=check)
+        return run(*self.words(*options), check=check)
 
     def start_deploy(self, *options: str) -> subprocess.Popen[str]:
         """To be interrupted, or to be watched; :func:`finish` waits for it."""
-        return start("pyinfra", "-y", *options, str(self.path), "deploy/", own_group=True)
+        return start(*self.words(*options), own_group=True)
+
+    def words(self, *options: str) -> list[str]:
+        """The command line of a deploy."""
+        return ["pyinfra", "-y", *options, str(self.path), "deploy/"]
 
     def changes(self, *options: str) -> dict[str, list[str]]:
         """Which operations change something, and on which hosts."""

@@ -244,7 +244,7 @@ class Load:
         on: str = "drakar",
         service: str = SERVICE,
         clients: int = 16,
-        pause: float = 0.05,
+        pause: float = 0.1,
         timeout: float = 30,
     ) -> None:
         """

@@ -25,7 +25,7 @@ class SharedFleet(Fleet):
         super().__init__(path)
         self.lab = lab
         settings = path.with_name("group_data") / "all.py"
-        settings.parent.mkdir(exist_ok=True)
+        settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(SETTINGS)
 
     def more(self, *names: str) -> None:

@@ -36,7 +36,9 @@ apt() {
 
 explain_apt() {
     grep -E '^(E|Err|W):|^dpkg: error|No space left' "$scratch/apt.log" | tail -n 10 >&2
-    if grep -q 'No space left on device\|enough free space' "$scratch/apt.log"; then
+    # Where no byte is left, the log has not kept the reason either.
+    if grep -q 'No space left on device\|enough free space' "$scratch/apt.log" ||
+        [ "$(df --output=avail "$scratch" | tail -n 1)" -lt 1024 ]; then
         fail "no room for the compiler in $scratch (it takes 400 MB)"
     elif grep -q 'Unable to locate package\|no installation candidate' "$scratch/apt.log"; then
         fail "its package sources have no compiler, or not all that is needed"

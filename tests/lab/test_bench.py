@@ -1,0 +1,40 @@
+"""What is under bench/ can be run again: each, once, where that takes less than a minute."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from checkout import ROOT
+from fleet_commands import Fleet
+
+pytestmark = pytest.mark.takes(120)
+
+
+def once(name: str) -> str:
+    command = [sys.executable, f"bench/{name}.py", "--once", "--seed", "12"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    print(f"\n{said}")
+    assert re.match(rf"{name}\.py: seed 12, commit \S+( with changes)?, \d+ cores\n", result.stdout)
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", ["client_latency", "plugin_endurance"])
+def test_on_this_machine(name: str) -> None:
+    assert once(name)
+
+
+def test_a_deploy_with_nothing_to_change(fleet: Fleet) -> None:
+    assert "2 hosts: median " in once("deploy_again")
+
+
+def test_a_build_with_nothing_to_build(fleet: Fleet) -> None:
+    assert "3 hosts: median " in once("build_again")
+
+
+def test_releases_under_load(fleet: Fleet) -> None:
+    said = once("releases")
+    assert "the shipped application, 2 hosts: 1 releases" in said
+    assert said.count(" 0 failed") == 2
