@@ -195,7 +195,7 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
 
 
 def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, lab: Lab) -> None:
-    known = inventory.read(fleet.path)
+    known = inventory.read(fleet.path, options.address)
     with lock.take(known, "test", {}) as held:
         lab.kill("drakar")
         slowest = 0.0
