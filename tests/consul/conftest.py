@@ -52,6 +52,15 @@ def agent(shared_agent: Agent) -> Agent:
 
 
 @pytest.fixture
+def unlocked_agent(shared_agent: Agent) -> Agent:
+    """The agent that the tests share, without anything of ours in its key/value store."""
+    for session in shared_agent.call("GET", "/v1/session/list").json():
+        shared_agent.call("PUT", f"/v1/session/destroy/{session['ID']}")
+    shared_agent.call("DELETE", "/v1/kv/uwsgi-consul-fleet/?recurse")
+    return shared_agent
+
+
+@pytest.fixture
 def new_agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     """Makes agents (not started yet) that a test may treat as it likes."""
     made: list[Agent] = []

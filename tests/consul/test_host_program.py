@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -180,10 +181,10 @@ def test_an_agent_that_is_not_there_one_that_hangs_and_one_that_ends_early(
     assert "Connection refused" in status(tmp_path, address=agent.url)["problem"]
     agent.start()
     asked = Consul(Access(agent.url), timeout=0.5)
-    agent.signal(19)  # SIGSTOP
+    agent.signal(signal.SIGSTOP)
     with pytest.raises(UnavailableError, match="timed out"):
         asked.get("/v1/status/leader")
-    agent.signal(18)  # SIGCONT
+    agent.signal(signal.SIGCONT)
     assert until(lambda: asked.get("/v1/status/leader"), "it answers again")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         half = Consul(Access(f"http://127.0.0.1:{listener.getsockname()[1]}"), timeout=5)
@@ -270,7 +271,7 @@ def test_two_agents_join(
 
 
 @pytest.fixture
-def session_before(shared_agent: Agent) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def session_before(unlocked_agent: Agent) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """The lock session as the version before runs it on a server."""
     repository = Path(__file__).resolve().parents[2]
     shown = subprocess.run(
@@ -280,7 +281,7 @@ def session_before(shared_agent: Agent) -> Iterator[Callable[[], subprocess.Pope
     started = []
 
     def start() -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", shown.stdout, shared_agent.url]
+        words = [sys.executable, "-c", shown.stdout, unlocked_agent.url]
         started.append(
             subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
@@ -294,10 +295,10 @@ def session_before(shared_agent: Agent) -> Iterator[Callable[[], subprocess.Pope
 
 @pytest.fixture
 def session_now(
-    shared_agent: Agent, tmp_path: Path
+    unlocked_agent: Agent, tmp_path: Path
 ) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     file = tmp_path / "agent.json"
-    file.write_text(json.dumps({"address": shared_agent.url}))
+    file.write_text(json.dumps({"address": unlocked_agent.url}))
     started = []
 
     def start() -> subprocess.Popen[str]:

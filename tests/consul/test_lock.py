@@ -54,12 +54,8 @@ class Session:
 
 
 @pytest.fixture
-def agent(shared_agent: Agent) -> Agent:
-    """The shared agent, without anything of ours."""
-    for session in shared_agent.call("GET", "/v1/session/list").json():
-        shared_agent.call("PUT", f"/v1/session/destroy/{session['ID']}")
-    shared_agent.call("DELETE", "/v1/kv/uwsgi-consul-fleet/?recurse")
-    return shared_agent
+def agent(unlocked_agent: Agent) -> Agent:
+    return unlocked_agent
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_two_applications_are_released_together(fleet: SharedFleet, lab: Lab) ->
     """Each is known by its own name, also to who takes it away when nothing says its name."""
     fleet.hosts(["drakar"], ["drakar", ("ormen", {"app_name": "other-server"})])
     said = output(fleet.deploy(check=False))
-    assert "ormen: consul-demo-server serves on port 2001, 2002, which other-server is" in said
+    assert "ormen: consul-demo-server serves on port 2001, 2002, which other-server needs" in said
     other = {"app_name": "other-server", "instances": {"server1": 3001}}
     fleet.hosts(["drakar"], ["drakar", ("ormen", other)])
     fleet.deploy("--data", "release=spring", "--data", "app_processes=3")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 from consul_processes import until
 from fleet_commands import Fleet, output, run
 from lab_commands import Lab
@@ -21,6 +22,7 @@ from lab_commands import Lab
 from uwsgi_consul_fleet.inventory.reading import read
 from uwsgi_consul_fleet.ssh import config as ssh_config
 from uwsgi_consul_fleet.ssh import connection as ssh
+from uwsgi_consul_fleet.ssh import options
 from uwsgi_consul_fleet.verify import plugins
 
 GATE, TARGET = "gate", "target"
@@ -96,7 +98,7 @@ class Ways:
 
 @pytest.fixture(scope="module")
 def ways(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
-    lab.up(GATE, TARGET)
+    Lab(ROOT).up(GATE, TARGET)  # of which nothing was installed on any
     quoted = PASSWORD.replace("'", "'\\''")
     script = (f"PASSWORD='{quoted}'" + SETUP).replace("'", "'\\''")
     lab.ssh(TARGET, f"sudo bash -c '{script}'")
@@ -124,7 +126,7 @@ def as_reached(ways: Ways, hosts: Hosts) -> None:
     for name in hosts:
         assert re.search(rf"\[{name}\] +Ready", output(deploy)), output(deploy)
     assert ways.problems() == {name: f"{name}: nothing was deployed to it" for name in hosts}
-    (told,) = {each.detail for each in plugins.check(read(ways.fleet.path))}
+    (told,) = {each.detail for each in plugins.check(read(ways.fleet.path, options.address))}
     assert told == "has no uWSGI; deploy to it"
 
 
@@ -187,7 +189,7 @@ def test_a_script_reads_what_it_is_sent_and_nobody_the_password(
     ways: Ways, data: dict[str, Any]
 ) -> None:
     ways.use(ways.section("*"), {"web": data})
-    (host,) = read(ways.fleet.path).hosts
+    (host,) = read(ways.fleet.path, options.address).hosts
     with ssh.connect(host) as connection:
         found = ssh.run_script(connection, SEARCH, PASSWORD.encode())
         assert (found.stdout.decode(), found.stderr) == ("nobody shows it\n0\n", "")
@@ -246,7 +248,7 @@ def test_what_can_not_be_is_told_with_its_reason(ways: Ways) -> None:
     assert "is in no known_hosts file" in problems["jumped"]
     assert f"try: ssh -F {ways.config} changed" in problems["changed"]
     assert other.read_text() == before and not nobody.exists()
-    for found in plugins.check(read(ways.fleet.path)):
+    for found in plugins.check(read(ways.fleet.path, options.address)):
         name = found.subject.removeprefix("node ")
         assert found.kind == "unreachable" and reasons[name] in found.detail, found
     listed = output(ways.fleet.build("--list", check=False))

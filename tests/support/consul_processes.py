@@ -90,8 +90,16 @@ class Agent:
             return False
 
     def signal(self, number: int) -> None:
+        """A stopped agent stands still when this returns."""
         if self.process:
             self.process.send_signal(number)
+            if number == signal.SIGSTOP:
+                until(self._stands_still, "each thread of it stands still")
+
+    def _stands_still(self) -> bool:
+        assert self.process
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(file.read_text().rpartition(")")[2].split()[0] == "T" for file in threads)
 
     def kill(self) -> None:
         if self.process:
