@@ -13,16 +13,18 @@ import evidence
 from checkout import BIN, ROOT, locked
 
 
-def start(*command: str, cwd: Path = ROOT, own_group: bool = False) -> subprocess.Popen[str]:
+def start(
+    *command: str, cwd: Path = ROOT, own_group: bool = False, **environment: str
+) -> subprocess.Popen[str]:
     """
     :param own_group: a process group of its own, as a shell makes it: to be interrupted
+    :param environment: variables beside those of this process
     """
-    # As wide as a log: what is tested is what it says, not how it is broken into lines.
-    environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.Popen(
         [str(BIN / command[0]), *command[1:]],
         cwd=cwd,
-        env=environment,
+        # As wide as a log: what is tested is what it says, not how it is broken into lines.
+        env={**os.environ, "COLUMNS": "200", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

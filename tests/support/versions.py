@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
-from checkout import BIN, ROOT
+from checkout import ROOT
+from fleet_commands import finish, start
 
 BEFORE = "5ac7d59"  # the last one whose Python was not one package
 
@@ -37,23 +37,12 @@ class Version:
         subprocess.run(["git", *words], check=True, capture_output=True)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [str(BIN / command[0]), *command[1:]],
-            cwd=self.checkout,
-            env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(self.checkout)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        """See :func:`fleet_commands.start`."""
+        here = str(self.checkout)
+        return start(*command, cwd=self.checkout, own_group=True, PYTHONPATH=here)
 
-    def run(self, *command: str, check: bool = True) -> str:
-        """What it printed."""
-        process = self.start(*command)
-        said, _ = process.communicate()
-        assert not check or process.returncode == 0, f"{' '.join(command)}:\n{said}"
-        return said
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return finish(self.start(*command), check=check)
 
 
 def before(folder: Path) -> Version:
