@@ -6,6 +6,7 @@ The tests run in the order in which they stand here, on one lab.
 from typing import Any
 
 import pytest
+from consul_processes import until
 from fleet_commands import Fleet, output, run
 
 PID = "$(systemctl show --property MainPID --value consul)"
@@ -45,7 +46,9 @@ def test_a_dry_run_on_a_host_without_python_installs_nothing(fleet: Fleet, lab: 
 
 def test_the_deploy_brings_it(fleet: Fleet, lab: Any) -> None:
     fleet.deploy()
-    assert lab.ssh("drakar", f"sudo {PROGRAM} consul status").stdout.startswith('{"leader": "10.')
+    asked = f"sudo {PROGRAM} consul status"
+    # The first server of a cluster elects itself when it has started.
+    until(lambda: lab.ssh("drakar", asked).stdout.startswith('{"leader": "10.'), "a leader")
     assert fleet.changes() == {}
 
 
