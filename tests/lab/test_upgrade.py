@@ -28,6 +28,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any, old: Version) -> F
     lab.rebuild(*HOSTS)
     found = Fleet(tmp_path_factory.mktemp("fleet") / "fleet.py")
     found.hosts(["drakar"], list(HOSTS))
+    found.build_once()
     old.run("invoke", "build-plugin", "--inventory", str(found.path))
     old.run("pyinfra", "-y", *release("old"), str(found.path), "deploy/")
     old.run("invoke", "verify", "--wait", "10", "--inventory", str(found.path))
@@ -70,7 +71,6 @@ def test_each_is_locked_out_by_the_other(fleet: Fleet, lab: Any, old: Version) -
 def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None:
     with Load(lab, instances(lab, *HOSTS)) as load:
         load.mark("deployed to")
-        fleet.build()
         fleet.deploy(*release("new"))
         fleet.verify("--wait", "10", "--probe")
         assert fleet.changes(*release("new")) == {}
