@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from consul_processes import Agent, until
+from versions import BEFORE
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
@@ -22,7 +24,7 @@ from uwsgi_consul_fleet.host.consul import Access, Consul, UnavailableError
 SECRET = "open-sesame"  # of the guarded agent
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {}}
 # The version before this one, and the text that it ran on a server.
-BEFORE = ("5ac7d59", "fleet/lock_session.py")
+SESSION_BEFORE = f"{BEFORE}:fleet/lock_session.py"
 
 
 def release(
@@ -270,48 +272,46 @@ def test_two_agents_join(
 # --- The version before --------------------------------------------------------------
 
 
+Start = Callable[[], subprocess.Popen[str]]
+
+
+@contextmanager
+def sessions(*words: str) -> Iterator[Start]:
+    """Starts lock sessions by this command; they end with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture
-def session_before(unlocked_agent: Agent) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def session_before(unlocked_agent: Agent) -> Iterator[Start]:
     """The lock session as the version before runs it on a server."""
     repository = Path(__file__).resolve().parents[2]
     shown = subprocess.run(
-        ["git", "-C", str(repository), "show", ":".join(BEFORE)], capture_output=True, text=True
+        ["git", "-C", str(repository), "show", SESSION_BEFORE], capture_output=True, text=True
     )
     assert shown.returncode == 0, shown.stderr
-    started = []
-
-    def start() -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", shown.stdout, unlocked_agent.url]
-        started.append(
-            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    with sessions(sys.executable, "-c", shown.stdout, unlocked_agent.url) as start:
+        yield start
 
 
 @pytest.fixture
-def session_now(
-    unlocked_agent: Agent, tmp_path: Path
-) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def session_now(unlocked_agent: Agent, tmp_path: Path) -> Iterator[Start]:
     file = tmp_path / "agent.json"
     file.write_text(json.dumps({"address": unlocked_agent.url}))
-    started = []
-
-    def start() -> subprocess.Popen[str]:
-        words = [*host_program.carried(), "--agent-file", str(file), "lock-session"]
-        started.append(
-            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    with sessions(*host_program.carried(), "--agent-file", str(file), "lock-session") as start:
+        yield start
 
 
 def ask(process: subprocess.Popen[str], **message: Any) -> dict[str, Any]:
@@ -324,8 +324,8 @@ def ask(process: subprocess.Popen[str], **message: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("first", ["before", "now"])
 def test_a_lock_that_the_other_version_holds_is_understood(
-    session_before: Callable[[], subprocess.Popen[str]],
-    session_now: Callable[[], subprocess.Popen[str]],
+    session_before: Start,
+    session_now: Start,
     first: str,
 ) -> None:
     one, other = session_before(), session_now()

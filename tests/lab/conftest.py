@@ -9,6 +9,8 @@ import prepared
 import pytest
 from checkout import ROOT
 from lab_commands import Lab
+from load import Load, instances
+from releasing import Releases
 from shared_fleet import SharedFleet
 
 
@@ -52,6 +54,24 @@ def fleet(shared_fleet: SharedFleet) -> SharedFleet:
     """For a file without a fleet of its own: two hosts with the application, see SharedFleet."""
     shared_fleet.reset()
     return shared_fleet
+
+
+@pytest.fixture(scope="module")
+def releases(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Releases:
+    return Releases(fleet, lab, tmp_path_factory.mktemp("releases"))
+
+
+@pytest.fixture(scope="module")
+def clients(releases: Releases, lab: Lab) -> Iterator[Load]:
+    with Load(lab, instances(lab, *releases.hosts)) as found:
+        yield found
+
+
+@pytest.fixture
+def load(releases: Releases, clients: Load) -> Load:
+    """The load on a fleet that is on a good release."""
+    releases.ensure()
+    return clients
 
 
 @pytest.fixture(scope="session")

@@ -4,34 +4,13 @@ Sixteen clients use every instance meanwhile. Many moments are in bench/interrup
 """
 
 import random
-from collections.abc import Iterator
 
 import pytest
-from fleet_commands import Fleet
 from interrupting import KINDS, REBOOTS, STAGES, interrupted, rebooted
-from lab_commands import Lab
-from load import Load, instances
+from load import Load
 from releasing import Releases
 
 pytestmark = pytest.mark.takes(200)
-
-
-@pytest.fixture(scope="module")
-def releases(fleet: Fleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Releases:
-    return Releases(fleet, lab, tmp_path_factory.mktemp("releases"))
-
-
-@pytest.fixture(scope="module")
-def clients(releases: Releases, lab: Lab) -> Iterator[Load]:
-    with Load(lab, instances(lab, *releases.hosts)) as found:
-        yield found
-
-
-@pytest.fixture
-def load(releases: Releases, clients: Load) -> Load:
-    """The load on a fleet that is on a good release."""
-    releases.ensure()
-    return clients
 
 
 @pytest.mark.parametrize("how", KINDS)

@@ -10,7 +10,6 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from applications import (
     slow_requests,
     slow_start,
 )
-from fleet_commands import Fleet
 from lab_commands import Lab
 from load import SERVICE, Load, instances
 from releasing import Releases
@@ -32,24 +30,6 @@ pytestmark = pytest.mark.takes(200)
 # What is not yet healthy after so long is bad: the default of 30 s would only be waited for.
 SOON = ("--data", "health_timeout=5")
 PROCESSES = ("--data", "app_processes=6")  # more than clients may meet at one instance
-
-
-@pytest.fixture(scope="module")
-def releases(fleet: Fleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Releases:
-    return Releases(fleet, lab, tmp_path_factory.mktemp("releases"))
-
-
-@pytest.fixture(scope="module")
-def clients(releases: Releases, lab: Lab) -> Iterator[Load]:
-    with Load(lab, instances(lab, *releases.hosts)) as found:
-        yield found
-
-
-@pytest.fixture
-def load(releases: Releases, clients: Load) -> Load:
-    """The load on a fleet that is on a good release."""
-    releases.ensure()
-    return clients
 
 
 def expect_nothing_lost(load: Load, begin: float, *releases: str) -> None:
