@@ -2,7 +2,7 @@
 
 from pyinfra import host
 
-from uwsgi_consul_fleet.operations import lock, run
+from uwsgi_consul_fleet.operations import lock, ownership, run
 from uwsgi_consul_fleet.operations.applications import application as app
 from uwsgi_consul_fleet.operations.consul import agent as consul
 from uwsgi_consul_fleet.operations.uwsgi import uwsgi
@@ -12,7 +12,13 @@ here = run.here()
 me, fleet = here.me, here.run.fleet
 package = app.prepare(me)
 app.refuse_taken_ports(here)
+# Refuses what is not this fleet's.
+unmarked = ownership.settled(here.run).unmarked
 lock.guard(here)
+
+if unmarked:
+    ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
+    ownership.mark(name="Fleet: mark the other hosts", here=here, servers=False)
 
 if me.instances:
     # First of all: a host without its plugin is left as it is.

@@ -3,6 +3,12 @@ and data beside a host in inventory.py overrides both."""
 
 from uwsgi_consul_fleet.lab import ssh_config
 
+# --- The fleet --------------------------------------------------------------
+
+# What the fleet is called, such as shop-production; a run stops where the hosts carry another
+# name. None takes what they carry, and at the first deploy the application's name.
+fleet = None
+
 # --- The application --------------------------------------------------------
 
 # The application's name: of its service in Consul, its user, its units and its folder under

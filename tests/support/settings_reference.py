@@ -14,6 +14,7 @@ from uwsgi_consul_fleet.inventory import settings
 from uwsgi_consul_fleet.inventory.settings import DEMO, FLEET_WIDE, Settings, literal
 
 SECTIONS = {  # by the first setting of each
+    "fleet": "The fleet",
     "app_name": "The application",
     "release": "Releases",
     "uwsgi_source": "uWSGI",

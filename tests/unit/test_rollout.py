@@ -16,7 +16,8 @@ def fleet_of(count: int, **settings: Any) -> Fleet:
     data = {**DEMO, "instances": {"a": 1, "b": 2}, **settings}
     hosts = [InventoryHost("c", frozenset({"consul_servers"}), {**DEMO, **settings})]
     hosts += [InventoryHost(f"h{n}", frozenset({"app_servers"}), data) for n in range(count)]
-    return build(hosts, (), (), lambda _: "10.0.0.1")
+    addresses = {host.name: f"10.0.0.{number}" for number, host in enumerate(hosts, 1)}
+    return build(hosts, (), (), lambda host: addresses[host.name])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name / "__init__.py").write_text("raise Exception('the operator's own')\n")
     shutil.copy(ROOT / "tasks.py", tmp_path)
     (tmp_path / "inventory.py").write_text(
-        'consul_servers = ["@fake/one"]\napp_servers = ["@fake/one", "@fake/two"]\n'
+        'consul_servers = ["@fake/one"]\n'
+        'app_servers = ["@fake/one", ("@fake/two", {"address": "10.0.0.2"})]\n'
     )
     (tmp_path / "source").mkdir()
     (tmp_path / "source/main.py").write_text("application = None\n")

@@ -50,6 +50,13 @@ def parser() -> argparse.ArgumentParser:
     command("stop", "take the application out of service")
     one = command("remove", "remove what belongs to the application; it must be out of service")
     one.add_argument("--keep-data", dest="purge", action="store_false", help="keep its releases")
+    text = "write down whose this host is, and what on it is the fleet's"
+    one = commands.add_parser("mark", help=text, description=text)
+    one.add_argument("fleet", metavar="FLEET")
+    one.add_argument("id", metavar="ID")
+    one.add_argument("layout", metavar="LAYOUT", type=int)
+    one.add_argument("made", metavar="WHAT", nargs="*", help="consul or app:NAME")
+    one.add_argument("--port", dest="ports", metavar="PORT", type=int, action="append", default=[])
     commands.add_parser("lock-session", help="hold the fleet's lock for who is at the other end")
     about = "ask the Consul agent of this host, or change its cluster"
     consul = commands.add_parser("consul", help=about, description=about)

@@ -5,13 +5,14 @@ What is done twice, or was done before, is done.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from socket import gethostname
 from typing import Any
 
-from .consul import Consul, UnavailableError
+from .consul import FLEET, Consul, UnavailableError
 from .says import ReleaseError
 
 ALIVE, FAILED = 1, 4  # serf's status of a member
@@ -20,15 +21,26 @@ DEMOTED = 10.0  # seconds for a former server to be seen as a client
 
 
 def status(consul: Consul) -> dict[str, Any]:
-    """Of a server, by itself: whom it follows, and which servers it counts, each as HOST:PORT;
-    or why it could not be asked."""
+    """Of a server, by itself: whom it follows, which servers it counts, each as HOST:PORT, and
+    whose the cluster is; or why it could not be asked."""
     try:
         return {
             "leader": consul.get("/v1/status/leader"),
             "peers": consul.get("/v1/status/peers") or [],
+            "fleet": _fleet(consul),
         }
     except UnavailableError as error:
         return {"problem": str(error)}
+
+
+def _fleet(consul: Consul) -> str:
+    """'' where nobody wrote it down. While there is no leader it may not be known."""
+    try:
+        return json.dumps(consul.get(f"/v1/kv/{FLEET}?raw&stale"))
+    except UnavailableError as error:
+        if error.status in (404, 500):
+            return ""
+        raise
 
 
 def cluster(consul: Consul) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .says import ReleaseError
 
 CONFIG = "/etc/uwsgi-consul-fleet/agent.json"
 TIMEOUT = 10  # seconds for an answer
+FLEET = "uwsgi-consul-fleet/fleet"  # the key that says whose the cluster is
 
 
 class UnavailableError(ReleaseError):

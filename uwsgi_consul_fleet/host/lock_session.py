@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from typing import Any, TextIO
 from urllib.parse import quote
 
-from .consul import Access, Consul, UnavailableError
+from .consul import FLEET, Access, Consul, UnavailableError
 
 LOCK = "uwsgi-consul-fleet/lock"
 AUDIT = "uwsgi-consul-fleet/audit/"
@@ -108,6 +108,14 @@ class Keys(Consul):
         """All of these, or none."""
         return self.call("PUT", "/v1/txn", [{"KV": step} for step in steps]) is not None
 
+    def identify(self, mine: Message) -> Message | None:
+        """Say whose the cluster is, where nobody has; another one's answer, where it is not."""
+        if self.call("PUT", f"/v1/kv/{FLEET}?cas=0", mine):
+            return None
+        entries = self.call("GET", f"/v1/kv/{FLEET}")
+        there = claim_in(b64decode(entries[0]["Value"] or "")) if entries else mine
+        return None if there.get("id") == mine["id"] else there
+
     def holder(self) -> Message | None:
         """Who has the lock: the claim, and the ``session``."""
         entries = self.call("GET", f"/v1/kv/{LOCK}")
@@ -161,6 +169,9 @@ class Lock:
             self.keys.destroy(session if acquired else mine)
         if acquired:
             self.session, self.claim = mine, claim
+            if other := claim.get("fleet") and self.keys.identify(claim["fleet"]):
+                self.do_finish()
+                return {"state": "foreign", "fleet": other}
             return {"state": "held", "session": mine, "claim": claim}
         if session:
             raise LostError

@@ -77,9 +77,11 @@ def _ask(consul: Consul, action: str, **options: Any) -> None:
 
 
 def _change(consul: Consul, command: str, **options: Any) -> None:
-    from . import retire, switch
+    from . import ownership, retire, switch
 
-    if command == "switch":
+    if command == "mark":
+        ownership.mark(**options)
+    elif command == "switch":
         switch.switch(consul, **options)
     elif command == "passing":
         switch.expect_passing(consul, **options)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 
-from . import store, systemd, units
+from . import ownership, store, systemd, units
 from .says import say
 
 
@@ -16,6 +15,7 @@ def stop(app: str) -> None:
     seconds and then finishes. Its socket is closed before, else the next connection would
     start it again; it goes on listening by itself meanwhile.
     """
+    ownership.expect(app)
     services = running(app)
     # First: an interruption must not leave something that a boot starts again.
     store.pointer(app).unlink(missing_ok=True)
@@ -36,7 +36,9 @@ def running(app: str) -> list[str]:
 
 def remove(app: str, purge: bool) -> None:
     """Remove its user and, where ``purge``, its releases."""
+    ownership.expect(app)
+    ownership.remove_user(app)
     if purge:
         shutil.rmtree(store.folder(app), ignore_errors=True)
-    subprocess.run(["userdel", app], capture_output=True, check=False)
+        ownership.forget(app)
     say(f"{app}: removed" + ("" if purge else f", but for {store.folder(app)}"))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 from uwsgi_consul_fleet.errors import InventoryError
@@ -15,6 +16,7 @@ from uwsgi_consul_fleet.inventory.settings import (
 )
 
 DEBIANS_PYTHON = "/usr/bin/python3"
+RESERVED = {22: "sshd's"} | dict.fromkeys((8300, 8301, 8302, 8500, 8600), "Consul's")
 ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
 
 
@@ -71,6 +73,11 @@ class Fleet:
 
     hosts: tuple[Host, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str | None:
+        """What the operator calls it, if anything."""
+        return next((host.settings.fleet for host in self.hosts), None)
 
     @property
     def active(self) -> tuple[Host, ...]:
@@ -137,7 +144,7 @@ def build(
         if found.settings is not None:
             built.append(_host(entry, found.settings, resolve, problems))
     for host in built:
-        problems += _instance_problems(host)
+        problems += _instance_problems(host) + _address_problems(host, built)
     problems += _fleet_wide_problems(built)
     if problems:
         raise InventoryError(problems)
@@ -225,7 +232,11 @@ def _role_problems(hosts: list[InventoryHost]) -> list[str]:
 
 
 def _instance_problems(host: Host) -> list[str]:
-    problems = []
+    problems = [
+        f"{host.name}: instances: {instance.name} has port {instance.port}, which is {of}"
+        for instance in host.instances
+        if (of := RESERVED.get(instance.port))
+    ]
     for key in ("port", "id"):
         counts = Counter(getattr(instance, key) for instance in host.instances)
         for value, count in counts.items():
@@ -244,11 +255,27 @@ def _instance_problems(host: Host) -> list[str]:
     return problems
 
 
+def _address_problems(host: Host, hosts: list[Host]) -> list[str]:
+    """What no other host could reach it by, or what another one has."""
+    if not host.address or host.is_retired:
+        return []
+    address = ip_address(host.address)
+    if address.is_loopback or address.is_unspecified or address.is_multicast:
+        return [f"{host.name}: address = {host.address!r}: the other hosts can't reach it by that"]
+    # Of each pair the later one.
+    before = hosts[: hosts.index(host)]
+    same = [each.name for each in before if each.address == host.address and not each.is_retired]
+    return (
+        [f"{host.name}: has the same address as {', '.join(same)}: {host.address}"] if same else []
+    )
+
+
 def _fleet_wide_problems(hosts: list[Host]) -> list[str]:
     """Settings of the one roll-out over all hosts."""
     problems = []
     for key in FLEET_WIDE:
-        values = {host.name: getattr(host.settings, key) for host in hosts if host.instances}
+        concerned = [host for host in hosts if host.instances or key == "fleet"]
+        values = {host.name: getattr(host.settings, key) for host in concerned}
         if len(set(map(repr, values.values()))) > 1:
             told = ", ".join(f"{value!r} for {name}" for name, value in values.items())
             problems.append(f"{key}: must be the same for all hosts; is {told}")

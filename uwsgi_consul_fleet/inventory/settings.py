@@ -20,7 +20,14 @@ from pydantic import (
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 # A DNS label: the service is looked up as NAME.service.consul, and systemd units,
 # the Unix user and the folder under /srv carry the same name.
-Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
+LABEL = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+Label = Annotated[str, StringConstraints(pattern=LABEL, max_length=63)]
+# useradd takes 32 characters.
+AppName = Annotated[
+    str,
+    StringConstraints(pattern=LABEL, max_length=32),
+    AfterValidator(lambda name: _free(name)),
+]
 # ini values: a line break or a comma would end the value early and start another one.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s,;=%$]+$", max_length=200)]
 # Part of folder, unit and socket names; a unix socket's path has 107 bytes in all.
@@ -35,7 +42,17 @@ EnvironmentName = Annotated[
 ]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 # What a host can't have of its own: there is one roll-out over all hosts.
-FLEET_WIDE = ("canary", "batch", "on_failure", "max_unavailable")
+FLEET_WIDE = ("fleet", "canary", "batch", "on_failure", "max_unavailable")
+# Users and units that Debian or we have for something else; adduser's and systemd's own names.
+TAKEN = frozenset(
+    """
+    root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody
+    sshd messagebus polkitd syslog adm tty disk sudo audio video users staff shadow utmp consul
+    basic default emergency final graphical halt hibernate kexec multi-user network network-online
+    poweroff reboot rescue shutdown sleep sockets suspend swap sysinit timers umount
+    a-newer-uwsgi-consul-fleet
+    """.split()  # noqa: SIM905 - as above
+)
 
 
 class InstanceSettings(BaseModel):
@@ -50,6 +67,12 @@ class InstanceSettings(BaseModel):
 def _port_alone(value: object) -> object:
     """``{"server1": 2001}`` is short for ``{"server1": {"port": 2001}}``."""
     return value if isinstance(value, dict) else {"port": value}
+
+
+def _free(name: str) -> str:
+    if name in TAKEN or name.startswith("systemd-"):
+        raise ValueError("Debian has a user or a unit of that name; take another one")
+    return name
 
 
 def _not_ours(name: str) -> str:
@@ -76,7 +99,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    app_name: Label
+    fleet: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """What the fleet is called, such as shop-production; a run stops where the hosts carry another
+    name. None takes what they carry, and at the first deploy the application's name."""
+
+    app_name: AppName
     """The application's name: of its service in Consul, its user, its units and its folder under
     /srv."""
 

@@ -20,6 +20,7 @@ from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, Un
 from uwsgi_consul_fleet.host.lock_session import AUDIT, LOCK, Message, claim_in, now, seconds_since
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import handle as keeper
+from uwsgi_consul_fleet.ownership.identity import Identity, agreed
 from uwsgi_consul_fleet.ssh.options import plain
 
 INTERVAL = 0.25  # seconds between two tries while waiting for Consul
@@ -45,16 +46,26 @@ class Lock:
         self._keeper = keeper.get()
         self._keeper.send({"servers": [_server(host) for host in servers]})
 
-    def take(self, what: str, releases: Mapping[str, str], wait: float = 0) -> None:
+    def take(
+        self,
+        what: str,
+        releases: Mapping[str, str],
+        wait: float = 0,
+        identity: Identity | None = None,
+    ) -> None:
         """Take the lock.
 
         :param what: what is done under it, such as ``deploy``
         :param releases: the release that is to serve, for each service
         :param wait: seconds in which Consul may come up
+        :param identity: whose the Consul must be; it is written down there, where nobody has yet
         :raises LockedError: saying who holds it
+        :raises ForeignError: where the Consul is another fleet's
         :raises UnreachableError: where no Consul server can be asked
         """
-        claim = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
+        claim: Message = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
+        if identity:
+            claim["fleet"] = identity.as_dict()
         message = {"do": "take", "claim": claim}
         self._began = self._began or time.monotonic()
         deadline = time.monotonic() + wait
@@ -64,6 +75,8 @@ class Lock:
                 if holder is None:  # gone since
                     continue
                 raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
+            if reply["state"] == "foreign":
+                agreed({"this inventory's hosts": identity, "its Consul": _identity(reply)}, None)
             if time.monotonic() > deadline:
                 raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
             time.sleep(INTERVAL)
@@ -142,11 +155,13 @@ class Lock:
                 self.finish("interrupted")
 
 
-def take(fleet: Fleet, what: str, releases: Mapping[str, str], wait: float = 0) -> Lock:
+def take(
+    fleet: Fleet, what: str, releases: Mapping[str, str], identity: Identity | None = None
+) -> Lock:
     """The lock, taken; see :meth:`Lock.take`."""
     lock = Lock(fleet.consul_servers)
     try:
-        lock.take(what, releases, wait)
+        lock.take(what, releases, identity=identity)
     except BaseException:
         lock.release()
         raise
@@ -190,9 +205,11 @@ def told(held: Message) -> str:
     """Who holds the lock, for the operator."""
     since = held.get("since", "")
     release = ", ".join(sorted(set((held.get("releases") or {}).values())))
+    fleet = held.get("fleet")
     return (
         f"locked: {held.get('who', 'somebody')} on {held.get('from', 'an unknown machine')} runs "
         f"a {held.get('what', 'deploy')}{' of ' + release if release else ''}"
+        f"{' to the fleet ' + fleet['fleet'] if fleet else ''}"
         f"{f', since {since[:19]}Z ({_ago(since)} ago)' if since else ''}"
     )
 
@@ -208,6 +225,12 @@ def _lost(reply: Message) -> str:
 def _ago(since: str) -> str:
     seconds = max(0, round(seconds_since(since)))
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
+
+
+def _identity(reply: Message) -> Identity:
+    """Of another version, it may hold more."""
+    other = reply["fleet"]
+    return Identity(other.get("fleet", "?"), other.get("id", "?"), other.get("layout", 0))
 
 
 def _operator() -> Message:

@@ -18,9 +18,11 @@ from pyinfra.api import operation
 from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
 from uwsgi_consul_fleet.host.lock_session import AND
 from uwsgi_consul_fleet.lock.lock import Lock
+from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.ownership.identity import ForeignError
 
 ELECTION = 30  # seconds in which a cluster that was just started finds its leader
 NEW_LEADER = 10  # seconds in which one that runs does, as after the restart of a server
@@ -72,6 +74,9 @@ class Guard:
             except LockedError as error:
                 self._stop = _exit(error.exit_code, f"{error}. Nothing was touched")
                 raise self._stop from error
+            except ForeignError as error:
+                self._stop = _exit(1, str(error))
+                raise self._stop from error
             except LostLockError as error:
                 self._stop = _exit(1, f"{error}. Stopped; the same command again goes on")
                 raise self._stop from error
@@ -84,14 +89,15 @@ class Guard:
                 self._required = True
                 try:
                     self._take(wait=0 if self._no_server_is_left() else ELECTION)
-                except LockedError as error:
+                except (LockedError, ForeignError) as error:
                     self._missing = str(error)
             return "" if self.held else self._missing
 
     def _take(self, wait: float) -> None:
         self.lock = self.lock or self._lock()
         try:
-            self.lock.take("deploy", self.releases, wait)
+            identity = ownership.settled(self._run).identity
+            self.lock.take("deploy", self.releases, wait, identity)
             self.held = True
         except UnreachableError as error:
             # Consul may be what this very run brings or repairs.

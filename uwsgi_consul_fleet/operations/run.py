@@ -39,8 +39,8 @@ class Run:
         key = self._key(name)
         with self._one_at_a_time[key]:
             if key not in self._known:
-                settings = self.fleet.host(name).settings
-                self._known[key] = state.read(self.pyinfra.host(name), settings)
+                host = self.fleet.host(name)
+                self._known[key] = state.read(self.pyinfra.host(name), host)
             return self._known[key]
 
     def forget(self, name: str) -> None:

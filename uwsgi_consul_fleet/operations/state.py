@@ -16,9 +16,10 @@ from pyinfra.api import FactBase
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
-from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.ownership.belongings import LOOK, Belongings
 
-SCRIPT = IDENTIFY + (Path(__file__).parent / "state.sh").read_text()
+SCRIPT = IDENTIFY + LOOK + (Path(__file__).parent / "state.sh").read_text()
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class HostState:
     """What state.sh printed, taken apart.
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
-    could not be asked.
+    could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there.
     """
 
     architecture: str = ""
@@ -66,6 +67,8 @@ class HostState:
     consul_leader: str = ""
     consul_peers: tuple[str, ...] = ()
     consul_problem: str = ""
+    consul_fleet: str = ""
+    belongings: Belongings = field(default_factory=Belongings)
 
     def active_units(self, prefix: str, suffix: str) -> set[str]:
         """Units that run or are about to, by the start and the end of their names."""
@@ -87,9 +90,9 @@ class State(FactBase[HostState]):
     def default() -> HostState:
         return HostState()
 
-    def command(self, app_name: str, uwsgi: str) -> str:
+    def command(self, app_name: str, ports: str, uwsgi: str) -> str:
         program = (host_program.PROGRAM, host_program.digest(), host_program.RUN)
-        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, uwsgi, *program])
+        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, ports, uwsgi, *program])
 
     def process(self, output: list[str]) -> HostState:
         return parse(output)
@@ -152,6 +155,8 @@ def parse(output: list[str]) -> HostState:
                 "generation": found.generations,
             }[kind]
             collection.add(rest)
+        else:
+            found.belongings.note(kind, rest)
     return found
 
 
@@ -162,12 +167,16 @@ def note_consul(found: HostState, answer: str) -> None:
         found.consul_leader = status.get("leader", "")
         found.consul_peers = tuple(status.get("peers", ()))
         found.consul_problem = status.get("problem", "")
+        found.consul_fleet = status.get("fleet", "")
 
 
-def read(target: Any, settings: Settings) -> HostState:
+def read(target: Any, host: Host) -> HostState:
     """How one of pyinfra's hosts looks."""
     found: HostState = target.get_fact(
-        State, app_name=settings.app_name, uwsgi=identity.binary(settings)
+        State,
+        app_name=host.settings.app_name,
+        ports=" ".join(str(instance.port) for instance in host.instances),
+        uwsgi=identity.binary(host.settings),
     )
     if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
         note_consul(found, target.get_fact(ConsulStatus))

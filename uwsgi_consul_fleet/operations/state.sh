@@ -1,8 +1,8 @@
 # Prints the state of this host, a line for each thing; see parse() in state.py.
-# usage: sh -c SCRIPT state APP_NAME UWSGI PROGRAM DIGEST RUN
+# usage: sh -c SCRIPT state APP_NAME PORTS UWSGI PROGRAM DIGEST RUN
 # UWSGI is the one to look at, '' for the one on the PATH; DIGEST that of the host program as it
 # should be, which RUN starts.
-app=$1 program=$3 digest=$4 run=$5
+app=$1 program=$4 digest=$5 run=$6
 export LC_ALL=C
 
 if command -v python3 >/dev/null; then echo "python yes"; fi
@@ -17,7 +17,7 @@ if [ -d /var/lib/consul/raft ]; then
 fi
 
 echo "architecture $(dpkg --print-architecture)"
-identify_uwsgi "$2"
+identify_uwsgi "$3"
 
 getent passwd consul "$app" | sed 's/^\([^:]*\):.*/user \1/'
 
@@ -42,16 +42,16 @@ if [ -L /usr/local/bin/consul ]; then
     echo "consul_in_use ${binary##*/}"
 fi
 
-# Whichever applications are here, and their ports. What a host keeps of one that is gone has no
-# user any more.
-for place in /etc/uwsgi-consul-fleet/*.conf /srv/*/releases; do
-    [ -e "$place" ] || continue
-    name=${place#/srv/} name=${name#/etc/uwsgi-consul-fleet/}
-    name=${name%/releases} name=${name%.conf}
-    [ -d "$place" ] && ! getent passwd "$name" >/dev/null && continue
+# Whichever applications of ours are here, and their ports.
+look_around "$app" "$2"
+recorded=$(printf %s "$carried" | tr ',' '\n' | sed -n 's/.*"app:\([^"]*\)".*/\1/p')
+for name in $recorded $(printf %s "$marks" | sed 's/app://g'); do
     sockets=$(cd /etc/systemd/system && ls -d "$name"-*.socket 2>/dev/null)
     ports=$(echo "$sockets" | sed -n "s/^$name-\([0-9]*\)\.socket$/\1/p" | tr '\n' ' ')
-    echo "application $name $ports"
+    # What a host keeps of one that is gone has no user any more.
+    if getent passwd "$name" >/dev/null || [ -e "/etc/uwsgi-consul-fleet/$name.conf" ]; then
+        echo "application $name $ports"
+    fi
 done
 for place in "/srv/$app/releases"/*; do
     if [ -d "$place" ]; then echo "generation ${place##*/}"; fi

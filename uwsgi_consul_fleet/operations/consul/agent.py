@@ -21,6 +21,7 @@ from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail, rend
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import UnitState
 from uwsgi_consul_fleet.operations.users import system_user
+from uwsgi_consul_fleet.ownership.belongings import CONSUL
 
 HERE = Path(__file__).parent
 BINARIES = "/opt/consul"
@@ -313,7 +314,7 @@ def remove(here: Here) -> Generator[Any, None, None]:
     ours = {UNIT, PROGRAM} & {*known.files}
     there = "consul" in known.users or ours or known.consul_binaries
     left_over = me.settings.purge and known.consul_data
-    if not me.is_retired or not (there or left_over):
+    if not me.is_retired or CONSUL not in known.belongings.ours or not (there or left_over):
         host.noop("nothing of Consul is to be removed here")
         return
     script = (HERE / "remove.sh").read_text()

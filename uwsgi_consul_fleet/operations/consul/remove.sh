@@ -1,13 +1,21 @@
-# Removes Consul from a host that has left the cluster, and what asked it; usage:
-# remove.sh purge|keep
+# Removes from a host that has left the cluster what was put there for Consul, and what asked it,
+# and nothing else; usage: remove.sh purge|keep
 systemctl --quiet disable --now consul 2>/dev/null
 rm -f /etc/systemd/system/consul.service
 systemctl daemon-reload
 systemctl reset-failed consul 2>/dev/null
-rm -rf /etc/consul.d /opt/consul /etc/uwsgi-consul-fleet /opt/uwsgi-consul-fleet
 case $(readlink /usr/local/bin/consul) in
     /opt/consul/*) rm -f /usr/local/bin/consul ;;
 esac
-if [ "$1" = purge ]; then rm -rf /var/lib/consul; fi
+rm -rf /etc/consul.d/consul.json /opt/uwsgi-consul-fleet
+rm -rf /opt/consul/debian-* /opt/consul/release-* /opt/consul/file-*
+# Folders in which others put something stay.
+rmdir /etc/consul.d /opt/consul 2>/dev/null
+rm -f /etc/systemd/system/a-newer-uwsgi-consul-fleet-*.socket
+if [ "$1" = purge ]; then
+    rm -rf /var/lib/consul /etc/uwsgi-consul-fleet
+else # whose what stays is
+    find /etc/uwsgi-consul-fleet -mindepth 1 ! -name fleet.json -delete
+fi
 # The user last: as long as it is there, the next deploy looks here again.
-if getent passwd consul >/dev/null; then userdel consul; fi
+case $(getent passwd consul) in *:/nonexistent:*nologin) userdel consul ;; esac

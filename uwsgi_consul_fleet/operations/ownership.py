@@ -1,0 +1,175 @@
+"""Whose the hosts of a run are: decided before anything is touched, then marked on them."""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from pyinfra import host, logger
+from pyinfra.api import operation
+
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.operations import program
+from uwsgi_consul_fleet.operations.files import fail
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.ownership.belongings import CONSUL, application
+from uwsgi_consul_fleet.ownership.identity import LAYOUT, Identity, agreed
+
+States = Mapping[str, HostState]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The fleet of this run; ``unmarked`` are hosts of it that do not say so yet."""
+
+    identity: Identity
+    is_new: bool
+    unmarked: frozenset[str]
+
+
+def settled(run: Run) -> Settled:
+    """Which fleet this run is about; the same for each host.
+
+    :raises DeployError: where something here is not this fleet's
+    """
+    return run.once(_settle)
+
+
+def _settle(run: Run) -> Settled:
+    ours = [each for each in run.fleet.hosts if each.is_member or each.is_retired]
+    states = {
+        each.name: run.state_of(each.name) for each in ours if each.name in run.pyinfra.connected
+    }
+    try:
+        identity = agreed(_carried(states), run.fleet.name)
+    except FleetError as error:
+        raise DeployError(str(error)) from error
+    _refuse_other_clusters(run.fleet, states)
+    for name, known in states.items():
+        refuse_strangers(run.fleet.host(name), known)
+    is_new = identity is None
+    identity = identity or _new(run)
+    unmarked = (name for name, each in states.items() if _lacks(run.fleet.host(name), each))
+    logger.info(f"--> Fleet {identity}{': its first deploy' if is_new else ''}")
+    return Settled(identity, is_new, frozenset(unmarked))
+
+
+def _carried(states: States) -> dict[str, Identity | None]:
+    found: dict[str, Identity | None] = {}
+    for name, known in states.items():
+        found[name] = known.belongings.identity
+        found[f"the Consul of {name}"] = Identity.parse(known.consul_fleet)
+    return found
+
+
+def _new(run: Run) -> Identity:
+    """Made by a run that asked all Consul servers: others may know better than the rest."""
+    about = run.pyinfra.connected | run.pyinfra.failed
+    left_out = [each.name for each in run.fleet.hosts if each.name not in about]
+    servers = {each.name for each in run.fleet.consul_servers}
+    missing = sorted(servers - run.pyinfra.connected)
+    if left_out or missing:
+        why = f"{', '.join(missing)} can't be reached" if missing else "--limit leaves out others"
+        raise DeployError(
+            "no host of this run says which fleet it is of, and a run that gives a fleet its "
+            f"identity needs all Consul servers and no --limit: {why}; nothing was changed"
+        )
+    name = run.fleet.name or next(iter(run.fleet.services), "fleet")
+    return Identity(name, uuid4().hex, LAYOUT)
+
+
+def _refuse_other_clusters(fleet: Fleet, states: States) -> None:
+    """A host from before identities is of this fleet where its Consul agent is."""
+    servers = {each.address for each in fleet.consul_servers}
+    asked = next((s for n, s in states.items() if s.consul_peers and _serves(fleet, n)), None)
+    if asked:
+        servers |= _hosts(asked.consul_peers)
+    for name, known in states.items():
+        peers = _hosts(known.consul_peers)
+        knows = peers or known.belongings.joins
+        other = asked and peers and _serves(fleet, name) and not peers & _hosts(asked.consul_peers)
+        if CONSUL not in known.belongings.marks or not knows or (knows & servers and not other):
+            continue
+        raise DeployError(
+            f"{name}: its Consul agent is of the cluster of {', '.join(sorted(knows))}, and this "
+            f"fleet's is that of {', '.join(sorted(servers - (peers if other else set())))}: take "
+            f"it out of the inventory, or hand it over with: invoke adopt {name}; nothing was "
+            "changed"
+        )
+
+
+def _serves(fleet: Fleet, name: str) -> bool:
+    return fleet.host(name).is_consul_server and fleet.host(name).is_member
+
+
+def _hosts(addresses: tuple[str, ...]) -> set[str]:
+    return {address.rpartition(":")[0].strip("[]") for address in addresses}
+
+
+def refuse_strangers(me: Host, known: HostState) -> None:
+    """:raises DeployError: where something lies on a host that a deploy would overwrite or use"""
+    there = known.belongings.strangers
+    wanted = _wanted(me) | {f"port:{instance.port}" for instance in me.instances}
+    found = sorted(wanted & {*there})
+    if not found:
+        return
+    told = "\n".join(f"    {_told(what, text)}" for what in found for text in there[what])
+    raise DeployError(
+        f"{me.name}: not everything that this fleet would put there is free:\n{told}\n"
+        "    Take the host out of the inventory, give the application another app_name or other "
+        f"ports (instances), or hand over what is there, which the deploy then overwrites, "
+        f"with: invoke adopt {me.name}; nothing was changed"
+    )
+
+
+def _told(what: str, text: str) -> str:
+    if what.startswith("port:"):
+        by = text or "something"
+        return f"port {what.removeprefix('port:')}: {by} listens on it"
+    return f"{'Consul' if what == CONSUL else what.removeprefix('app:')}: {text}"
+
+
+def _wanted(me: Host) -> set[str]:
+    """What this inventory puts on a host."""
+    return {
+        *([CONSUL] if me.is_member else []),
+        *([application(me.settings.app_name)] if me.instances else []),
+    }
+
+
+def _record(me: Host, known: HostState) -> set[str]:
+    """What the host's record should name; of a retired host what is there of ours."""
+    return _wanted(me) | known.belongings.ours
+
+
+def _lacks(me: Host, known: HostState) -> bool:
+    record, there = _record(me, known), known.belongings
+    return bool(record) and not (there.identity and record <= there.made)
+
+
+@operation()
+def mark(here: Here, servers: bool) -> Generator[Any, None, None]:
+    """Write on a host whose it is and what on it is the fleet's, before any of that is made.
+
+    :param servers: whether it is the turn of the Consul servers, one after the other: of two first
+        deploys at the same moment the second stops at the first of them
+    """
+    me, run = here.me, here.run
+    ours = settled(run)
+    if me.name not in ours.unmarked or _serves(run.fleet, me.name) != servers:
+        host.noop("it says whose it is")
+        return
+    lost = sorted(run.pyinfra.failed & {each.name for each in run.fleet.consul_servers})
+    if ours.is_new and lost and run.pyinfra.is_executing:
+        yield fail(f"{me.name}: left alone, because the fleet has no {', '.join(lost)}")
+        return
+    yield from program.python(here)
+    identity = ours.identity
+    made = sorted(_record(me, here.known))
+    ports = [f"--port={instance.port}" for instance in me.instances]
+    words = (identity.fleet, identity.id, str(identity.layout), *made, *ports)
+    yield program.command(here, "mark", *words)
+    here.changed()

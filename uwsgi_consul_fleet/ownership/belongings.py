@@ -1,0 +1,72 @@
+"""What is on a host, as far as it matters whose it is; read by look.sh."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from uwsgi_consul_fleet.ownership.identity import Identity
+
+# A function for scripts that run on hosts.
+LOOK = (Path(__file__).parent / "look.sh").read_text()
+CONSUL = "consul"
+
+
+def application(name: str) -> str:
+    """The word for everything that an application has on a host."""
+    return f"app:{name}"
+
+
+@dataclass
+class Belongings:
+    """Whose a host is, and what is on it.
+
+    ``record`` is what the host carries: its fleet, and what was made on it, ``consul`` and
+    ``app:NAME``; ``marks`` are the same, of a version that kept no record. ``joins`` are the
+    servers that its Consul agent looks for. ``strangers`` is what lies where the fleet would put
+    something of its own, by such a word or ``port:N``.
+    """
+
+    record: str = ""
+    marks: set[str] = field(default_factory=set)
+    joins: set[str] = field(default_factory=set)
+    strangers: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> Identity | None:
+        """:raises ForeignError: where the host's record can't be understood"""
+        return Identity.parse(self.record)
+
+    @property
+    def made(self) -> set[str]:
+        """What the record names as the fleet's."""
+        try:
+            return set(json.loads(self.record).get("made", ()))
+        except (ValueError, AttributeError):
+            return set()
+
+    @property
+    def ours(self) -> set[str]:
+        """What a deploy may change and remove."""
+        return self.made | self.marks
+
+    def note(self, kind: str, rest: str) -> None:
+        """Take in a line of look.sh; others are passed over."""
+        if kind == "fleet":
+            self.record = rest
+        elif kind == "mark":
+            self.marks.add(rest)
+        elif kind == "joins":
+            self.joins.update(rest.split())
+        elif kind == "stranger":
+            what, _, text = rest.partition(" ")
+            self.strangers.setdefault(what, []).append(text)
+
+
+def parse(lines: Iterable[str]) -> Belongings:
+    """What look.sh printed."""
+    found = Belongings()
+    for line in lines:
+        kind, _, rest = line.partition(" ")
+        found.note(kind, rest)
+    return found
