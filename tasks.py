@@ -2,7 +2,7 @@
 
 from invoke import Collection
 
-from uwsgi_consul_fleet.commands import audit, build, client, lab, lock, releases, verify
+from uwsgi_consul_fleet.commands import adopt, audit, build, client, lab, lock, releases, verify
 
 namespace = Collection(
     build.build_plugin,
@@ -12,5 +12,6 @@ namespace = Collection(
     releases.rollback,
     audit.audit,
     lock.unlock,
+    adopt.adopt,
     Collection("lab", lab.up, lab.down, lab.status, lab.rebuild, lab.ssh),
 )

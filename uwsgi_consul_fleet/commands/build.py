@@ -34,9 +34,15 @@ def build_plugin(
     from uwsgi_consul_fleet.build import places
     from uwsgi_consul_fleet.build import source as sources
     from uwsgi_consul_fleet.commands import progress
+    from uwsgi_consul_fleet.ownership import hosts
 
-    # --local needs no inventory.
-    where = places.local(host) if local else places.of_fleet(read(inventory), host, inventory)
+    if local:  # which needs no inventory
+        where = places.local(host)
+    else:
+        fleet = read(inventory)
+        where = places.of_fleet(fleet, host, inventory)
+        # What is missing is installed on the hosts.
+        hosts.identity(fleet)
     with sources.find(source) if source else nullcontext(sources.own()) as found:
         if list:
             fine = progress.show(where, found)

@@ -14,6 +14,8 @@ from uwsgi_consul_fleet.verify.comparison import Report, Row
 def show(report: Report) -> None:
     """Print the table, then a line for each difference, then the verdict."""
     screen = console()
+    if report.fleet:
+        screen.print(f"Fleet {report.fleet}", highlight=False)
     rows = table("node", "service", "instance", "address", "release", "state")
     for row in report.rows:
         rows.add_row(*_cells(row))
@@ -71,9 +73,12 @@ STYLES = {"ok": "green", "failed": "bold red", "interrupted": "yellow"}
 
 def show_audit(entries: Iterable[Entry]) -> None:
     """Print who did what, oldest first."""
+    listed = list(entries)
+    if listed and listed[-1].fleet:
+        console().print(f"Fleet {listed[-1].fleet}", highlight=False)
     rows = table("when", "who", "what", "release", "outcome", "took", "hosts")
     rows.columns[-1].no_wrap = False
-    for entry in entries:
+    for entry in listed:
         release = ", ".join(sorted(set(entry.releases.values())))
         outcome = Text(entry.outcome, style=STYLES.get(entry.outcome, ""))
         rows.add_row(

@@ -12,7 +12,7 @@ from uwsgi_consul_fleet.inventory.model import Fleet
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: from ``since`` (UTC) on, for so many ``seconds``, on these hosts."""
+    """One run: from ``since`` (UTC) on, for so many ``seconds``, on these hosts of a fleet."""
 
     since: str
     who: str
@@ -24,6 +24,7 @@ class Entry:
     changed: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     detail: str = ""
+    fleet: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``, with the names that it has in Consul."""
@@ -56,4 +57,5 @@ def _entry(value: bytes) -> Entry:
         changed=tuple(known.get("changed", ())),
         failed=tuple(known.get("failed", ())),
         detail=known.get("detail", ""),
+        fleet=(known.get("fleet") or {}).get("fleet", ""),
     )

@@ -10,8 +10,10 @@ import requests
 
 from uwsgi_consul_fleet.consul.access import Access, access
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.host.consul import FLEET
 from uwsgi_consul_fleet.host.lock_session import RELEASES
 from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.ownership.identity import Identity, agreed
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 HTTP_PORT = 8500
@@ -50,13 +52,14 @@ class Registration:
 
 @dataclass(frozen=True)
 class Catalog:
-    """One look at the catalog: every node, every instance of the services asked for, and the
-    release that each service was rolled out with last."""
+    """One look at the catalog: every node, every instance of the services asked for, the release
+    that each service was rolled out with last, and whose it is."""
 
     nodes: tuple[Node, ...]
     registrations: tuple[Registration, ...]
     asked: str
     expected_releases: Mapping[str, str] = field(default_factory=dict)
+    identity: Identity | None = None
 
 
 @contextmanager
@@ -106,7 +109,7 @@ def read(server: str, port: int, services: Iterable[str]) -> Catalog:
             for service in services
             for entry in asked.health.service(service)[1] or ()
         )
-        return Catalog(nodes, registrations, server, expected_releases(asked))
+        return Catalog(nodes, registrations, server, expected_releases(asked), identity(asked))
 
 
 @contextmanager
@@ -142,6 +145,17 @@ def _client(port: int, access: Access) -> consul.Consul:
     )
     made.http.session.trust_env = False  # nor is a proxy asked
     return made
+
+
+def identity(asked: consul.Consul) -> Identity | None:
+    """Whose the cluster is; None where nobody wrote it down."""
+    _, entry = asked.kv.get(FLEET)
+    return Identity.parse((entry["Value"] or b"").decode()) if entry else None
+
+
+def refuse_other(fleet: Fleet, asked: consul.Consul) -> None:
+    """:raises ForeignError: where the cluster is not that of the inventory"""
+    agreed({"its Consul": identity(asked)}, fleet.name)
 
 
 def expected_releases(asked: consul.Consul) -> dict[str, str]:

@@ -198,6 +198,7 @@ def _consul(fleet: Fleet) -> Iterator[Any]:
     from uwsgi_consul_fleet.consul import catalog
 
     with catalog.api(fleet) as (server, port), catalog.client(server, port) as consul:
+        catalog.refuse_other(fleet, consul)
         yield consul
 
 

@@ -15,7 +15,7 @@ from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import HostState
-from uwsgi_consul_fleet.ownership.belongings import CONSUL, application
+from uwsgi_consul_fleet.ownership.belongings import CONSUL, told, wanted
 from uwsgi_consul_fleet.ownership.identity import LAYOUT, Identity, agreed
 
 States = Mapping[str, HostState]
@@ -112,37 +112,22 @@ def _hosts(addresses: tuple[str, ...]) -> set[str]:
 def refuse_strangers(me: Host, known: HostState) -> None:
     """:raises DeployError: where something lies on a host that a deploy would overwrite or use"""
     there = known.belongings.strangers
-    wanted = _wanted(me) | {f"port:{instance.port}" for instance in me.instances}
-    found = sorted(wanted & {*there})
+    needed = wanted(me) | {f"port:{instance.port}" for instance in me.instances}
+    found = sorted(needed & {*there})
     if not found:
         return
-    told = "\n".join(f"    {_told(what, text)}" for what in found for text in there[what])
+    lines = "\n".join(f"    {told(what, text)}" for what in found for text in there[what])
     raise DeployError(
-        f"{me.name}: not everything that this fleet would put there is free:\n{told}\n"
+        f"{me.name}: not everything that this fleet would put there is free:\n{lines}\n"
         "    Take the host out of the inventory, give the application another app_name or other "
         f"ports (instances), or hand over what is there, which the deploy then overwrites, "
         f"with: invoke adopt {me.name}; nothing was changed"
     )
 
 
-def _told(what: str, text: str) -> str:
-    if what.startswith("port:"):
-        by = text or "something"
-        return f"port {what.removeprefix('port:')}: {by} listens on it"
-    return f"{'Consul' if what == CONSUL else what.removeprefix('app:')}: {text}"
-
-
-def _wanted(me: Host) -> set[str]:
-    """What this inventory puts on a host."""
-    return {
-        *([CONSUL] if me.is_member else []),
-        *([application(me.settings.app_name)] if me.instances else []),
-    }
-
-
 def _record(me: Host, known: HostState) -> set[str]:
     """What the host's record should name; of a retired host what is there of ours."""
-    return _wanted(me) | known.belongings.ours
+    return wanted(me) | known.belongings.ours
 
 
 def _lacks(me: Host, known: HostState) -> bool:

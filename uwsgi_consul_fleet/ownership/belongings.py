@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.ownership.identity import Identity
 
 # A function for scripts that run on hosts.
@@ -15,6 +16,22 @@ CONSUL = "consul"
 def application(name: str) -> str:
     """The word for everything that an application has on a host."""
     return f"app:{name}"
+
+
+def wanted(host: Host) -> set[str]:
+    """What the inventory puts on a host."""
+    return {
+        *([CONSUL] if host.is_member else []),
+        *([application(host.settings.app_name)] if host.instances else []),
+    }
+
+
+def told(what: str, text: str) -> str:
+    """A line for the operator about something on a host."""
+    if what.startswith("port:"):
+        by = text or "something"
+        return f"port {what.removeprefix('port:')}: {by} listens on it"
+    return f"{'Consul' if what == CONSUL else what.removeprefix('app:')}: {text}"
 
 
 @dataclass

@@ -11,6 +11,8 @@ from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, 
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.ownership import hosts
+from uwsgi_consul_fleet.ownership.identity import Identity
 from uwsgi_consul_fleet.releases.batches import batches
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
@@ -101,13 +103,17 @@ def rollback(fleet: Fleet, name: str = "") -> None:
 
     :param name: a release, or with the hash of its settings behind it; '' for the one before
     :raises FleetError: see :func:`targets`; nothing was changed
+    :raises ForeignError: where the hosts or their Consul are another fleet's; nothing was changed
     :raises LockedError: where another run holds it; nothing was changed
     :raises RollbackError: where a host failed, and all of them are as before; or where one was
         left out because it can't be asked
     """
+    identity = hosts.identity(fleet)
+    if identity:
+        print(f"Fleet {identity}", flush=True)
     found = read(fleet)
     chosen = targets(found, name)
-    _switch_all(fleet, chosen)
+    _switch_all(fleet, chosen, identity)
     back = {target.found.host.name for target in chosen}
     left_out = [
         each.problem or f"{each.host.name}: has no release before the one that serves"
@@ -119,9 +125,9 @@ def rollback(fleet: Fleet, name: str = "") -> None:
         raise RollbackError("\n".join([*left_out, "left out; the other hosts went back"]))
 
 
-def _switch_all(fleet: Fleet, chosen: Sequence[Target]) -> None:
+def _switch_all(fleet: Fleet, chosen: Sequence[Target], identity: Identity | None) -> None:
     wanted = {t.found.host.settings.app_name: t.generation.release for t in chosen}
-    with lock.take(fleet, "rollback", wanted) as held:
+    with lock.take(fleet, "rollback", wanted, identity) as held:
         rollout = Rollout()
         by_name = {target.found.host.name: target for target in chosen}
         for batch in batches(fleet):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from uwsgi_consul_fleet.consul.catalog import Catalog, Node, Registration
 from uwsgi_consul_fleet.host.lock_session import AND
 from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
+from uwsgi_consul_fleet.ownership.identity import agreed
 
 Kind = Literal[
     "missing",
@@ -49,11 +50,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared and what came of it."""
+    """What was compared and what came of it; ``fleet`` is whose the catalog is, '' where nobody
+    wrote it down."""
 
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     asked: str
+    fleet: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -65,7 +68,11 @@ class Report:
 
 
 def compare(fleet: Fleet, catalog: Catalog) -> Report:
-    """Hold the catalog against the fleet: nodes first, then instances, then what is too much."""
+    """Hold the catalog against the fleet: nodes first, then instances, then what is too much.
+
+    :raises ForeignError: where it is another fleet's
+    """
+    identity = agreed({"its Consul": catalog.identity}, fleet.name)
     nodes = {node.name: node for node in catalog.nodes}
     found = {(r.node, r.service, r.id): r for r in catalog.registrations}
     differences: list[Difference] = []
@@ -84,7 +91,7 @@ def compare(fleet: Fleet, catalog: Catalog) -> Report:
         differences.append(_unexpected(registration))
         rows.append(_unexpected_row(registration))
     differences += _unexpected_nodes(fleet, catalog.nodes)
-    return Report(tuple(rows), tuple(differences), catalog.asked)
+    return Report(tuple(rows), tuple(differences), catalog.asked, str(identity or ""))
 
 
 def _node_differences(host: Host, node: Node | None) -> list[Difference]:
