@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fleet_commands import Fleet, finish, output, run
 from load import Load, instances
-from versions import Version, before
+from versions import Version, before, last
 
 HOSTS = ("drakar", "cheetah")
 
@@ -54,7 +54,7 @@ def held(process: subprocess.Popen[str], fleet: Fleet, lab: Any) -> None:
     assert found.returncode == 0 and process.poll() is None, process.communicate()
 
 
-def test_each_is_locked_out_by_the_other(fleet: Fleet, lab: Any, old: Version) -> None:
+def test_each_understands_the_lock_of_the_other(fleet: Fleet, lab: Any, old: Version) -> None:
     words = ("pyinfra", "-y", *release("other"), str(fleet.path), "deploy/")
     process = old.start(*words)
     held(process, fleet, lab)
@@ -64,8 +64,21 @@ def test_each_is_locked_out_by_the_other(fleet: Fleet, lab: Any, old: Version) -
     finish(process, check=True)
     ours = fleet.start_deploy(*release("old"))
     held(ours, fleet, lab)
-    assert "runs a deploy of old" in output(old.run(*words, check=False))
+    unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
+    assert "runs a deploy of old" in output(unlock)
     finish(ours, check=True)
+
+
+def test_versions_that_know_no_fleets_stop_before_they_touch_anything(
+    fleet: Fleet, old: Version, tmp_path: Path
+) -> None:
+    for version in (old, last(tmp_path)):
+        result = version.run(
+            "pyinfra", "-y", *release("v"), str(fleet.path), "deploy/", check=False
+        )
+        assert result.returncode, output(result)
+        assert "a-newer-uwsgi-consul-fleet serves on port 2001, 2002" in output(result)
+    assert fleet.releases() == dict.fromkeys(HOSTS, "old")
 
 
 def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None:

@@ -9,6 +9,7 @@ from checkout import ROOT
 from fleet_commands import finish, start
 
 BEFORE = "5ac7d59"  # the last one whose Python was not one package
+LAST = "4f4b985"  # the last one whose fleets had no identity
 
 
 class Version:
@@ -48,3 +49,8 @@ class Version:
 def before(folder: Path) -> Version:
     """The version before this one."""
     return Version(BEFORE, folder, "fleet.pyinfra_cli:accept_folders")
+
+
+def last(folder: Path) -> Version:
+    """The last version that knows no fleets."""
+    return Version(LAST, folder, "uwsgi_consul_fleet.pyinfra_cli:accept_folders")

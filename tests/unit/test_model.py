@@ -207,3 +207,34 @@ def test_other_mistakes_are_told_beside_a_missing_setting() -> None:
     found = problems(InventoryHost("drakar", frozenset({"consul_servers"}), data))
     assert [problem.partition(":")[0] for problem in found] == ["app_name", "drakar"]
     assert "check_ttl" in found[1]
+
+
+@pytest.mark.parametrize("name", ["root", "backup", "consul", "systemd-network", "a" * 33])
+def test_an_application_by_the_name_of_a_user_of_debians(name: str) -> None:
+    (found,) = problems(host("drakar", "consul_servers", "app_servers", app_name=name))
+    assert found.startswith(f"drakar: app_name = {name!r}: ")
+
+
+@pytest.mark.parametrize("port", [22, 8300, 8500])
+def test_a_port_that_is_taken_on_every_host(port: int) -> None:
+    (found,) = problems(host("drakar", "consul_servers", "app_servers", instances={"one": port}))
+    assert found.startswith(f"drakar: instances: one has port {port}, which is ")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "224.0.0.1"])
+def test_an_address_by_which_nobody_is_reached(address: str) -> None:
+    (found,) = problems(host("drakar", "consul_servers", "app_servers", address=address))
+    assert found == f"drakar: address = {address!r}: the other hosts can't reach it by that"
+
+
+def test_two_hosts_with_one_address() -> None:
+    twin = host("twin", "app_servers", address="10.0.3.99")
+    (found,) = problems(DRAKAR, twin, host("other", "app_servers", address="10.0.3.99"))
+    assert found == "other: has the same address as twin: 10.0.3.99"
+
+
+def test_a_fleet_has_one_name() -> None:
+    (found,) = problems(
+        host("drakar", "consul_servers", fleet="a"), host("b", "retired", fleet="b")
+    )
+    assert found == "fleet: must be the same for all hosts; is 'a' for drakar, 'b' for b"

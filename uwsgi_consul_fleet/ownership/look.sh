@@ -39,7 +39,7 @@ look_for_consul() {
         fi
     done
     listening 8300 8301 8302 8500 | while read -r port who; do
-        echo "stranger consul port $port, on which something listens already$who"
+        echo "stranger consul ${who:-something} listens on port $port"
     done
 }
 
@@ -71,7 +71,7 @@ look_for_ports() {
         [ -e "/etc/systemd/system/$1-$port.socket" ] || new="$new $port"
     done
     [ -z "$new" ] && return
-    listening $new | while read -r port who; do echo "stranger port:$port$who"; done
+    listening $new | while read -r port who; do echo "stranger port:$port $who"; done
 }
 
 # listening PORT ...: those on which something listens, and who, where ss can tell.
@@ -81,7 +81,8 @@ listening() {
         cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
             awk -v port="$hex" '$4 == "0A" && substr($2, length($2) - 4) == port { found = 1 }
                 END { exit !found }' || continue
-        who=$(ss -Hltnp "sport = :$port" 2>/dev/null | sed -n 's/.*users:((\"\([^"]*\)\",pid=\([0-9]*\).*/ (\1, process \2)/p' | head -n 1)
-        echo "$port$who"
+        who=$(ss -Hltnp "sport = :$port" 2>/dev/null |
+            sed -n 's/.*users:(("\([^"]*\)",pid=\([0-9]*\).*/\1 (process \2)/p' | head -n 1)
+        echo "$port $who"
     done
 }

@@ -1,0 +1,221 @@
+"""Machines with a life of their own: what is not this fleet's is refused, and stays as it is.
+
+The tests run in the order in which they stand here: drakar is the fleet's server, cheetah becomes
+another fleet's, and ormen has an owner.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_commands import Fleet, output, run
+
+RECORD = "/etc/uwsgi-consul-fleet/fleet.json"
+SETTINGS = """
+app_requirements = None
+min_healthy_time = 0
+fleet = {name!r}
+"""
+# What an operator may have on a machine: HashiCorp's layout of Consul, which is stopped, and the
+# application's name in other hands.
+IN_THE_WAY = """
+useradd --system --home-dir /opt/consul --shell /bin/false consul
+mkdir -p /etc/consul.d /opt/consul/raft /srv/consul-demo-server/releases/20200101
+echo 'data_dir = "/opt/consul"' >/etc/consul.d/consul.hcl
+echo precious >/opt/consul/raft/raft.db
+echo upload >/srv/consul-demo-server/releases/20200101/upload
+printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >/usr/lib/systemd/system/consul.service
+systemd-run --quiet --unit other-web python3 -m http.server 2002
+"""
+# And what is in nobody's way, with names that come near.
+BESIDE = """
+useradd --create-home --shell /bin/bash blog
+mkdir -p /srv/blog/releases/1/units /srv/blog/shared
+echo upload >/srv/blog/shared/upload
+for unit in consul-demo-server-worker@ blog-2001 consul-template; do
+    printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >/etc/systemd/system/$unit.service
+done
+systemctl daemon-reload
+systemctl start blog-2001 consul-demo-server-worker@1
+nft add table inet own
+nft add chain inet own input '{ type filter hook input priority 0; }'
+"""
+PROCESSES = "pgrep --list-full sleep"
+FILES = (
+    "find /etc/consul.d /etc/systemd/system /opt /srv /usr/local /usr/lib/systemd/system/consul*"
+    " -xdev -type f -exec sha256sum {} +"
+)
+
+
+def state(lab: Any, host: str) -> list[str]:
+    """What is there, byte by byte and process by process."""
+    look = f"{{ {FILES}; }} 2>/dev/null | sort; {PROCESSES}; getent passwd | sort; nft list tables"
+    return str(lab.ssh(host, f"sudo sh -c {look!r}").stdout).splitlines()
+
+
+def fleet_of(folder: Path, name: str | None) -> Fleet:
+    (folder / "group_data").mkdir(parents=True)
+    (folder / "group_data/all.py").write_text(SETTINGS.format(name=name))
+    return Fleet(folder / "fleet.py")
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Fleet:
+    lab.up("drakar", "cheetah", "ormen")
+    lab.rebuild("drakar", "cheetah", "ormen")
+    found = fleet_of(tmp_path_factory.mktemp("fleet"), "shop-production")
+    found.hosts(["drakar"], ["drakar"])
+    found.build_once()
+    found.deploy()
+    return found
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, fleet: Fleet) -> Fleet:
+    """cheetah's, by the name of its application."""
+    found = fleet_of(tmp_path_factory.mktemp("other"), None)
+    found.hosts(["cheetah"], ["cheetah"])
+    said = output(found.deploy())
+    assert "Fleet consul-demo-server (" in said
+    return found
+
+
+def refused(result: Any, *expected: str) -> None:
+    assert result.returncode, output(result)
+    for text in expected:
+        assert text in output(result)
+
+
+# --- A host with an owner ------------------------------------------------------------
+
+
+def test_what_is_in_the_way_is_named_and_left_alone(fleet: Fleet, lab: Any) -> None:
+    lab.ssh("ormen", f"sudo sh -ec '{BESIDE}'")
+    lab.ssh("ormen", f"sudo sh -ec \"$(cat <<'E'\n{IN_THE_WAY}E\n)\"")
+    before = state(lab, "ormen")
+    fleet.hosts(["drakar"], ["drakar", "ormen"])
+    refused(
+        fleet.deploy(check=False),
+        "ormen: not everything that this fleet would put there is free",
+        "Consul: /etc/consul.d",
+        "Consul: /opt/consul",
+        "Consul: the user consul",
+        "consul-demo-server: /srv/consul-demo-server",
+        "port 2002: python3 (process ",
+        "nothing was changed",
+    )
+    # Nor is anything of it the fleet's when it is told to go.
+    fleet.hosts(["drakar"], ["drakar"], ["ormen"])
+    assert fleet.changes() == {}
+    assert state(lab, "ormen") == before
+
+
+def test_it_is_handed_over_on_demand_alone(fleet: Fleet, lab: Any) -> None:
+    fleet.hosts(["drakar"], ["drakar", "ormen"])
+    adopt = ("invoke", "adopt", "ormen", "--inventory", str(fleet.path))
+    refused(run(*adopt, check=False), "free these ports")
+    lab.ssh("ormen", "sudo systemctl stop other-web")
+    refused(run(*adopt, check=False), "say --yes", "consul-demo-server: /srv/consul-demo-server")
+    # What stands in for an operator's decision to give it away.
+    lab.ssh("ormen", "sudo rm -r /srv/consul-demo-server /opt/consul /etc/consul.d")
+    lab.ssh("ormen", "sudo rm /usr/lib/systemd/system/consul.service; sudo userdel consul")
+    assert "Nothing is in the way" in output(run(*adopt))
+
+
+def test_what_is_beside_it_stays_as_it_is_until_the_host_retires(fleet: Fleet, lab: Any) -> None:
+    before = state(lab, "ormen")
+    for release in ("one", "two"):
+        fleet.deploy("--data", f"release={release}")
+    assert fleet.releases() == {"drakar": "two", "ormen": "two"}
+    kept = [line for line in before if line not in state(lab, "ormen")]
+    assert kept == []
+    fleet.hosts(["drakar"], ["drakar"], ["ormen"])
+    fleet.deploy("--data", "release=two", "--data", "purge=True")
+    assert state(lab, "ormen") == before
+
+
+# --- Another fleet's -----------------------------------------------------------------
+
+
+def test_another_fleets_host_is_refused_by_every_command(
+    fleet: Fleet, other: Fleet, lab: Any
+) -> None:
+    before = [state(lab, host) for host in ("drakar", "cheetah")]
+    mixed = (
+        "mixes hosts of several fleets",
+        "shop-production (",
+        "consul-demo-server (",
+        "cheetah",
+    )
+    for groups in (
+        (["drakar"], ["drakar", "cheetah"]),
+        (["drakar", "cheetah"], ["drakar"]),
+        (["drakar"], ["drakar"], ["cheetah"]),
+    ):
+        fleet.hosts(*groups)
+        refused(fleet.deploy(check=False), *mixed)
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    refused(fleet.build(check=False), *mixed)
+    refused(fleet.rollback(check=False), *mixed)
+    # An inventory whose hosts all agree, and which is the wrong one.
+    fleet.hosts(["cheetah"], ["cheetah"])
+    wrong = ("belongs to the fleet consul-demo-server (", "'shop-production'")
+    refused(fleet.deploy(check=False), *wrong)
+    refused(fleet.build(check=False), *wrong)
+    refused(fleet.rollback(check=False), *wrong)
+    refused(fleet.verify(check=False), *wrong)
+    refused(run("invoke", "unlock", "--inventory", str(fleet.path), check=False), *wrong)
+    assert [state(lab, host) for host in ("drakar", "cheetah")] == before
+
+
+def test_a_host_takes_no_second_fleet(fleet: Fleet, lab: Any) -> None:
+    """As when two first deploys come at the same moment."""
+    words = "sudo /opt/uwsgi-consul-fleet/release mark other 0123456789 2 consul"
+    result = lab.ssh("drakar", words, check=False)
+    refused(result, "belongs to the fleet shop-production (")
+
+
+def test_each_run_says_whose_the_fleet_is(fleet: Fleet) -> None:
+    fleet.hosts(["drakar"], ["drakar"])
+    assert "Fleet shop-production (" in output(fleet.deploy())
+    assert "Fleet shop-production (" in output(fleet.verify("--wait", "10"))
+    audit = run("invoke", "audit", "--inventory", str(fleet.path))
+    assert output(audit).startswith("Fleet shop-production\n")
+
+
+# --- From before there were identities ------------------------------------------------
+
+
+def test_hosts_of_another_cluster_are_refused_and_the_others_get_an_identity(
+    fleet: Fleet, other: Fleet, lab: Any
+) -> None:
+    for host in ("drakar", "cheetah"):
+        lab.ssh(host, f"sudo rm {RECORD} && consul kv delete uwsgi-consul-fleet/fleet")
+    before = [state(lab, host) for host in ("drakar", "cheetah")]
+    for groups in (
+        (["drakar"], ["drakar", "cheetah"]),
+        (["drakar", "cheetah"], ["drakar"]),
+        (["drakar"], ["drakar"], ["cheetah"]),
+    ):
+        fleet.hosts(*groups)
+        refused(
+            fleet.deploy(check=False),
+            "cheetah: its Consul agent is of the cluster of",
+            "invoke adopt cheetah",
+        )
+    assert [state(lab, host) for host in ("drakar", "cheetah")] == before
+    fleet.hosts(["drakar"], ["drakar", "ormen"])
+    refused(fleet.deploy("--limit", "drakar", check=False), "no --limit")
+    fleet.hosts(["drakar"], ["drakar"])
+    assert fleet.changes() == {"Fleet: mark the Consul servers": ["drakar"]}
+    assert fleet.changes() == {}
+
+
+def test_a_host_that_is_handed_over_changes_its_cluster(
+    fleet: Fleet, other: Fleet, lab: Any
+) -> None:
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    adopt = ("invoke", "adopt", "cheetah", "--yes", "--inventory", str(fleet.path))
+    assert "cheetah: is handed over" in output(run(*adopt))
+    fleet.deploy()
+    fleet.verify("--wait", "10")

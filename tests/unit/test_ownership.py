@@ -1,0 +1,67 @@
+"""Whose a host is, decided without one."""
+
+import pytest
+
+from uwsgi_consul_fleet.ownership.belongings import parse
+from uwsgi_consul_fleet.ownership.identity import LAYOUT, ForeignError, Identity, agreed
+
+SHOP = Identity("shop", "1" * 32)
+BLOG = Identity("blog", "2" * 32)
+
+
+def test_the_one_that_all_carry() -> None:
+    assert agreed({"drakar": SHOP, "cheetah": None, "the Consul of drakar": SHOP}, None) == SHOP
+    assert agreed({"drakar": SHOP}, "shop") == SHOP
+    assert agreed({"drakar": None}, "shop") is None
+
+
+def test_hosts_of_two_fleets() -> None:
+    with pytest.raises(ForeignError) as refused:
+        agreed({"drakar": SHOP, "cheetah": SHOP, "ormen": BLOG}, None)
+    assert "shop (11111111): cheetah, drakar; blog (22222222): ormen" in str(refused.value)
+    assert "invoke adopt" in str(refused.value)
+
+
+def test_an_inventory_of_another_name() -> None:
+    with pytest.raises(ForeignError, match=r"drakar: belongs to the fleet shop \(11111111\)"):
+        agreed({"drakar": SHOP}, "shop-staging")
+
+
+def test_a_newer_layout() -> None:
+    newer = Identity("shop", "1" * 32, LAYOUT + 1)
+    with pytest.raises(ForeignError, match="drakar: was deployed to by a newer version"):
+        agreed({"drakar": newer}, None)
+
+
+def test_a_damaged_record() -> None:
+    for text in ("{", "[]", '{"id": "1"}', "7"):
+        with pytest.raises(ForeignError, match="damaged"):
+            parse([f"fleet {text}"]).identity  # noqa: B018 - it is asked for
+
+
+def test_what_lies_on_a_host() -> None:
+    found = parse(
+        [
+            'fleet {"fleet": "shop", "id": "1", "layout": 2, "made": ["consul"], "later": 1}',
+            "mark app:old",
+            "joins 10.0.0.1 10.0.0.2",
+            "stranger app:shop /srv/shop",
+            "stranger app:shop the user shop",
+            "stranger port:2001 nginx (process 7)",
+            "",
+            "of another script",
+        ]
+    )
+    assert found.identity == Identity("shop", "1", 2)
+    assert (found.made, found.ours) == ({"consul"}, {"consul", "app:old"})
+    assert found.joins == {"10.0.0.1", "10.0.0.2"}
+    assert found.strangers == {
+        "app:shop": ["/srv/shop", "the user shop"],
+        "port:2001": ["nginx (process 7)"],
+    }
+
+
+def test_one_that_is_handed_over_is_no_fleets_yet() -> None:
+    found = parse(['fleet {"made": ["consul"]}'])
+    assert found.identity is None
+    assert found.made == {"consul"}

@@ -1,0 +1,43 @@
+"""invoke adopt"""
+
+import sys
+
+from invoke import Exit
+
+from uwsgi_consul_fleet.commands.command import Fleet, command
+from uwsgi_consul_fleet.errors import FleetError
+
+
+@command(
+    failure=2,
+    positional=["host"],
+    help={"host": "its name in the inventory", "yes": "do not ask"},
+)
+def adopt(fleet: Fleet, host: str, yes: bool = False) -> None:
+    """Hand a host over to this fleet, with what is on it, after showing what that is."""
+    from uwsgi_consul_fleet.ownership import hosts
+    from uwsgi_consul_fleet.ownership.belongings import told
+
+    if host not in {each.name for each in fleet.hosts}:
+        raise FleetError(f"{host}: is not in the inventory; put it there first")
+    me = fleet.host(host)
+    found = hosts.look(me)
+    identity = found.identity
+    print(f"{host}: {f'is of the fleet {identity}' if identity else 'is of no fleet'}")
+    for what in (*sorted(found.ours), *found.strangers):
+        for text in found.strangers.get(what, ["put there by a deploy"]):
+            print(f"    {told(what, text)}")
+    if not identity and not found.strangers:
+        print("Nothing is in the way of a deploy.")
+        return
+    if any(what.startswith("port:") for what in found.strangers):
+        raise FleetError("free these ports, or give the instances others: nothing was changed")
+    if not yes and not sys.stdin.isatty():
+        raise FleetError("nothing was changed: without a terminal to ask at, say --yes")
+    if not yes:
+        print("The next deploy overwrites that. If you mean it, type the host's name: ", end="")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip() != host:
+            raise Exit("nothing was changed", 1)
+    hosts.adopt(me, found)
+    print(f"{host}: is handed over; next: pyinfra inventory.py deploy/")
