@@ -28,7 +28,7 @@ MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
 # What Consul could leave behind.
 FOOTPRINT = (
-    "cd / && sudo find etc/consul.d etc/systemd/system opt/consul usr/local/bin var/lib/consul "
+    "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt/uwsgi-consul-fleet usr/local/bin var/lib/consul "
     r"-printf '%M %u %g %p %l\n' 2>/dev/null | sort; getent passwd consul; getent group consul; "
     "systemctl list-units --all --plain --no-legend 'consul.*' | awk '{print $1, $3, $4}'; "
     "ss -Hltn | awk '{print $4}' | sort"
@@ -229,7 +229,7 @@ def test_a_deploy_that_comes_second_is_told_once(fleet: SharedFleet) -> None:
 
 def refused(fleet: SharedFleet, lab: Lab, *running: str) -> str:
     """What the deploy says; nothing is touched on these hosts."""
-    look = "sudo sha256sum /etc/consul.d/* /etc/systemd/system/consul.service"
+    look = "sudo sha256sum /etc/uwsgi-consul-fleet/consul.d/* /etc/systemd/system/consul.service"
     before = [lab.ssh(name, look).stdout for name in running], agents(lab, *running)
     result = fleet.deploy(check=False)
     assert result.returncode == 1

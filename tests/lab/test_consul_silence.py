@@ -109,7 +109,10 @@ def binary(lab: Any) -> tuple[str, ...]:
 def test_the_next_server_is_asked_where_one_follows_no_leader(fleet: Fleet, lab: Any) -> None:
     # The binary is there since the last test; the agent waits for another that never comes.
     lone = "-server -bootstrap-expect 2 -data-dir /tmp/lone -bind 127.0.0.1 -node lone"
-    lab.ssh("cheetah", f"sudo systemd-run --unit lone $(ls /opt/consul/*/consul) agent {lone}")
+    lab.ssh(
+        "cheetah",
+        f"sudo systemd-run --unit lone $(ls /opt/uwsgi-consul-fleet/consul/*/consul) agent {lone}",
+    )
     status = f"{WAIT} && sudo {PROGRAM} consul status"
     assert '"leader": ""' in lab.ssh("cheetah", status).stdout
     fleet.hosts(["cheetah", "drakar"], [])

@@ -98,7 +98,10 @@ def expect_refusal(lab: Lab, result: subprocess.CompletedProcess[str], *words: s
     assert "Traceback" not in said, said
     for word in (*words, "nothing was changed"):
         assert word in said, said
-    assert lab.ssh(HOST, "ls -d /opt/consul /etc/consul.d", check=False).stdout == ""
+    assert (
+        lab.ssh(HOST, "ls -d /opt/uwsgi-consul-fleet /etc/uwsgi-consul-fleet", check=False).stdout
+        == ""
+    )
 
 
 def test_a_wrong_checksum(site: Site, deploy: Any, lab: Lab) -> None:
@@ -154,7 +157,7 @@ def test_auto_takes_the_release_where_its_site_answers(site: Site, deploy: Any, 
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"the release archive, version {VERSION}" in result.stderr + result.stdout
     assert lab.ssh(HOST, "readlink /usr/local/bin/consul").stdout == (
-        f"/opt/consul/release-{VERSION}/consul\n"
+        f"/opt/uwsgi-consul-fleet/consul/release-{VERSION}/consul\n"
     )
     assert f"Consul v{VERSION}" in lab.ssh(HOST, "consul version").stdout
     # Once installed, the site is not asked again: a run without it changes nothing.
@@ -170,7 +173,9 @@ def test_auto_takes_the_release_where_its_site_answers(site: Site, deploy: Any, 
 def test_a_file_replaces_what_runs(deploy: Any, lab: Lab, site: Site, consul_binary: Path) -> None:
     result = deploy(consul_source="file", consul_file=consul_binary)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert lab.ssh(HOST, "readlink /usr/local/bin/consul").stdout.startswith("/opt/consul/file-")
+    assert lab.ssh(HOST, "readlink /usr/local/bin/consul").stdout.startswith(
+        "/opt/uwsgi-consul-fleet/consul/file-"
+    )
     pid = lab.ssh(HOST, "systemctl show --value --property MainPID consul").stdout.strip()
     running = lab.ssh(HOST, f"sudo readlink /proc/{pid}/exe").stdout
-    assert running.startswith("/opt/consul/file-")
+    assert running.startswith("/opt/uwsgi-consul-fleet/consul/file-")

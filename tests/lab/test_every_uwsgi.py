@@ -224,7 +224,7 @@ def test_a_plugin_for_another_uwsgi_is_refused_and_replaced(four: Fleet, lab: La
 def test_without_its_plugin_a_host_is_left_as_it_is(four: Fleet, lab: Lab) -> None:
     fingerprint = listed(four)["debian13"][2]
     kept = DIST.with_name("kept")
-    look = "sudo find /opt /srv /etc/consul.d /etc/systemd -printf '%p %T@ %s\\n' | sort"
+    look = "sudo find /opt /srv /etc/uwsgi-consul-fleet /etc/systemd -printf '%p %T@ %s\\n' | sort"
     before = lab.ssh("debian13", look).stdout
     (DIST / fingerprint).rename(kept)
     try:

@@ -27,7 +27,7 @@ SERVICE = "consul-demo-server"
 LOCK = "consul kv get uwsgi-consul-fleet/lock"
 # What a deploy could have changed on a host, and when its units were started.
 FOOTPRINT = (
-    "cd / && sudo find etc/consul.d etc/systemd/system opt srv usr/local/bin "
+    "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt srv usr/local/bin "
     r"-not -name '*.pyc' -not -name __pycache__ -printf '%M %u %g %p %l %T@\n' | sort; "
     "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*'"
 )
@@ -207,7 +207,7 @@ def test_unlocked_it_stops_before_the_next_host(
 def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Lab) -> None:
     look = f"readlink /srv/{SERVICE}/current; systemctl show -p MainPID '{SERVICE}*'"
     before = lab.ssh("cheetah", look).stdout
-    lab.ssh("drakar", "echo '{\"typo\": 1}' | sudo tee /etc/consul.d/typo.json")
+    lab.ssh("drakar", "echo '{\"typo\": 1}' | sudo tee /etc/uwsgi-consul-fleet/consul.d/typo.json")
     try:
         lab.ssh("drakar", "sudo systemctl stop consul")
         result = fleet.deploy("--data", "app_processes=3", check=False)
@@ -218,7 +218,7 @@ def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Lab) ->
         assert re.search(rf"\[cheetah\] .*({why})", output(result)), output(result)
         assert lab.ssh("cheetah", look).stdout == before
     finally:
-        lab.ssh("drakar", "sudo rm -f /etc/consul.d/typo.json")
+        lab.ssh("drakar", "sudo rm -f /etc/uwsgi-consul-fleet/consul.d/typo.json")
     fleet.deploy()
     assert "drakar" in last(fleet)["changed"]
     assert fleet.changes() == {}

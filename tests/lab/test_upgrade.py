@@ -14,6 +14,8 @@ from load import Load, instances
 from versions import Version, before, last
 
 HOSTS = ("drakar", "cheetah")
+# An operator's own, which the agent reads.
+OWN = '{"service": {"name": "own", "port": 9}}'
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any, old: Version) -> F
     old.run("invoke", "build-plugin", "--inventory", str(found.path))
     old.run("pyinfra", "-y", *release("old"), str(found.path), "deploy/")
     old.run("invoke", "verify", "--wait", "10", "--inventory", str(found.path))
+    lab.ssh("drakar", f"echo '{OWN}' | sudo tee /etc/consul.d/own.json && consul reload")
     return found
 
 
@@ -79,6 +82,19 @@ def test_versions_that_know_no_fleets_stop_before_they_touch_anything(
         assert result.returncode, output(result)
         assert "a-newer-uwsgi-consul-fleet serves on port 2001, 2002" in output(result)
     assert fleet.releases() == dict.fromkeys(HOSTS, "old")
+
+
+def test_its_consul_moves_with_the_version_that_it_has(fleet: Fleet, lab: Any) -> None:
+    """Out of the places in which HashiCorp's package has its own."""
+    for host in HOSTS:
+        binary = lab.ssh(host, "readlink /usr/local/bin/consul").stdout.strip()
+        assert binary == "/opt/uwsgi-consul-fleet/consul/debian-bullseye/consul"
+        pid = "$(systemctl show --property MainPID --value consul)"
+        assert lab.ssh(host, f"sudo readlink /proc/{pid}/exe").stdout.strip() == binary
+        assert lab.ssh(host, "ls -d /opt/consul", check=False).stdout == ""
+    assert lab.ssh("drakar", "ls /etc/consul.d").stdout == "own.json\n"
+    assert lab.ssh("cheetah", "ls -d /etc/consul.d", check=False).stdout == ""
+    assert "own" in lab.ssh("cheetah", "consul catalog services").stdout.split()
 
 
 def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None:

@@ -13,13 +13,13 @@ from load import Load, instances
 
 # Everything that could tell that a host was touched.
 TOUCHED = (
-    "sudo find /etc/consul.d /etc/systemd/system /etc/uwsgi-consul-fleet /opt /srv "
+    "sudo find /etc/systemd/system /etc/uwsgi-consul-fleet /opt /srv "
     "-not -name '*.pyc' -not -name __pycache__ -printf '%p %i %C@\\n' | sort; "
     "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*' | sort"
 )
 # What a host has before anything was deployed to it: nothing of this.
 EMPTY = (
-    "sudo find /etc/consul.d /etc/uwsgi-consul-fleet /opt /srv /var/lib/consul /usr/local/bin "
+    "sudo find /etc/uwsgi-consul-fleet /opt /srv /var/lib/consul /usr/local/bin "
     "/run/uwsgi-consul-fleet -mindepth 1 2>/dev/null; "
     "find /etc/systemd/system /run/systemd/system -name '*consul*'; "
     "getent passwd consul consul-demo-server; "

@@ -27,7 +27,7 @@ STAGES = ("tried on a socket of its own", "watched for")
 
 # Everything that a deploy puts on a host, in a form that two hosts can be compared by.
 FOOTPRINT = (
-    "cd / && sudo find etc/consul.d etc/systemd/system opt srv usr/local/bin "
+    "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt srv usr/local/bin "
     r"-not -name '*.pyc' -not -name __pycache__ -printf '%M %u %g %p %l\n' | sort; "
     "dpkg-query --show --showformat '${db:Status-Status} ${Package}\n'; "
     "systemctl list-units --plain --no-legend 'consul*' | awk '{print $1, $3, $4}'"

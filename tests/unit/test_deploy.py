@@ -69,8 +69,8 @@ def test_state_is_read_from_its_lines() -> None:
             "uwsgi /usr/bin/uwsgi 2.0.21-debian",
             "user consul",
             "package uwsgi-core",
-            "file 640 root consul /etc/consul.d/consul.json",
-            f"sum {'a' * 64} /etc/consul.d/consul.json",
+            "file 640 root consul /etc/uwsgi-consul-fleet/consul.d/consul.json",
+            f"sum {'a' * 64} /etc/uwsgi-consul-fleet/consul.d/consul.json",
             "consul_binary debian-bullseye",
             "consul_in_use debian-bullseye",
             "consul_running 77aa",
@@ -85,7 +85,7 @@ def test_state_is_read_from_its_lines() -> None:
         ]
     )
     assert found.uwsgi == identity.Uwsgi("0123456789abcdef", "/usr/bin/uwsgi", "2.0.21-debian")
-    config = found.files["/etc/consul.d/consul.json"]
+    config = found.files["/etc/uwsgi-consul-fleet/consul.d/consul.json"]
     assert config == FileState("640", "root", "consul", "a" * 64)
     assert found.units["consul.service"] == UnitState("active", "enabled")
     assert found.units["demo-2001@abc-124.service"].stale

@@ -14,7 +14,7 @@ from .says import ReleaseError
 
 UNIT = "consul.service"
 DATA = Path("/var/lib/consul")
-CONFIGURATION = "/etc/consul.d"
+CONFIGURATION = "/etc/uwsgi-consul-fleet/consul.d"
 COMMAND = Path("/usr/local/bin/consul")
 LEAVING = 60.0  # seconds for an agent to say goodbye
 

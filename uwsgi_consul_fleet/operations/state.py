@@ -46,7 +46,8 @@ class HostState:
     """What state.sh printed, taken apart.
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
-    could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there.
+    could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there. ``consul_before`` are binaries, by
+    their label, and files of configuration, by their path, in the places of versions before 0.3.
     """
 
     architecture: str = ""
@@ -59,6 +60,7 @@ class HostState:
     packages: set[str] = field(default_factory=set)
     users: set[str] = field(default_factory=set)
     consul_binaries: set[str] = field(default_factory=set)
+    consul_before: set[str] = field(default_factory=set)
     applications: dict[str, set[int]] = field(default_factory=dict)
     generations: set[str] = field(default_factory=set)
     current_generation: str = ""
@@ -147,11 +149,12 @@ def parse(output: list[str]) -> HostState:
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
-        elif kind in ("package", "user", "consul_binary", "generation"):
+        elif kind in ("package", "user", "consul_binary", "consul_before", "generation"):
             collection: set[str] = {
                 "package": found.packages,
                 "user": found.users,
                 "consul_binary": found.consul_binaries,
+                "consul_before": found.consul_before,
                 "generation": found.generations,
             }[kind]
             collection.add(rest)

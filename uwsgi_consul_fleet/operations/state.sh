@@ -26,15 +26,25 @@ dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
     sed -n 's/^installed /package /p'
 
 # Mode, owner and group first, then the sums, in the same order.
-find /etc/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
-    \( -path '/etc/consul.d/*' -o -name consul.service \
+find /etc/uwsgi-consul-fleet/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
+    \( -path '/etc/uwsgi-consul-fleet/consul.d/*' -o -name consul.service \
     -o -name consul_plugin.so -o -name start-uwsgi -o -path /opt/uwsgi-consul-fleet/release \) \
     -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
     sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
 
-for binary in /opt/consul/*/consul; do
+for binary in /opt/uwsgi-consul-fleet/consul/*/consul; do
     if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi
 done
+
+# Until 0.3 these were where HashiCorp's package has its data and its configuration.
+for binary in /opt/consul/debian-*/consul /opt/consul/release-*/consul /opt/consul/file-*/consul; do
+    if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_before ${binary##*/}"; fi
+done
+if grep -qs '"data_dir": "/var/lib/consul"' /etc/consul.d/consul.json; then
+    for file in /etc/consul.d/*.json /etc/consul.d/*.hcl; do
+        if [ -e "$file" ]; then echo "consul_before $file"; fi
+    done
+fi
 
 if [ -L /usr/local/bin/consul ]; then
     binary=$(readlink /usr/local/bin/consul)

@@ -28,8 +28,7 @@ look_for_consul() {
         echo
         return
     fi
-    for place in "$unit" /lib/systemd/system/consul.service /usr/local/bin/consul \
-        /etc/consul.d /opt/consul /var/lib/consul; do
+    for place in "$unit" /lib/systemd/system/consul.service /usr/local/bin/consul /var/lib/consul; do
         if [ -e "$place" ] || [ -L "$place" ]; then echo "stranger consul $place"; fi
     done
     if getent passwd consul >/dev/null; then echo "stranger consul the user consul"; fi

@@ -24,8 +24,12 @@ from uwsgi_consul_fleet.operations.users import system_user
 from uwsgi_consul_fleet.ownership.belongings import CONSUL
 
 HERE = Path(__file__).parent
-BINARIES = "/opt/consul"
-CONFIG = "/etc/consul.d/consul.json"
+BINARIES = "/opt/uwsgi-consul-fleet/consul"
+CONFIGURATION = "/etc/uwsgi-consul-fleet/consul.d"
+CONFIG = f"{CONFIGURATION}/consul.json"
+# Until 0.3 they were here, which is where HashiCorp's package has its data and configuration.
+BINARIES_BEFORE = "/opt/consul"
+CONFIG_BEFORE = "/etc/consul.d/consul.json"
 RUNNING = UnitState("active", "enabled")
 # What an agent needs to find the others when it starts. Another list of servers is no reason to
 # restart one that has found them.
@@ -40,13 +44,16 @@ def install(here: Here, source: Source) -> Generator[Any, None, None]:
     if source.label in here.known.consul_binaries:
         host.noop(f"Consul {source.label} is installed")
         return
-    host.log(f"Consul from {source.description}")
     folder = f"{BINARIES}/{source.label}"
     part = f"{folder}/.consul.part"
     yield StringCommand("mkdir", "-p", folder)
-    if source.path:
+    if source.label in here.known.consul_before:
+        yield StringCommand("cp", f"{BINARIES_BEFORE}/{source.label}/consul", part)
+    elif source.path:
+        host.log(f"Consul from {source.description}")
         yield FileUploadCommand(str(source.path), part, host.get_temp_filename(part))
     else:
+        host.log(f"Consul from {source.description}")
         script = (HERE / "debian.sh").read_text()
         yield StringCommand("sh", "-c", QuoteString(script), "debian", part)
     yield StringCommand(
@@ -60,6 +67,15 @@ def configure(here: Here, source: Source) -> Generator[Any, None, None]:
     """The consul user, the agent's configuration and its unit, and the program that asks it."""
     yield from system_user(here, "consul")
     yield from converge(here, [*_files(here, source.label), program.program()])
+    for path in sorted(_not_ours(here)):
+        host.log(f"{path}: the agent reads its copy in {Path(CONFIG).parent} from now on")
+        yield StringCommand("cp", "--no-clobber", "--preserve", path, str(Path(CONFIG).parent))
+
+
+def _not_ours(here: Here) -> set[str]:
+    """What the agent reads today from the place of before, and others have put there."""
+    before = {path for path in here.known.consul_before if path.startswith("/")}
+    return before - {CONFIG_BEFORE} if CONFIG_BEFORE in before else set()
 
 
 def _files(here: Here, label: str) -> list[RemoteFile]:
@@ -156,6 +172,8 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
         # No server that it knew is left, and the new ones are yet to be found.
         addresses = (server.address for server in here.run.fleet.consul_servers)
         yield program.command(here, "consul", "join", *addresses)
+    elif known.consul_before:  # the run that started it from the new place was killed
+        yield from _leave_places_of_before(here)
     else:
         host.noop("Consul runs with this configuration")
 
@@ -163,7 +181,7 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
 def _restart(here: Here, label: str) -> Generator[Any, None, None]:
     """Start the agent anew, unless that has just gone wrong on another host: what it did there
     it would do here, to one server after the other."""
-    me = here.me
+    me, before = here.me, here.known.consul_before
     if why_not := _why_not_restart(here):
         yield fail(f"{me.name}: {why_not}")
         return
@@ -173,6 +191,15 @@ def _restart(here: Here, label: str) -> Generator[Any, None, None]:
         if here.run.pyinfra.is_executing:
             here.run.lost_agents.add(me.name)
         raise
+    here.changed()
+    if before:
+        yield from _leave_places_of_before(here)
+
+
+def _leave_places_of_before(here: Here) -> Generator[Any, None, None]:
+    """Nothing of ours stays there; what others put there does."""
+    script = (HERE / "before.sh").read_text()
+    yield StringCommand("sh", "-c", QuoteString(script), "before")
     here.changed()
 
 
@@ -317,6 +344,8 @@ def remove(here: Here) -> Generator[Any, None, None]:
     if not me.is_retired or CONSUL not in known.belongings.ours or not (there or left_over):
         host.noop("nothing of Consul is to be removed here")
         return
+    if known.consul_before:
+        yield from _leave_places_of_before(here)
     script = (HERE / "remove.sh").read_text()
     keep = "purge" if me.settings.purge else "keep"
     yield StringCommand("sh", "-c", QuoteString(script), "remove", keep)

@@ -5,12 +5,9 @@ rm -f /etc/systemd/system/consul.service
 systemctl daemon-reload
 systemctl reset-failed consul 2>/dev/null
 case $(readlink /usr/local/bin/consul) in
-    /opt/consul/*) rm -f /usr/local/bin/consul ;;
+    /opt/uwsgi-consul-fleet/* | /opt/consul/*) rm -f /usr/local/bin/consul ;;
 esac
-rm -rf /etc/consul.d/consul.json /opt/uwsgi-consul-fleet
-rm -rf /opt/consul/debian-* /opt/consul/release-* /opt/consul/file-*
-# Folders in which others put something stay.
-rmdir /etc/consul.d /opt/consul 2>/dev/null
+rm -rf /opt/uwsgi-consul-fleet
 rm -f /etc/systemd/system/a-newer-uwsgi-consul-fleet-*.socket
 if [ "$1" = purge ]; then
     rm -rf /var/lib/consul /etc/uwsgi-consul-fleet
