@@ -28,7 +28,8 @@ MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
 # What Consul could leave behind.
 FOOTPRINT = (
-    "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt/uwsgi-consul-fleet usr/local/bin var/lib/consul "
+    "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt/uwsgi-consul-fleet "
+    "usr/local/bin var/lib/consul "
     r"-printf '%M %u %g %p %l\n' 2>/dev/null | sort; getent passwd consul; getent group consul; "
     "systemctl list-units --all --plain --no-legend 'consul.*' | awk '{print $1, $3, $4}'; "
     "ss -Hltn | awk '{print $4}' | sort"

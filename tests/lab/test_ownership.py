@@ -43,6 +43,7 @@ nft add table inet own
 nft add chain inet own input '{ type filter hook input priority 0; }'
 """
 PROCESSES = "pgrep --list-full sleep"
+RULES = "nft list tables || :"
 FILES = (
     "find /etc/consul.d /etc/systemd/system /opt /srv /usr/local /usr/lib/systemd/system/consul*"
     " -xdev -type f -exec sha256sum {} +"
@@ -51,7 +52,7 @@ FILES = (
 
 def state(lab: Any, host: str) -> list[str]:
     """What is there, byte by byte and process by process."""
-    look = f"{{ {FILES}; }} 2>/dev/null | sort; {PROCESSES}; getent passwd | sort; nft list tables || :"
+    look = f"{{ {FILES}; }} 2>/dev/null | sort; {PROCESSES}; getent passwd | sort; {RULES}"
     return str(lab.ssh(host, f"sudo sh -c {quote(look)}").stdout).splitlines()
 
 
@@ -99,8 +100,7 @@ def test_what_is_in_the_way_is_named_and_left_alone(fleet: Fleet, lab: Any) -> N
     refused(
         fleet.deploy(check=False),
         "ormen: not everything that this fleet would put there is free",
-        "Consul: /etc/consul.d",
-        "Consul: /opt/consul",
+        "Consul: /lib/systemd/system/consul.service",
         "Consul: the user consul",
         "consul-demo-server: /srv/consul-demo-server",
         "port 2002: python3 (process ",

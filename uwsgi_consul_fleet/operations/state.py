@@ -46,8 +46,9 @@ class HostState:
     """What state.sh printed, taken apart.
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
-    could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there. ``consul_before`` are binaries, by
-    their label, and files of configuration, by their path, in the places of versions before 0.3.
+    could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there.
+    ``consul_before`` are binaries, by their label, and files of configuration, by their path, in
+    the places of versions before 0.3.
     """
 
     architecture: str = ""
