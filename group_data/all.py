@@ -59,8 +59,15 @@ release = None
 # Releases that stay on each host, the one that serves among them; two or more.
 keep_releases = 5
 
-# What a new release must answer, with a status below 400, before it receives a request.
+# What a new release must answer, with one of health_statuses, before it receives a request.
 health_path = "/healthz"
+
+# Sent with it, such as {"Host": "shop.example.com", "X-Forwarded-Proto": "https"} for an
+# application that answers to its own names alone, or redirects what is not https.
+health_headers = {}
+
+# The statuses of a healthy answer: numbers and ranges, such as 200-299,401.
+health_statuses = "200-299"
 
 # Seconds within which a new release must be loaded, and then as many to answer.
 health_timeout = 30

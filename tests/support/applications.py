@@ -69,6 +69,17 @@ def application(environ, start_response):
 """,
         "not seaworthy",
     ),
+    "redirects its health check": BadRelease(
+        """
+def application(environ, start_response):
+    if environ.get("HTTP_X_FORWARDED_PROTO") == "https":
+        start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+    else:
+        start_response("301 Moved Permanently", [("Location", "https://sea.example/")])
+    return [b""]
+""",
+        "301 Moved Permanently: a redirect to https://sea.example/",
+    ),
     # An alarm ends a worker also while it waits for a request, where no Python code runs.
     "loses its workers after 2 s": BadRelease(
         """

@@ -1,12 +1,16 @@
 """To which release a roll-back goes, and what a host keeps."""
 
 import json
+import socketserver
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.host import store
+from uwsgi_consul_fleet.host import health, store
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
@@ -198,3 +202,55 @@ def test_the_list_has_the_one_that_serves_first(
     rows = json.loads(capsys.readouterr().out)
     assert [row["release"] for row in rows] == ["r1", "r3", "r2", "r4"]
     assert [row["since"] is None for row in rows] == [False, False, False, True]
+
+
+# --- What counts as healthy -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statuses", "healthy", "not_healthy"),
+    [
+        ("200-299", (200, 204, 299), (199, 300, 301, 401, 500)),
+        ("200,301-302", (200, 301, 302), (201, 303)),
+    ],
+)
+def test_the_statuses_of_a_healthy_answer(
+    statuses: str, healthy: tuple[int, ...], not_healthy: tuple[int, ...]
+) -> None:
+    assert all(health.is_healthy(status, statuses) for status in healthy)
+    assert not any(health.is_healthy(status, statuses) for status in not_healthy)
+
+
+class Picky(BaseHTTPRequestHandler):
+    """Answers to its own name over https alone, as Django does where it is told to."""
+
+    def do_GET(self) -> None:
+        fine = (
+            self.headers["Host"] == "sea.example" and self.headers["X-Forwarded-Proto"] == "https"
+        )
+        self.send_response(200 if fine else 301)
+        self.send_header("Location", "https://sea.example/")
+        self.end_headers()
+
+    def address_string(self) -> str:
+        return "unix"
+
+
+def test_an_application_that_answers_to_its_own_name(
+    srv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "SOCKETS", tmp_path)
+    release = installed(srv, "v1-aaaa")
+    path = health.private_socket(release, 2001)
+    path.parent.mkdir()
+    with socketserver.UnixStreamServer(str(path), Picky) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        found = health._problem(replace(release, health_statuses="200-299"), 2001)
+        assert found == "GET /: 301 Moved Permanently: a redirect to https://sea.example/"
+        # What was released before there were such settings.
+        assert health._problem(release, 2001) == ""
+        headers = {"Host": "sea.example", "X-Forwarded-Proto": "https"}
+        told = replace(release, health_statuses="200-299", health_headers=headers)
+        assert health._problem(told, 2001) == ""
+        server.shutdown()

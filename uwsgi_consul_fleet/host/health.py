@@ -41,16 +41,24 @@ def _problem(release: Release, instance: object) -> str:
     url = release.health_path
     connection = _Unix(private_socket(release, instance), release.health_timeout)
     try:
-        connection.request("GET", url, headers={"Connection": "close"})
+        connection.request("GET", url, headers={"Connection": "close", **release.health_headers})
         answer = connection.getresponse()
         body = answer.read(200).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
         return f"GET {url}: {error or type(error).__name__}"
     finally:
         connection.close()
-    if answer.status >= 400:
-        return f"GET {url}: {answer.status} {answer.reason}: {body.splitlines()[0] if body else ''}"
-    return ""
+    if is_healthy(answer.status, release.health_statuses):
+        return ""
+    to = answer.getheader("Location")
+    said = f"a redirect to {to}" if to else body.splitlines()[0] if body else ""
+    return f"GET {url}: {answer.status} {answer.reason}: {said}"
+
+
+def is_healthy(status: int, statuses: str) -> bool:
+    """:param statuses: numbers and ranges, such as ``200-299,401``"""
+    ranges = (each.partition("-") for each in statuses.split(","))
+    return any(int(first) <= status <= int(last or first) for first, _, last in ranges)
 
 
 def wait(release: Release, instance: object, unit: str) -> None:

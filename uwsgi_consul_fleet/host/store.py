@@ -39,6 +39,8 @@ class Release:
     health_path: str
     health_timeout: int  # seconds
     min_healthy_time: int  # seconds
+    health_headers: dict[str, str]
+    health_statuses: str
 
     @property
     def folder(self) -> Path:
@@ -79,6 +81,9 @@ def load(app: str, generation: str) -> Release:
         health_path=fields["health_path"],
         health_timeout=fields["health_timeout"],
         min_healthy_time=fields["min_healthy_time"],
+        # Versions before 0.3 had neither.
+        health_headers=fields.get("health_headers", {}),
+        health_statuses=fields.get("health_statuses", "200-399"),
     )
 
 

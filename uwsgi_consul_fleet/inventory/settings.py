@@ -40,6 +40,8 @@ EnvironmentName = Annotated[
     StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"),
     AfterValidator(lambda name: _not_ours(name)),
 ]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
+Line = Annotated[str, StringConstraints(pattern=r"^[^\r\n]*$")]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 # What a host can't have of its own: there is one roll-out over all hosts.
 FLEET_WIDE = ("fleet", "canary", "batch", "on_failure", "max_unavailable")
@@ -152,7 +154,16 @@ class Settings(BaseModel):
     """Releases that stay on each host, the one that serves among them; two or more."""
 
     health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] = "/healthz"
-    """What a new release must answer, with a status below 400, before it receives a request."""
+    """What a new release must answer, with one of health_statuses, before it receives a request."""
+
+    health_headers: dict[HeaderName, Line] = {}
+    """Sent with it, such as {"Host": "shop.example.com", "X-Forwarded-Proto": "https"} for an
+    application that answers to its own names alone, or redirects what is not https."""
+
+    health_statuses: Annotated[
+        str, StringConstraints(pattern=r"^\d{3}(-\d{3})?(,\d{3}(-\d{3})?)*$")
+    ] = "200-299"
+    """The statuses of a healthy answer: numbers and ranges, such as 200-299,401."""
 
     health_timeout: int = Field(default=30, ge=1, le=3600)
     """Seconds within which a new release must be loaded, and then as many to answer."""

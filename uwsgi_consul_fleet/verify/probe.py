@@ -7,7 +7,9 @@ from http.client import HTTPConnection, HTTPException
 from fabric import Connection
 
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.host.health import is_healthy
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify.comparison import Difference
 
@@ -15,7 +17,7 @@ TIMEOUT = 5  # seconds
 
 
 def probe(fleet: Fleet) -> list[Difference]:
-    """A difference for each instance that does not answer with a status below 500."""
+    """A difference for each instance that does not answer its health check as it should."""
     hosts = [host for host in fleet.active if host.instances]
     with ssh.side_by_side(len(hosts)) as pool:
         return [difference for found in pool.map(_probe_host, hosts) for difference in found]
@@ -27,23 +29,27 @@ def _probe_host(host: Host) -> Iterable[Difference]:
             return [
                 Difference("failing", f"{i.service} {i.id} on {i.node} port {i.port}", reason)
                 for i in host.instances
-                if (reason := _ask(connection, i.port))
+                if (reason := _ask(connection, i.port, host.settings))
             ]
     except FleetError as error:
         return [Difference("failing", f"node {host.name}", str(error))]
 
 
-def _ask(connection: Connection, port: int) -> str:
+def _ask(connection: Connection, port: int, settings: Settings) -> str:
     """Why the instance is not well, or ''. Asked on its own host: its port may be firewalled."""
     client = HTTPConnection("127.0.0.1", port)
     try:
         with closing(ssh.open_channel(connection, port)) as channel:
             channel.settimeout(TIMEOUT)
             client.sock = channel
-            client.request("GET", "/", headers={"Connection": "close"})
+            headers = {"Connection": "close", **settings.health_headers}
+            client.request("GET", settings.health_path, headers=headers)
             answer = client.getresponse()
     except UnreachableError:
         return "nothing listens on this port"
     except (OSError, HTTPException) as error:
         return f"does not answer over HTTP: {error or type(error).__name__}"
-    return f"answers {answer.status} {answer.reason}" if answer.status >= 500 else ""
+    if is_healthy(answer.status, settings.health_statuses):
+        return ""
+    to = f", a redirect to {url}" if (url := answer.getheader("Location")) else ""
+    return f"GET {settings.health_path}: answers {answer.status} {answer.reason}{to}"

@@ -165,5 +165,7 @@ def _manifest(me: Host, release: Release, settings: str) -> str:
         "health_path": me.settings.health_path,
         "health_timeout": me.settings.health_timeout,
         "min_healthy_time": me.settings.min_healthy_time,
+        "health_headers": me.settings.health_headers,
+        "health_statuses": me.settings.health_statuses,
     }
     return json.dumps(fields, indent=2) + "\n"
