@@ -27,7 +27,8 @@ def adopt(fleet: Fleet, host: str, yes: bool = False) -> None:
     for what in (*sorted(found.ours), *found.strangers):
         for text in found.strangers.get(what, ["put there by a deploy"]):
             print(f"    {told(what, text)}")
-    if not identity and not found.strangers:
+    # What a version without identities put there may be of another cluster.
+    if not identity and not found.strangers and not found.marks:
         print("Nothing is in the way of a deploy.")
         return
     if any(what.startswith("port:") for what in found.strangers):
