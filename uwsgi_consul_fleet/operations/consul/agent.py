@@ -68,8 +68,8 @@ def configure(here: Here, source: Source) -> Generator[Any, None, None]:
     yield from system_user(here, "consul")
     yield from converge(here, [*_files(here, source.label), program.program()])
     for path in sorted(_not_ours(here)):
-        host.log(f"{path}: the agent reads its copy in {Path(CONFIG).parent} from now on")
-        yield StringCommand("cp", "--no-clobber", "--preserve", path, str(Path(CONFIG).parent))
+        host.log(f"{path}: the agent reads a copy of it in {CONFIGURATION} from now on")
+        yield StringCommand("cp", "--no-clobber", "--preserve", path, CONFIGURATION)
 
 
 def _not_ours(here: Here) -> set[str]:
@@ -90,7 +90,9 @@ def _config(here: Here) -> str:
 
 
 def _unit(me: Host, label: str, digest: str) -> str:
-    return render(HERE / "consul.service.j2", binary=f"{BINARIES}/{label}/consul", digest=digest)
+    binary = f"{BINARIES}/{label}/consul"
+    template = HERE / "consul.service.j2"
+    return render(template, binary=binary, configuration=CONFIGURATION, digest=digest)
 
 
 def _digest(here: Here, label: str) -> str:
