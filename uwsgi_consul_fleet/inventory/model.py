@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from uwsgi_consul_fleet.errors import InventoryError
@@ -72,7 +73,7 @@ class Fleet:
     hosts: tuple[Host, ...]
     warnings: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def active(self) -> tuple[Host, ...]:
         return tuple(host for host in self.hosts if host.is_member)
 
