@@ -30,6 +30,12 @@ def test_a_deploy_with_nothing_to_change(fleet: Fleet) -> None:
     assert "2 hosts: median " in once("deploy_again")
 
 
+def test_a_deploy_with_nothing_to_change_over_many_hosts(fleet: Fleet) -> None:
+    said = once("hundred_hosts")
+    assert "nothing to change: {'hosts': " in said
+    assert "\n10 hosts: median " in said
+
+
 def test_a_build_with_nothing_to_build(fleet: Fleet) -> None:
     assert "3 hosts: median " in once("build_again")
 

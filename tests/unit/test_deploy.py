@@ -1,14 +1,17 @@
 """What the deploy decides and renders, without a host."""
 
 import configparser
+import inspect
 import io
 import json
 import subprocess
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pyinfra.api import util
 
 from uwsgi_consul_fleet.build import builder, identity
 from uwsgi_consul_fleet.build.source import Source
@@ -335,6 +338,30 @@ def test_the_inventory_is_the_first_file_on_the_command_line(
     for name in ("fleet.py", "deploy.py"):
         (tmp_path / name).touch()
     assert inventory_file(["pyinfra", *words]) == Path("fleet.py")
+
+
+def test_operations_have_the_order_that_pyinfra_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "deploy.py"
+    file.write_text("def both():\n    add()\n    add()\n\nadd()\nboth()\nadd(); both()\n")
+
+    def orders() -> list[list[int]]:
+        found: list[list[int]] = []
+        state = SimpleNamespace(current_deploy_filename=str(file), current_op_file_number=7)
+        code = compile(file.read_text(), str(file), "exec")
+        exec(code, {"add": lambda: found.append(util.get_operation_order_from_stack(state))})
+        return found
+
+    # As pyinfra has it: what comes after the deploy's file is in the order, too.
+    monkeypatch.setattr(util.pyinfra, "is_cli", True)
+    ours = orders()
+    assert [order[:-1] for order in ours] == [
+        [7, 5], [7, 6, 2], [7, 6, 3], [7, 7], [7, 7, 2], [7, 7, 3]
+    ]  # fmt: skip
+    monkeypatch.setattr(util, "stack", inspect.stack)
+    monkeypatch.setattr(util, "getframeinfo", inspect.getframeinfo)
+    assert orders() == ours
 
 
 @pytest.mark.parametrize("option", ["--serial", "--no-wait", "--retry"])

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import ip_address
 from typing import Any
 
@@ -79,7 +80,7 @@ class Fleet:
         """What the operator calls it, if anything."""
         return next((host.settings.fleet for host in self.hosts), None)
 
-    @property
+    @cached_property
     def active(self) -> tuple[Host, ...]:
         return tuple(host for host in self.hosts if host.is_member)
 

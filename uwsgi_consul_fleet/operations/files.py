@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class RemoteFile:
     user: str = "root"
     group: str = "root"
 
-    @property
+    @cached_property
     def state(self) -> FileState:
         data = self.content.encode() if isinstance(self.content, str) else self.content
         return FileState(self.mode, self.user, self.group, hashlib.sha256(data).hexdigest())

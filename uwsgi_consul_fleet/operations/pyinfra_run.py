@@ -5,32 +5,38 @@ Nothing else here does, so this is what a new version of pyinfra is held against
 
 import sys
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from threading import Lock
-from types import ModuleType
+from traceback import walk_stack
+from types import FrameType, SimpleNamespace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import pyinfra
-from pyinfra.api import StringCommand
+from pyinfra.api import StringCommand, arguments, util
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 from pyinfra.api.state import BaseStateCallback, State, StateStage
 from pyinfra.context import ctx_state
 
-from uwsgi_consul_fleet.shipped import shipped
-
-# pyinfra orders operations by the call stack and asks `inspect` for each frame's module.
-# It runs deploy/__main__.py outside the module system, where `inspect` then searches
-# every module there is: 4 ms for each operation and host, unless it has an entry. So has an
-# operator's own, which is on the command line.
-if pyinfra.is_cli:
-    for file in (str(shipped("deploy/__main__.py")), *sys.argv[1:]):
-        if file.endswith(".py"):
-            sys.modules[file] = ModuleType(file)
-            sys.modules[file].__file__ = file
-
 T = TypeVar("T")
 _made: WeakKeyDictionary[State, Any] = WeakKeyDictionary()
 _one_at_a_time = Lock()
+
+
+def stack() -> list[tuple[FrameType]]:
+    """As `inspect.stack`: the frames, from the caller's outwards, and nothing else of them."""
+    return [(frame,) for frame, _ in walk_stack(sys._getframe(1))]
+
+
+def frame_info(frame: FrameType) -> SimpleNamespace:
+    """As `inspect.getframeinfo`: the file and the line, and nothing else."""
+    return SimpleNamespace(filename=frame.f_code.co_filename, lineno=frame.f_lineno)
+
+
+# For each operation on each host pyinfra walks the call stack, which says where the operation
+# belongs in their order, and resolves the types of its arguments. It takes `inspect` and `typing`
+# half of a run over many hosts to look for sources and resolve the same types again.
+util.stack, util.getframeinfo = stack, frame_info  # type: ignore[assignment]
+arguments.all_global_arguments = cache(arguments.all_global_arguments)
 
 
 class PyinfraRun:

@@ -66,7 +66,8 @@ def install(here: Here, source: Source) -> Generator[Any, None, None]:
 def configure(here: Here, source: Source) -> Generator[Any, None, None]:
     """The consul user, the agent's configuration and its unit, and the program that asks it."""
     yield from system_user(here, "consul")
-    yield from converge(here, [*_files(here, source.label), program.program()])
+    wanted = files(here.me, here.run.fleet, source.label)
+    yield from converge(here, [*wanted, program.program()])
     for path in sorted(_not_ours(here)):
         host.log(f"{path}: the agent reads a copy of it in {CONFIGURATION} from now on")
         yield StringCommand("cp", "--no-clobber", "--preserve", path, CONFIGURATION)
@@ -78,31 +79,25 @@ def _not_ours(here: Here) -> set[str]:
     return before - {CONFIG_BEFORE} if CONFIG_BEFORE in before else set()
 
 
-def _files(here: Here, label: str) -> list[RemoteFile]:
+def files(me: Host, fleet: Fleet, label: str) -> list[RemoteFile]:
+    """The agent's configuration and its unit, as they should be on a host."""
+    config = json.dumps(agent_config(me, fleet), indent=2) + "\n"
     return [
-        RemoteFile(CONFIG, _config(here), "640", "root", "consul"),
-        RemoteFile(UNIT, _unit(here.me, label, _digest(here, label))),
+        RemoteFile(CONFIG, config, "640", "root", "consul"),
+        RemoteFile(UNIT, _unit(label, digest(me, fleet, label))),
     ]
 
 
-def _config(here: Here) -> str:
-    return json.dumps(agent_config(here.me, here.run.fleet), indent=2) + "\n"
-
-
-def _unit(me: Host, label: str, digest: str) -> str:
+def _unit(label: str, digest: str) -> str:
     binary = f"{BINARIES}/{label}/consul"
     template = HERE / "consul.service.j2"
     return render(template, binary=binary, configuration=CONFIGURATION, digest=digest)
 
 
-def _digest(here: Here, label: str) -> str:
+def digest(me: Host, fleet: Fleet, label: str) -> str:
     """Of everything an agent must be restarted for; the running one has it in its environment."""
-    config = {
-        key: value
-        for key, value in agent_config(here.me, here.run.fleet).items()
-        if key not in TO_START
-    }
-    return hashlib.sha256((repr(config) + _unit(here.me, label, "")).encode()).hexdigest()[:16]
+    config = {key: value for key, value in agent_config(me, fleet).items() if key not in TO_START}
+    return hashlib.sha256((repr(config) + _unit(label, "")).encode()).hexdigest()[:16]
 
 
 def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
@@ -160,8 +155,8 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
     change and the restart would never restart it.
     """
     known, change = here.known, cluster.change(here.run)
-    unit = known.units.get("consul.service")
-    if unit is None or unit.active != "active" or known.consul_running != _digest(here, label):
+    unit, wanted = known.units.get("consul.service"), digest(here.me, here.run.fleet, label)
+    if unit is None or unit.active != "active" or known.consul_running != wanted:
         yield from _restart(here, label)
     elif unit != RUNNING:  # as after a change that was taken back before it was made
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ def plugin_file(known: HostState) -> RemoteFile | None:
     path and is never written over it.
     """
     path = available().get(known.uwsgi.fingerprint) if known.uwsgi else None
-    if path is None:
-        return None
+    return _read(path) if path else None
+
+
+@cache
+def _read(path: Path) -> RemoteFile:
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:16]
     return RemoteFile(f"{FOLDER}/plugins/{digest}/{PLUGIN}", content)
