@@ -19,21 +19,9 @@ from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.ssh import client as ssh_client
 from uwsgi_consul_fleet.ssh import options as ssh_options
 from uwsgi_consul_fleet.ssh import root
-from uwsgi_consul_fleet.ssh.client import LOST
+from uwsgi_consul_fleet.ssh.client import LOST as LOST
 
 CONNECT_TIMEOUT = 10  # seconds
-
-__all__ = [
-    "LOST",
-    "Host",
-    "Result",
-    "Running",
-    "connect",
-    "open_channel",
-    "run_script",
-    "side_by_side",
-    "tunnel",
-]
 
 # What it would print is in our errors, with the host and what to do.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
