@@ -33,20 +33,13 @@ def build_plugin(
     """Compile the consul plugin for each different uWSGI on the fleet."""
     from uwsgi_consul_fleet.build import places
     from uwsgi_consul_fleet.build import source as sources
+    from uwsgi_consul_fleet.build.builder import Build
     from uwsgi_consul_fleet.commands import progress
 
     # --local needs no inventory.
     where = places.local(host) if local else places.of_fleet(read(inventory), host, inventory)
     with sources.find(source) if source else nullcontext(sources.own()) as found:
-        if list:
-            fine = progress.show(where, found)
-        else:
-            fine = progress.build(
-                where,
-                found,
-                force=force,
-                keep_toolchain=keep_toolchain,
-                packages=tuple(package),
-            )
+        how = Build(found, progress.reporter(), force, keep_toolchain, tuple(package))
+        fine = progress.show(where, found) if list else progress.build(where, how)
     if not fine:
         raise Exit(code=1)

@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import consul
 import requests
 
 from uwsgi_consul_fleet.consul.access import Access, access
-from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.lock_session import RELEASES
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -100,13 +101,12 @@ def read(server: str, port: int, services: Iterable[str]) -> Catalog:
     :raises UnreachableError: where the API does not answer, or not as it should
     """
     with client(server, port) as asked:
-        nodes = tuple(_node(entry) for entry in _nodes(asked))
         registrations = tuple(
             _registration(entry)
             for service in services
             for entry in asked.health.service(service)[1] or ()
         )
-        return Catalog(nodes, registrations, server, expected_releases(asked))
+        return Catalog(_nodes(asked), registrations, server, expected_releases(asked))
 
 
 @contextmanager
@@ -153,40 +153,30 @@ def expected_releases(asked: consul.Consul) -> dict[str, str]:
     }
 
 
-def _nodes(asked: consul.Consul) -> list[dict[str, object]]:
+def _nodes(asked: consul.Consul) -> tuple[Node, ...]:
     """Nodes with their serfHealth check: the catalog alone does not say who is alive."""
     _, checks = asked.health.state("any")
     alive = {check["Node"]: check["Status"] for check in checks if check["CheckID"] == "serfHealth"}
     _, nodes = asked.catalog.nodes()
-    return [{**node, "alive": alive.get(node["Node"]) == "passing"} for node in nodes]
-
-
-def _node(entry: dict[str, object]) -> Node:
-    return Node(str(entry["Node"]), str(entry["Address"]), bool(entry["alive"]))
+    return tuple(
+        Node(node["Node"], node["Address"], alive.get(node["Node"]) == "passing") for node in nodes
+    )
 
 
 STATUSES = ("passing", "warning", "critical")
 
 
-def _registration(entry: dict[str, dict[str, object]]) -> Registration:
-    service = entry["Service"]
-    checks = [check for check in _checks(entry) if check["CheckID"] != "serfHealth"]
-    worst = max(checks, key=lambda check: STATUSES.index(str(check["Status"])), default=None)
-    meta = service.get("Meta")
+def _registration(entry: dict[str, Any]) -> Registration:
+    node, service = entry["Node"], entry["Service"]
+    checks = [check for check in entry["Checks"] if check["CheckID"] != "serfHealth"]
+    worst = max(checks, key=lambda check: STATUSES.index(check["Status"]), default=None)
     return Registration(
-        node=str(entry["Node"]["Node"]),
-        service=str(service["Service"]),
-        id=str(service["ID"]),
-        address=str(service["Address"] or entry["Node"]["Address"]),
-        port=int(str(service["Port"])),
-        release=str(meta.get("release", "")) if isinstance(meta, dict) else "",
-        status=str(worst["Status"]) if worst else "passing",
-        output=str(worst["Output"]).strip() if worst else "",
+        node=node["Node"],
+        service=service["Service"],
+        id=service["ID"],
+        address=service["Address"] or node["Address"],
+        port=service["Port"],
+        release=(service.get("Meta") or {}).get("release", ""),
+        status=worst["Status"] if worst else "passing",
+        output=worst["Output"].strip() if worst else "",
     )
-
-
-def _checks(entry: dict[str, dict[str, object]]) -> list[dict[str, object]]:
-    checks = entry["Checks"]
-    if not isinstance(checks, list):
-        raise FleetError("the Consul API gave an answer without checks")
-    return checks
