@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from uwsgi_consul_fleet.lab import access, apt, base, host, machines, network, proxy
+from uwsgi_consul_fleet.lab import access, base, host, machines, network, proxy
 from uwsgi_consul_fleet.lab.host import LabError
 from uwsgi_consul_fleet.lab.machines import Machine, Wish
 
@@ -72,15 +72,15 @@ def test_the_mirror_is_the_one_that_apt_uses() -> None:
         "http://mirror.example/debian/ Debian\n"
         "http://mirror.example/security/ Debian-Security\n"
     )
-    found = apt.parse_mirror(listing)
+    found = base.parse_mirror(listing)
     assert found.sources(13) == (
         "deb http://mirror.example/debian/ trixie main\n"
         "deb http://mirror.example/debian/ trixie-updates main\n"
         "deb http://mirror.example/security/ trixie-security main\n"
     )
-    assert apt.parse_mirror("http://m.example/ Debian").security == ""
+    assert base.parse_mirror("http://m.example/ Debian").security == ""
     with pytest.raises(LabError, match="no Debian archive"):
-        apt.parse_mirror("https://other.example/ Other")
+        base.parse_mirror("https://other.example/ Other")
 
 
 def test_the_ssh_config_names_only_our_machines() -> None:

@@ -5,9 +5,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -22,49 +22,30 @@ DEFAULT = ("drakar", "cheetah")
 DEFAULT_RELEASE = 12
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Run with errors as one line."""
+class Commands(click.Group):
+    """Errors end a command with one line."""
 
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
+    def invoke(self, context: click.Context) -> Any:
         try:
-            host.require_programs()
-            function(*args, **kwargs)
+            return super().invoke(context)
         except (LabError, OSError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command again goes on, lab.down undoes it", err=True)
             sys.exit(130)
 
-    return wrapper
+
+@contextmanager
+def change() -> Iterator[None]:
+    """As root, while no other lab command changes anything."""
+    host.require_programs()
+    if os.geteuid() != 0:
+        host.become_root()
+    with host.locked("lab"):
+        yield
 
 
-def as_root(function: Callable[..., None]) -> Callable[..., None]:
-    """Run as root, with errors as one line."""
-
-    @command
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        if os.geteuid() != 0:
-            host.become_root()
-        function(*args, **kwargs)
-
-    return wrapper
-
-
-def change(function: Callable[..., None]) -> Callable[..., None]:
-    """Run as root, while no other lab command changes anything."""
-
-    @as_root
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        with host.locked("lab"):
-            function(*args, **kwargs)
-
-    return wrapper
-
-
-@click.group(help="Disposable Debian machines on this host.")
+@click.group(cls=Commands, help="Disposable Debian machines on this host.")
 def main() -> None:
     pass
 
@@ -74,10 +55,9 @@ def main() -> None:
     "plugs it into another network."
 )
 @click.argument("names", nargs=-1, metavar="[NAME[:RELEASE][@NETWORK]]...")
-@as_root
 def up(names: tuple[str, ...]) -> None:
     begin = time.monotonic()
-    with host.locked("lab"):
+    with change():
         started = _start(_wanted(names or DEFAULT))
     _wait(started, begin)
 
@@ -158,7 +138,7 @@ def _settle(wanted: Machine, addresses: IPv4Network) -> Machine:
 @main.command(help="Remove machines with their disks; those named, or all of this clone.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--purge", is_flag=True, help="Also remove base trees and stored packages.")
-@change
+@change()
 def down(names: tuple[str, ...], purge: bool) -> None:
     if names and purge:
         raise LabError("--purge removes what all machines need: name none")
@@ -221,10 +201,9 @@ def _leave_host() -> None:
 
 @main.command(help="Make machines anew, with an empty disk; those named, or all of this clone.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@as_root
 def rebuild(names: tuple[str, ...]) -> None:
     begin = time.monotonic()
-    with host.locked("lab"):
+    with change():
         chosen = _named(names)
         if not chosen:
             print("no machines; start some with: invoke lab.up")
@@ -237,7 +216,7 @@ def rebuild(names: tuple[str, ...]) -> None:
 
 @main.command(help="A power cut; lab.up starts the machine again with its disk.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@change
+@change()
 def kill(names: tuple[str, ...]) -> None:
     for machine in _named(names):
         machines.kill(machine)
@@ -258,16 +237,17 @@ def status(as_json: bool) -> None:
     ]
     if as_json:
         print(json.dumps(rows, indent=2))
-    for row in rows if not as_json else ():
+        return
+    for row in rows:
         print(f"{row['name']}: {row['state']}, Debian {row['release']}, {row['address']}")
-    if not rows and not as_json:
+    if not rows:
         print("no machines; start some with: invoke lab.up")
 
 
 @main.command(help="Open a shell on a machine.")
 @click.argument("name")
-@command
 def ssh(name: str) -> None:
+    host.require_programs()
     words = access.shell(name)
     os.execvp(words[0], words)  # noqa: S606 - a shell is what was asked for
 

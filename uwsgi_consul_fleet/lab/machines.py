@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import create_connection
-from typing import Any
 
-from uwsgi_consul_fleet.lab import CLONE, access, apt, base, cgroups, network, proxy
+from uwsgi_consul_fleet.lab import CLONE, access, base, cgroups, network, proxy
 from uwsgi_consul_fleet.lab.host import (
     CLONE_ID,
     MACHINES,
@@ -101,8 +100,8 @@ def parse(word: str) -> Wish:
         )
     if not colon:
         return Wish(name, None, plugged or None)
-    if release not in map(str, apt.RELEASES):
-        allowed = ", ".join(map(str, apt.RELEASES))
+    if release not in map(str, base.RELEASES):
+        allowed = ", ".join(map(str, base.RELEASES))
         raise LabError(f"{word}: {release!r} is not a Debian release of the lab: {allowed}")
     return Wish(name, int(release), plugged or None)
 
@@ -112,23 +111,15 @@ def known(clone: str = CLONE_ID) -> list[Machine]:
     found = []
     for path in sorted(MACHINES.glob(f"{clone}/*/machine.json")):
         try:
-            found.append(_machine(json.loads(path.read_text())))
+            said = json.loads(path.read_text())
+            place = (said["name"], said["release"], said["address"], said["clone"])
+            newer = (said.get("network", DEFAULT), said.get("prepared", ""))
+            found.append(Machine(*place, *newer))
         except FileNotFoundError:  # removed meanwhile
             continue
         except (OSError, LookupError, TypeError, ValueError):
             print(f"ignoring {path}: damaged", file=sys.stderr, flush=True)
     return found
-
-
-def _machine(known: dict[str, Any]) -> Machine:
-    return Machine(
-        name=known["name"],
-        release=known["release"],
-        address=known["address"],
-        clone=known["clone"],
-        network=known.get("network", DEFAULT),
-        prepared=known.get("prepared", ""),
-    )
 
 
 def anybody_runs() -> bool:
@@ -184,7 +175,7 @@ def _prepare(machine: Machine, plugged: Network, proxy_url: str) -> None:
     )
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     shutil.copyfile(base.resolver(), root / "etc/resolv.conf")
-    write(proxy.apt_file(root), proxy.configuration(proxy_url))
+    write(root / "etc/apt/apt.conf.d/80-lab-proxy", proxy.configuration(proxy_url))
     _trust_certificates(root)
     access.host_key(root)
     authorized = root / f"home/{base.USER}/.ssh/authorized_keys"

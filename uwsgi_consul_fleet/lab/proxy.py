@@ -6,7 +6,6 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from pathlib import Path
 from socket import create_connection
 
 from uwsgi_consul_fleet.lab.host import CACHE, RUN, LabError, processes, write
@@ -107,7 +106,3 @@ def down() -> None:
 def configuration(url: str) -> str:
     """The apt configuration of a machine that uses it."""
     return f'Acquire::http::Proxy "{url}";\n' if url else ""
-
-
-def apt_file(root: Path) -> Path:
-    return root / "etc/apt/apt.conf.d/80-lab-proxy"
