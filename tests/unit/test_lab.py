@@ -7,22 +7,24 @@ import pytest
 
 from uwsgi_consul_fleet.lab import access, base, host, machines, network, proxy
 from uwsgi_consul_fleet.lab.host import LabError
-from uwsgi_consul_fleet.lab.machines import Machine, Wish
+from uwsgi_consul_fleet.lab.machines import Machine
 
 NETWORK = IPv4Network("10.213.64.0/28")
 
 
 @pytest.mark.parametrize(
-    ("word", "wish"),
+    ("word", "name", "asked"),
     [
-        ("cheetah", Wish("cheetah")),
-        ("cheetah-2:13", Wish("cheetah-2", 13)),
-        ("cheetah@dc2", Wish("cheetah", None, "dc2")),
-        ("cheetah:11@dc2", Wish("cheetah", 11, "dc2")),
+        ("cheetah", "cheetah", {}),
+        ("cheetah-2:13", "cheetah-2", {"release": 13}),
+        ("cheetah@dc2", "cheetah", {"network": "dc2"}),
+        ("cheetah:11@dc2", "cheetah", {"release": 11, "network": "dc2"}),
     ],
 )
-def test_a_name_may_choose_a_release_and_a_network(word: str, wish: Wish) -> None:
-    assert machines.parse(word) == wish
+def test_a_name_may_choose_a_release_and_a_network(
+    word: str, name: str, asked: dict[str, object]
+) -> None:
+    assert machines.parse(word) == (name, asked)
 
 
 @pytest.mark.parametrize("word", ["", "a", "Drakar", "1st", "end-", "a b", "x" * 33, "a/b", ":12"])

@@ -15,7 +15,7 @@ import click
 
 from uwsgi_consul_fleet.lab import access, base, host, machines, network, proxy
 from uwsgi_consul_fleet.lab.host import CLONE_ID, MACHINES, LabError
-from uwsgi_consul_fleet.lab.machines import Machine, Wish
+from uwsgi_consul_fleet.lab.machines import Machine
 from uwsgi_consul_fleet.lab.network import DEFAULT as LAB
 
 DEFAULT = ("drakar", "cheetah")
@@ -69,30 +69,31 @@ def _wanted(words: Iterable[str]) -> list[Machine]:
     """
     there = {machine.name: machine for machine in machines.known()}
     wanted: dict[str, Machine] = {}
-    for wish in map(machines.parse, words):
-        before = wanted.get(wish.name) or there.get(wish.name)
-        new = Machine(wish.name, wish.release or DEFAULT_RELEASE, "", network=wish.network or LAB)
-        for key, what in (("release", "Debian "), ("network", "network ")):
-            asked = getattr(wish, key)
-            if before and asked and asked != getattr(before, key):
-                raise LabError(_other(wish, before, what, getattr(before, key), asked))
-        wanted[wish.name] = before or new
+    for name, asked in map(machines.parse, words):
+        machine = wanted.get(name) or there.get(name)
+        machine = machine or Machine(name, address="", **{"release": DEFAULT_RELEASE, **asked})
+        for key, value in asked.items():
+            if getattr(machine, key) != value:
+                raise LabError(_other(machine, key, value))
+        wanted[name] = machine
     return list(wanted.values())
 
 
-def _other(wish: Wish, before: Machine, what: str, has: object, asked: object) -> str:
-    if not before.address:
-        return f"{wish.name} is named with {what}{has} and with {what}{asked}"
-    mark = ":" if what.startswith("Debian") else "@"
+def _other(machine: Machine, key: str, asked: object) -> str:
+    what, mark = {"release": ("Debian", ":"), "network": ("network", "@")}[key]
+    name, has = machine.name, getattr(machine, key)
+    if not machine.address:
+        return f"{name} is named with {what} {has} and with {what} {asked}"
     return (
-        f"{wish.name} is there with {what}{has}; to change that: "
-        f"invoke lab.down {wish.name}, then lab.up {wish.name}{mark}{asked}"
+        f"{name} is there with {what} {has}; to change that: "
+        f"invoke lab.down {name}, then lab.up {name}{mark}{asked}"
     )
 
 
 def _start(wanted: list[Machine]) -> tuple[list[Machine], list[Machine]]:
     """Start what does not run; returns all of them, and those that were started."""
-    networks = network.up({machine.network for machine in wanted}, _plugged())
+    plugged = {machine.link: machine.network for machine in machines.known("*")}
+    networks = network.up({machine.network for machine in wanted}, plugged)
     url = proxy.up(str(networks[LAB].gateway.ip))
     for release in sorted({machine.release for machine in wanted}):
         base.ensure(release, url)
@@ -101,11 +102,6 @@ def _start(wanted: list[Machine]) -> tuple[list[Machine], list[Machine]]:
     for machine in stopped:
         machines.start(machine, networks[machine.network], url)
     return chosen, stopped
-
-
-def _plugged() -> dict[str, str]:
-    """The link of each machine of any clone, and its network."""
-    return {machine.link: machine.network for machine in machines.known("*")}
 
 
 def _wait(started: tuple[list[Machine], list[Machine]], begin: float) -> None:

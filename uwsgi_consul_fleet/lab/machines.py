@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import create_connection
+from typing import Any
 
 from uwsgi_consul_fleet.lab import CLONE, access, base, cgroups, network, proxy
 from uwsgi_consul_fleet.lab.host import (
@@ -72,17 +73,8 @@ class Machine:
         return processes("systemd-nspawn", f"--directory={self.root}")
 
 
-@dataclass(frozen=True)
-class Wish:
-    """A machine as it was asked for; None for what was left open."""
-
-    name: str
-    release: int | None = None
-    network: str | None = None
-
-
-def parse(word: str) -> Wish:
-    """Take ``NAME[:RELEASE][@NETWORK]`` apart.
+def parse(word: str) -> tuple[str, dict[str, Any]]:
+    """Take ``NAME[:RELEASE][@NETWORK]`` apart, into the name and what is asked for beside it.
 
     :raises LabError: where it is nothing of the kind
     """
@@ -98,12 +90,11 @@ def parse(word: str) -> Wish:
             f"{name!r} is not a name for a machine: 2 to 32 lower-case letters, digits and "
             "hyphens, with a letter first"
         )
-    if not colon:
-        return Wish(name, None, plugged or None)
-    if release not in map(str, base.RELEASES):
+    if colon and release not in map(str, base.RELEASES):
         allowed = ", ".join(map(str, base.RELEASES))
         raise LabError(f"{word}: {release!r} is not a Debian release of the lab: {allowed}")
-    return Wish(name, int(release), plugged or None)
+    asked: dict[str, Any] = {"release": int(release)} if colon else {}
+    return name, {**asked, "network": plugged} if at else asked
 
 
 def known(clone: str = CLONE_ID) -> list[Machine]:

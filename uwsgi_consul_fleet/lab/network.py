@@ -52,10 +52,6 @@ class Network:
     def addresses(self) -> IPv4Network:
         return self.gateway.network
 
-    @property
-    def gateway_6(self) -> IPv6Address:
-        return ipv6(self.gateway.ip)
-
     def create(self) -> None:
         """Bring the bridge up, as far as it is not."""
         if not _exists(self.bridge):
@@ -63,7 +59,7 @@ class Network:
             print(f"network: bridge {self.bridge} with {self.addresses}", flush=True)
         run("ip", "address", "replace", str(self.gateway), "dev", self.bridge)
         # Nobody else has it: there is no reason to wait for somebody who says so.
-        address = f"{self.gateway_6}/{LENGTH_6}"
+        address = f"{ipv6(self.gateway.ip)}/{LENGTH_6}"
         run("ip", "-6", "address", "replace", address, "dev", self.bridge, "nodad")
         run("ip", "link", "set", self.bridge, "up")
 

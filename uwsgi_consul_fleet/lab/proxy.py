@@ -51,11 +51,9 @@ def _configure(address: str) -> None:
         "BindAddress": address,  # the lab's bridge, and nobody else
         "SupportDir": "/usr/lib/apt-cacher-ng",
         "ForeGround": 1,
-        "PidFile": "",
         "ExThreshold": 30,
     }
-    lines = [f"{key}: {value}" for key, value in settings.items() if value != ""]
-    write(CONFIG / "acng.conf", "\n".join(lines) + "\n")
+    write(CONFIG / "acng.conf", "".join(f"{key}: {value}\n" for key, value in settings.items()))
 
 
 def _start() -> None:

@@ -136,16 +136,13 @@ def _instance_differences(
 def _unexpected_nodes(fleet: Fleet, nodes: Iterable[Node]) -> list[Difference]:
     """Only retired hosts: other nodes in a shared Consul are none of our business."""
     retired = {host.name for host in fleet.retired}
+    there = {True: "in the cluster", False: "in the catalog, though its agent does not answer"}
+    told = "is retired, but still {}; the next deploy takes it out"
     return [
-        Difference("unexpected", f"node {node.name}", f"is retired, but still {_where(node)}")
+        Difference("unexpected", f"node {node.name}", told.format(there[node.alive]))
         for node in nodes
         if node.name in retired
     ]
-
-
-def _where(node: Node) -> str:
-    place = "in the cluster" if node.alive else "in the catalog, though its agent does not answer"
-    return f"{place}; the next deploy takes it out"
 
 
 def _row(item: Instance | Registration, release: str, state: str, agrees: bool) -> Row:
