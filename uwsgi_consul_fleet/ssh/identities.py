@@ -111,17 +111,12 @@ def _public(file: str) -> bytes:
     return b""
 
 
-class _Agent(AgentSSH):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(path)
-        self._connect(connection)  # type: ignore[attr-defined] # as paramiko's own does
-
-
 def _agent(path: str) -> tuple[AgentKey, ...]:
+    connection, agent = socket.socket(socket.AF_UNIX), AgentSSH()
     try:
-        keys = _Agent(path).get_keys()
+        connection.connect(path)
+        agent._connect(connection)  # type: ignore[attr-defined] # as paramiko's own does
+        keys = agent.get_keys()
     except (OSError, paramiko.SSHException):
         return ()
     for key in keys:

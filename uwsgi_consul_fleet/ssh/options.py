@@ -15,7 +15,7 @@ from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.ssh import config as ssh_config
-from uwsgi_consul_fleet.ssh.config import Config, Found
+from uwsgi_consul_fleet.ssh.config import Found
 
 TIMEOUT = 10  # seconds for a connection
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
@@ -30,6 +30,13 @@ ROOT = (
     *("_su_user", "_su_password", "_su_shell", "_use_su_login", "_preserve_su_env"),
     *("_doas", "_doas_user", "_dzdo", "_dzdo_user"),
 )
+# What says the same as a word of the ssh configuration, and wins over it.
+SAID = {
+    "ssh_user": "user",
+    "ssh_port": "port",
+    "ssh_strict_host_key_checking": "stricthostkeychecking",
+    "ssh_known_hosts_file": "userknownhostsfile",
+}
 # Of pyinfra's `ssh_paramiko_connect_kwargs`: those that say what something here says too.
 OURS = {
     "password": "ssh_password",
@@ -102,10 +109,8 @@ def of(name: str, data: Mapping[str, Any], timeout: float = TIMEOUT) -> Options:
     said = {ours: more.pop(theirs) for theirs, ours in OURS.items() if theirs in more}
     more = {key: value for key, value in more.items() if key not in DECIDED}
     data = {**data, **said, "ssh_paramiko_connect_kwargs": more}
-    alias = str(data.get("ssh_hostname") or name)
-    user, port = str(data.get("ssh_user") or ""), str(data.get("ssh_port") or "")
     try:
-        found = configuration(data).lookup(alias, user=user, port=port)
+        found = _look_up(str(data.get("ssh_hostname") or name), data)
         return _build(name, data, found, timeout, ())
     except (ValueError, RuntimeError) as error:  # the latter where a ~user has no home
         raise FleetError(f"{name}: {error}") from error
@@ -119,12 +124,14 @@ def plain(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not callable(value)}
 
 
-def configuration(data: Mapping[str, Any]) -> Config:
-    """The files that hold for a host: its own first, then the user's, then the system's."""
+def _look_up(name: str, data: Mapping[str, Any], **said: str) -> Found:
+    """What the files hold for a host: its own first, then the user's, then the system's."""
+    said |= {word: str(data[key]) for key, word in SAID.items() if data.get(key)}
     own = data.get("ssh_config_file")
     files = [Path(own).expanduser()] if own else []
     users = Path("~/.ssh/config").expanduser()
-    return ssh_config.read(tuple(dict.fromkeys([*files, users, ssh_config.SYSTEM])))
+    config = ssh_config.read(tuple(dict.fromkeys([*files, users, ssh_config.SYSTEM])))
+    return config.lookup(name, **said)
 
 
 def address(name: str, data: Mapping[str, Any]) -> str:
@@ -132,7 +139,7 @@ def address(name: str, data: Mapping[str, Any]) -> str:
 
     :raises OSError: where neither the ssh configuration nor DNS knows the name
     """
-    found = configuration(data).lookup(str(data.get("ssh_hostname") or name))
+    found = _look_up(str(data.get("ssh_hostname") or name), data)
     entries = socket.getaddrinfo(found.host_name, None, _family(found), socket.SOCK_STREAM)
     best = min(entries, key=lambda entry: entry[0] != socket.AF_INET)
     return str(best[4][0])
@@ -171,10 +178,10 @@ def _build(
             float(data.get("ssh_connect_retry_min_delay", 0.1)),
             float(data.get("ssh_connect_retry_max_delay", 0.5)),
         ),
-        known_hosts=_known_hosts(data, found),
+        known_hosts=_files(found, "userknownhostsfile", USERS_KNOWN_HOSTS),
         systems_known_hosts=_files(found, "globalknownhostsfile", SYSTEMS_KNOWN_HOSTS),
         key_name=alias or (key_host if port == 22 else f"[{key_host}]:{port}"),
-        mode=_mode(data, found),
+        mode=_mode(found),
         hash_names=found.yes("hashknownhosts"),
         family=_family(found),
         alive_interval=found.number("serveraliveinterval", 0),
@@ -192,10 +199,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _mode(data: Mapping[str, Any], found: Found) -> str:
+def _mode(found: Found) -> str:
     """Without a word about it a new host's key is taken, as pyinfra does."""
-    asked = data.get("ssh_strict_host_key_checking") or found.first("stricthostkeychecking")
-    mode = MODES.get(str(asked or "accept-new").lower())
+    asked = found.first("stricthostkeychecking", "accept-new")
+    mode = MODES.get(asked.lower())
     if mode is None:
         raise ValueError(f"StrictHostKeyChecking {asked!r} is none of {', '.join(MODES)}")
     return mode
@@ -209,12 +216,6 @@ def _path(found: Found, word: str) -> str:
 def _files(found: Found, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
     words = found.words(key) or default
     return () if words == ("none",) else tuple(_path(found, word) for word in words)
-
-
-def _known_hosts(data: Mapping[str, Any], found: Found) -> tuple[str, ...]:
-    if own := data.get("ssh_known_hosts_file"):
-        return (str(Path(own).expanduser()),)
-    return _files(found, "userknownhostsfile", USERS_KNOWN_HOSTS)
 
 
 def _identities(data: Mapping[str, Any], found: Found) -> tuple[str, ...]:
@@ -267,14 +268,14 @@ def _hop(
     for it as well. None for a host that would lead to itself, as with ``Host *``."""
     user, host, port = _hop_words(hop)
     way = "none" if before else ""
-    found = configuration(data).lookup(host, user=user, port=port, proxyjump=way)
+    keys = ("ssh_config_file", "ssh_known_hosts_file", "ssh_strict_host_key_checking")
+    known = {key: data[key] for key in keys if key in data}
+    found = _look_up(host, known, user=user, port=port, proxyjump=way)
     mine = (found.host_name, found.user, _port(found.port))
     if mine == behind[-1]:
         return None
     if mine in behind:
         raise ValueError(f"ProxyJump leads in a circle, through {host}")
-    keys = ("ssh_config_file", "ssh_known_hosts_file", "ssh_strict_host_key_checking")
-    known = {key: data[key] for key in keys if key in data}
     built = _build(host, known, found, timeout, behind)
     return replace(built, jump=before) if before else built
 
