@@ -47,7 +47,7 @@ def change() -> Iterator[None]:
 
 @click.group(cls=Commands, help="Disposable Debian machines on this host.")
 def main() -> None:
-    pass
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 @main.command(
@@ -112,7 +112,6 @@ def _wait(started: tuple[list[Machine], list[Machine]], begin: float) -> None:
             machines.wait(machine)
             state = "started" if machine in stopped else "runs"
             print(f"{machine.name}: {state}, Debian {machine.release}, {machine.address}")
-            sys.stdout.flush()
     finally:
         with host.locked("lab"):
             access.record(machine for machine in machines.known() if machine.pids())
@@ -143,7 +142,7 @@ def down(names: tuple[str, ...], purge: bool) -> None:
         print("no machines")
     for machine in chosen:
         machines.remove(machine)
-        print(f"{machine.name}: removed", flush=True)
+        print(f"{machine.name}: removed")
     if not names:
         _clear_folder()
         _remove_orphans()
@@ -180,7 +179,7 @@ def _remove_orphans() -> None:
         checkout = machines.checkout(machine)
         if checkout and not checkout.exists():
             machines.remove(machine)
-            print(f"{machine.name} of {checkout}: removed, that clone is gone", flush=True)
+            print(f"{machine.name} of {checkout}: removed, that clone is gone")
     for file in machines.CHECKOUTS.glob("*"):
         if not (MACHINES / file.name).exists() or not any((MACHINES / file.name).iterdir()):
             shutil.rmtree(MACHINES / file.name, ignore_errors=True)
@@ -216,7 +215,7 @@ def rebuild(names: tuple[str, ...]) -> None:
 def kill(names: tuple[str, ...]) -> None:
     for machine in _named(names):
         machines.kill(machine)
-        print(f"{machine.name}: killed", flush=True)
+        print(f"{machine.name}: killed")
 
 
 @main.command(help="Show this clone's machines.")

@@ -55,13 +55,13 @@ def ensure(release: int, proxy_url: str) -> None:
         if part.exists():  # of a command that was killed
             shutil.rmtree(part)
         part.mkdir(parents=True)
-        print(f"base: making Debian {release}, once for all machines; takes a minute", flush=True)
+        print(f"base: making Debian {release}, once for all machines; takes a minute")
         start = time.monotonic()
         _debootstrap(release, part, proxy_url)
         _customise(part, release)
         _warm_lists(part, proxy_url)
         part.rename(tree)
-        print(f"base: made {tree} in {time.monotonic() - start:.0f} s", flush=True)
+        print(f"base: made {tree} in {time.monotonic() - start:.0f} s")
 
 
 def _debootstrap(release: int, tree: Path, proxy_url: str) -> None:
@@ -93,7 +93,7 @@ def _warm_lists(tree: Path, proxy_url: str) -> None:
     options = ["-o", f"Acquire::http::Proxy={proxy_url}"] if proxy_url else []
     command = ["chroot", str(tree), "apt-get", "-qq", *options, "update"]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        print("base: no package lists for now; machines fetch them", flush=True)
+        print("base: no package lists for now; machines fetch them")
     run("chroot", tree, "apt-get", "clean")
 
 
@@ -112,7 +112,7 @@ def purge() -> None:
     proxy.down()
     if CACHE.exists():
         shutil.rmtree(CACHE)
-        print(f"removed {CACHE}", flush=True)
+        print(f"removed {CACHE}")
 
 
 # --- Where packages come from: the mirror that this machine's apt uses already ---------------

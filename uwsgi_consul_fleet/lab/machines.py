@@ -5,11 +5,9 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -22,9 +20,11 @@ from uwsgi_consul_fleet.lab.host import (
     MACHINES,
     PREPARED,
     LabError,
+    end,
     is_mounted,
     processes,
     run,
+    spawn,
     write,
 )
 from uwsgi_consul_fleet.lab.network import DEFAULT, LENGTH_6, Network, ipv6
@@ -199,17 +199,10 @@ def _boot(machine: Machine, plugged: Network) -> None:
         f"--network-bridge={plugged.bridge}",
         "--boot",
     ]
-    with (machine.folder / "console.log").open("wb") as log:
-        subprocess.Popen(
-            [*_in_own_group(machine), *command],
-            # systemd since 256 refuses to boot on the old cgroup hierarchies alone.
-            env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(machine.release >= 13))},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
+    # systemd since 256 refuses to boot on the old cgroup hierarchies alone.
+    unified = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(machine.release >= 13))}
+    log = machine.folder / "console.log"
+    spawn([*_in_own_group(machine), *command], log, env={**os.environ, **unified})
 
 
 def _in_own_group(machine: Machine) -> list[str]:
@@ -258,9 +251,7 @@ def kill(machine: Machine) -> None:
     """A power cut; also clears away what is left of a machine that died otherwise."""
     if SYSTEMD.exists():
         subprocess.run(["systemctl", "stop", unit(machine)], capture_output=True, check=False)
-    for pid in machine.pids():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    end(machine.pids())
     cgroups.remove(machine.id)
     # Its open connections would keep it, and its name, for minutes.
     subprocess.run(["ip", "link", "delete", machine.link], capture_output=True, check=False)
