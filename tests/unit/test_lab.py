@@ -74,15 +74,14 @@ def test_the_mirror_is_the_one_that_apt_uses() -> None:
         "http://mirror.example/debian/ Debian\n"
         "http://mirror.example/security/ Debian-Security\n"
     )
-    found = base.parse_mirror(listing)
-    assert found.sources(13) == (
+    assert base.sources(13, base.parse_mirrors(listing)) == (
         "deb http://mirror.example/debian/ trixie main\n"
         "deb http://mirror.example/debian/ trixie-updates main\n"
         "deb http://mirror.example/security/ trixie-security main\n"
     )
-    assert base.parse_mirror("http://m.example/ Debian").security == ""
+    assert "security" not in base.sources(13, base.parse_mirrors("http://m.example/ Debian"))
     with pytest.raises(LabError, match="no Debian archive"):
-        base.parse_mirror("https://other.example/ Other")
+        base.parse_mirrors("https://other.example/ Other")
 
 
 def test_the_ssh_config_names_only_our_machines() -> None:

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from uwsgi_consul_fleet.lab import proxy
@@ -65,14 +65,14 @@ def ensure(release: int, proxy_url: str) -> None:
 
 
 def _debootstrap(release: int, tree: Path, proxy_url: str) -> None:
-    archive = mirror().archive
+    archive = mirrors()["Debian"]
     http = {"http_proxy": proxy_url} if proxy_url and archive.startswith("http:") else {}
     words = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", RELEASES[release]]
     run(*TOGETHER, *words, tree, archive, env={**http, "DEBIAN_FRONTEND": "noninteractive"})
 
 
 def _customise(tree: Path, release: int) -> None:
-    write(tree / "etc/apt/sources.list", mirror().sources(release))
+    write(tree / "etc/apt/sources.list", sources(release, mirrors()))
     write(tree / "etc/machine-id", "uninitialized\n")
     for key in (tree / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
@@ -118,31 +118,16 @@ def purge() -> None:
 # --- Where packages come from: the mirror that this machine's apt uses already ---------------
 
 
-@dataclass(frozen=True)
-class Mirror:
-    """The addresses of Debian's archive and of its security archive ('' where apt has none)."""
+def mirrors() -> dict[str, str]:
+    """The addresses of ``Debian``'s archive and of ``Debian-Security``'s, where apt has that.
 
-    archive: str
-    security: str
-
-    def sources(self, release: int) -> str:
-        """A sources.list for a machine of this release."""
-        name = RELEASES[release]
-        lines = [f"deb {self.archive} {name} main", f"deb {self.archive} {name}-updates main"]
-        if self.security:
-            lines.append(f"deb {self.security} {name}-security main")
-        return "\n".join(lines) + "\n"
+    :raises LabError: where apt has no Debian archive among its sources
+    """
+    words = ("--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages")
+    return parse_mirrors(run("apt-get", "indextargets", *words))
 
 
-def mirror() -> Mirror:
-    """:raises LabError: where apt has no Debian archive among its sources"""
-    listing = run(
-        "apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"
-    )
-    return parse_mirror(listing)
-
-
-def parse_mirror(listing: str) -> Mirror:
+def parse_mirrors(listing: str) -> dict[str, str]:
     """Pick the archives out of apt's list of `URI LABEL` lines."""
     found: dict[str, str] = {}
     for line in listing.splitlines():
@@ -152,4 +137,13 @@ def parse_mirror(listing: str) -> Mirror:
         raise LabError(
             "apt on this machine has no Debian archive: run apt-get update and try again"
         )
-    return Mirror(found["Debian"], found.get("Debian-Security", ""))
+    return found
+
+
+def sources(release: int, found: Mapping[str, str]) -> str:
+    """A sources.list for a machine of this release."""
+    name, archive = RELEASES[release], found["Debian"]
+    lines = [f"deb {archive} {name} main", f"deb {archive} {name}-updates main"]
+    if security := found.get("Debian-Security"):
+        lines.append(f"deb {security} {name}-security main")
+    return "\n".join(lines) + "\n"
