@@ -9,7 +9,7 @@ from typing import Any
 import consul
 import requests
 
-from uwsgi_consul_fleet.consul.access import Access, access
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.lock_session import RELEASES
 from uwsgi_consul_fleet.inventory.model import Fleet
@@ -115,33 +115,29 @@ def client(server: str, port: int) -> Iterator[consul.Consul]:
 
     :raises UnreachableError: where one of them is not answered as it should be
     """
-    try:
-        yield _client(port, access())
-    except (requests.RequestException, consul.ConsulException) as error:
-        raise UnreachableError(
-            f"{server}: the Consul API does not answer: {error}; look at it with: "
-            f"systemctl status consul, on {server}"
-        ) from error
-
-
-def _client(port: int, access: Access) -> consul.Consul:
-    """The one place in which it is made."""
     for name in ENVIRONMENT:
         os.environ.pop(name, None)
+    shown = access()
     made = consul.Consul(
         host="127.0.0.1",
         port=port,
-        token=access.token or None,
-        scheme="https" if access.ca_file else "http",
-        verify=access.ca_file or True,
-        cert=(access.cert_file, access.key_file) if access.cert_file else None,
+        token=shown.token or None,
+        scheme="https" if shown.ca_file else "http",
+        verify=shown.ca_file or True,
+        cert=(shown.cert_file, shown.key_file) if shown.cert_file else None,
         timeout=TIMEOUT,
         # A server that has just started may know only some of its services yet; a consistent
         # answer is one that its leader has confirmed.
         consistency="consistent",
     )
     made.http.session.trust_env = False  # nor is a proxy asked
-    return made
+    try:
+        yield made
+    except (requests.RequestException, consul.ConsulException) as error:
+        raise UnreachableError(
+            f"{server}: the Consul API does not answer: {error}; look at it with: "
+            f"systemctl status consul, on {server}"
+        ) from error
 
 
 def expected_releases(asked: consul.Consul) -> dict[str, str]:

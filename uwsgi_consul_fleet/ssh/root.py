@@ -48,24 +48,23 @@ def _prefix(said: Mapping[str, Any]) -> list[str]:
     def flag(word: str, key: str) -> list[str]:
         return [word] if said.get(key) else []
 
+    def user(key: str) -> list[str]:
+        return ["-u", shlex.quote(said[key])] if said.get(key) else []
+
     words: list[str] = []
     if said.get("_doas"):
-        words += ["doas", "-n", *_user(said.get("_doas_user"))]
+        words += ["doas", "-n", *user("_doas_user")]
     if said.get("_dzdo"):
-        words += ["dzdo", "-H", "-n", *_user(said.get("_dzdo_user"))]
+        words += ["dzdo", "-H", "-n", *user("_dzdo_user")]
     if said.get("_sudo"):
         asks = ["-S", "-p", shlex.quote(PROMPT)] if said.get("_sudo_password") else ["-n"]
         words += ["sudo", "-H", *asks, *flag("-i", "_use_sudo_login")]
-        words += [*flag("-E", "_preserve_sudo_env"), *_user(said.get("_sudo_user"))]
+        words += [*flag("-E", "_preserve_sudo_env"), *user("_sudo_user")]
     if said.get("_su_user"):
         words += ["su", *flag("-l", "_use_su_login"), *flag("-m", "_preserve_su_env")]
         if shell := said.get("_su_shell"):
             words += ["-s", f"$(command -v {shlex.quote(shell)})"]
     return words
-
-
-def _user(name: str | None) -> list[str]:
-    return ["-u", shlex.quote(name)] if name else []
 
 
 def may_ask(said: Mapping[str, Any]) -> bool:
