@@ -108,6 +108,8 @@ class Found:
 
     def expand(self, text: str) -> str:
         """With what ssh puts in the place of ``%h`` and the like."""
+        if "%" not in text:
+            return text
         here = socket.gethostname()
         tokens = {
             "%": "%",
