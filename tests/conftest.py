@@ -18,7 +18,7 @@ checkout.enter()
 
 import prepared  # noqa: E402
 
-from uwsgi_consul_fleet.lab import apt, base  # noqa: E402
+from uwsgi_consul_fleet.lab import base  # noqa: E402
 
 LAB = Path(__file__).with_name("lab")
 
@@ -57,7 +57,7 @@ def _is_of_the_lab(argument: str) -> bool:
 
 def _make_base_trees(run: Path) -> None:
     """All of them, and what lies upon them: else workers would wait for each other."""
-    releases = [release for release in apt.RELEASES if not base.folder(release).exists()]
+    releases = [release for release in base.RELEASES if not base.folder(release).exists()]
     if releases or not prepared.PLACE.exists():
         checkout.copy(run / "bases")
     if releases:

@@ -90,7 +90,10 @@ def test_a_unix_socket(new_agent: Callable[..., Agent], tmp_path: Path) -> None:
 
 
 def test_tls_with_certificates_on_both_sides(
-    new_agent: Callable[..., Agent], certificates: Path, tmp_path: Path
+    new_agent: Callable[..., Agent],
+    certificates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port = free_port()
     ca, cert = certificates / "consul-agent-ca.pem", certificates / "dc1-server-consul-0.pem"
@@ -107,8 +110,10 @@ def test_tls_with_certificates_on_both_sides(
     assert "problem" in status(tmp_path, address=address, ca_file=str(ca))
     assert "CERTIFICATE_VERIFY_FAILED" in status(tmp_path, address=address)["problem"]
     # The operator's side, through its tunnel.
-    asked = catalog._client(port, OperatorsAccess("", *map(str, (ca, cert, key))))
-    assert asked.status.leader()
+    shown = OperatorsAccess("", *map(str, (ca, cert, key)))
+    monkeypatch.setattr(catalog, "access", lambda: shown)
+    with catalog.client("drakar", port) as asked:
+        assert asked.status.leader()
 
 
 def free_port() -> int:

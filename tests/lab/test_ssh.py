@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from consul_processes import until
 from fleet_commands import Fleet, output, run
 from lab_commands import Lab
 
+from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.reading import read
 from uwsgi_consul_fleet.ssh import config as ssh_config
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -195,6 +197,37 @@ def test_a_script_reads_what_it_is_sent_and_nobody_the_password(
         assert (found.stdout.decode(), found.stderr) == ("nobody shows it\n0\n", "")
         sent = os.urandom(3_000_000)
         assert ssh.run_script(connection, "cat\nexit 3", sent) == ssh.Result(sent, "", 3)
+
+
+LISTEN = """
+systemd-run --quiet --collect --unit=listener python3 -m http.server --bind 127.0.0.1 8123
+until python3 -c 'import socket; socket.create_connection(("127.0.0.1", 8123))' 2>/dev/null; do
+    sleep 0.1
+done
+"""
+
+
+def test_a_tunnel_outlives_a_restart_of_what_it_leads_to(ways: Ways) -> None:
+    ways.use(ways.section("*"), {"web": {}})
+    (host,) = read(ways.fleet.path, options.address).hosts
+
+    def status(port: int) -> int:
+        asked = HTTPConnection("127.0.0.1", port, timeout=5)
+        asked.request("GET", "/")
+        return asked.getresponse().status
+
+    with ssh.connect(host) as connection:
+        with pytest.raises(UnreachableError, match="web: nothing listens on its port 8123"):
+            ssh.tunnel(connection, 8123).__enter__()
+        assert ssh.run_script(connection, LISTEN).exit_code == 0
+        with ssh.tunnel(connection, 8123) as port:
+            assert status(port) == 200
+            ssh.run_script(connection, "systemctl stop listener")
+            with pytest.raises((OSError, HTTPException)):
+                status(port)
+            assert ssh.run_script(connection, LISTEN).exit_code == 0
+            assert status(port) == status(port) == 200
+            ssh.run_script(connection, "systemctl stop listener")
 
 
 def test_what_can_not_be_is_told_with_its_reason(ways: Ways) -> None:

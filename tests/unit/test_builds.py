@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from uwsgi_consul_fleet.build import builder, dist, identity, source
-from uwsgi_consul_fleet.build.builder import Build, Place
+from uwsgi_consul_fleet.build.builder import Build
 from uwsgi_consul_fleet.build.identity import Uwsgi, parse_identity
 from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.errors import FleetError
@@ -32,8 +32,11 @@ def host(name: str, **data: Any) -> Host:
 class Answering:
     """A machine that has a uWSGI with this fingerprint, and compiles at once."""
 
+    settings = None
+
     def __init__(self, name: str, fingerprint: str, log: list[str]) -> None:
         self.name = name
+        self.is_builder = name.startswith("builder")
         self.fingerprint = fingerprint
         self.log = log
 
@@ -52,14 +55,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def places(log: list[str], **fingerprints: str) -> list[Place]:
-    return [
-        Place(Answering(name, fingerprint, log), None, name.startswith("builder"))
-        for name, fingerprint in fingerprints.items()
-    ]
+def places(log: list[str], **fingerprints: str) -> list[Answering]:
+    return [Answering(name, fingerprint, log) for name, fingerprint in fingerprints.items()]
 
 
-def outcomes(found: list[Place]) -> dict[str, str]:
+def outcomes(found: list[Answering]) -> dict[str, str]:
     how = Build(source.own(), lambda *_: None)
     return {outcome.host: outcome.error for outcome in builder.build(found, how)}
 

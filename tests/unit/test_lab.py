@@ -5,24 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from uwsgi_consul_fleet.lab import access, apt, base, host, machines, network, proxy
+from uwsgi_consul_fleet.lab import access, base, host, machines, network, proxy
 from uwsgi_consul_fleet.lab.host import LabError
-from uwsgi_consul_fleet.lab.machines import Machine, Wish
+from uwsgi_consul_fleet.lab.machines import Machine
 
 NETWORK = IPv4Network("10.213.64.0/28")
 
 
 @pytest.mark.parametrize(
-    ("word", "wish"),
+    ("word", "name", "asked"),
     [
-        ("cheetah", Wish("cheetah")),
-        ("cheetah-2:13", Wish("cheetah-2", 13)),
-        ("cheetah@dc2", Wish("cheetah", None, "dc2")),
-        ("cheetah:11@dc2", Wish("cheetah", 11, "dc2")),
+        ("cheetah", "cheetah", {}),
+        ("cheetah-2:13", "cheetah-2", {"release": 13}),
+        ("cheetah@dc2", "cheetah", {"network": "dc2"}),
+        ("cheetah:11@dc2", "cheetah", {"release": 11, "network": "dc2"}),
     ],
 )
-def test_a_name_may_choose_a_release_and_a_network(word: str, wish: Wish) -> None:
-    assert machines.parse(word) == wish
+def test_a_name_may_choose_a_release_and_a_network(
+    word: str, name: str, asked: dict[str, object]
+) -> None:
+    assert machines.parse(word) == (name, asked)
 
 
 @pytest.mark.parametrize("word", ["", "a", "Drakar", "1st", "end-", "a b", "x" * 33, "a/b", ":12"])
@@ -72,15 +74,14 @@ def test_the_mirror_is_the_one_that_apt_uses() -> None:
         "http://mirror.example/debian/ Debian\n"
         "http://mirror.example/security/ Debian-Security\n"
     )
-    found = apt.parse_mirror(listing)
-    assert found.sources(13) == (
+    assert base.sources(13, base.parse_mirrors(listing)) == (
         "deb http://mirror.example/debian/ trixie main\n"
         "deb http://mirror.example/debian/ trixie-updates main\n"
         "deb http://mirror.example/security/ trixie-security main\n"
     )
-    assert apt.parse_mirror("http://m.example/ Debian").security == ""
+    assert "security" not in base.sources(13, base.parse_mirrors("http://m.example/ Debian"))
     with pytest.raises(LabError, match="no Debian archive"):
-        apt.parse_mirror("https://other.example/ Other")
+        base.parse_mirrors("https://other.example/ Other")
 
 
 def test_the_ssh_config_names_only_our_machines() -> None:

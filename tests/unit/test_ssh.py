@@ -214,7 +214,7 @@ def test_a_host_shows_the_kind_of_key_that_is_known(tmp_path: Path) -> None:
     assert hostkeys.known_kinds(said) == {"ssh-rsa"}
     ours, theirs = transport.socket.socketpair()
     with ours, theirs:
-        made = transport.factory(said)(ours)
+        made = transport.Transport(said, ours)
         first = made.get_security_options().key_types[:3]
         made.close()
     assert set(first) <= {"rsa-sha2-256", "rsa-sha2-512", "ssh-rsa"}
@@ -364,7 +364,7 @@ def test_a_connection_whose_other_end_is_silent_is_given_up() -> None:
     server = paramiko.Transport(listener.accept()[0])
     server.add_server_key(KEY)
     server.start_server(Event(), paramiko.ServerInterface())
-    client = transport.Transport(wire)
+    client = transport.Transport(Options("web", "web", 22, "me"), wire)
     client.start_client(timeout=10)
     try:
         transport.watch(client, interval=0.1, count=5)

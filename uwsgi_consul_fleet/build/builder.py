@@ -17,7 +17,7 @@ from uwsgi_consul_fleet.build.identity import (
     parse_identity,
     pypi_name,
 )
-from uwsgi_consul_fleet.build.machines import Machine
+from uwsgi_consul_fleet.build.places import Place
 from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.settings import Settings
@@ -26,27 +26,6 @@ from uwsgi_consul_fleet.ssh.connection import Result, side_by_side
 EXCERPT = 30  # lines of what a failed build printed
 
 Report = Callable[[str, str], None]
-
-
-class BuildError(FleetError):
-    """Something could not be built on a host."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A machine, and which uWSGI is meant there.
-
-    :param settings: of the host; None for the uWSGI that is found on the machine's PATH
-    :param is_builder: plugins are compiled here rather than on other machines
-    """
-
-    machine: Machine
-    settings: Settings | None = None
-    is_builder: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.machine.name
 
 
 @dataclass(frozen=True)
@@ -94,16 +73,14 @@ def build(places: Sequence[Place], how: Build) -> list[Outcome]:
     ]
 
 
-def _kinds(
-    places: Iterable[Place], found: Iterable[Uwsgi | str]
-) -> dict[str, tuple[Uwsgi, Machine]]:
+def _kinds(places: Iterable[Place], found: Iterable[Uwsgi | str]) -> dict[str, tuple[Uwsgi, Place]]:
     """Each fingerprint that is needed, and the machine to compile on: a builder if there is one."""
-    needed: dict[str, tuple[Uwsgi, Machine]] = {}
-    builders: dict[str, tuple[Uwsgi, Machine]] = {}
+    needed: dict[str, tuple[Uwsgi, Place]] = {}
+    builders: dict[str, tuple[Uwsgi, Place]] = {}
     for place, uwsgi in zip(places, found, strict=True):
         if isinstance(uwsgi, Uwsgi):
             chosen = builders if place.is_builder else needed
-            chosen.setdefault(uwsgi.fingerprint, (uwsgi, place.machine))
+            chosen.setdefault(uwsgi.fingerprint, (uwsgi, place))
     return {fingerprint: builders.get(fingerprint, kind) for fingerprint, kind in needed.items()}
 
 
@@ -159,7 +136,7 @@ def _ask(
     place: Place, script: str, on_line: Callable[[str], None] = lambda line: None
 ) -> Uwsgi | str:
     try:
-        result = place.machine.run(script, on_line=on_line)
+        result = place.run(script, on_line=on_line)
     except FleetError as error:
         return str(error)
     if result.exit_code != 0:
@@ -170,19 +147,19 @@ def _ask(
 # --- compiling -----------------------------------------------------------------------
 
 
-def _ensure_built(uwsgi: Uwsgi, machine: Machine, how: Build) -> tuple[bool, str]:
+def _ensure_built(uwsgi: Uwsgi, place: Place, how: Build) -> tuple[bool, str]:
     """Whether it was compiled now, and an error or ''."""
     if dist.is_current(uwsgi, how.source) and not how.force:
-        how.report(machine.name, f"plugin for uWSGI {uwsgi.version} is up to date")
+        how.report(place.name, f"plugin for uWSGI {uwsgi.version} is up to date")
         return False, ""
     try:
-        _compile(uwsgi, machine, how)
+        _compile(uwsgi, place, how)
     except FleetError as error:
         return False, str(error)
     return True, ""
 
 
-def _compile(uwsgi: Uwsgi, machine: Machine, how: Build) -> None:
+def _compile(uwsgi: Uwsgi, place: Place, how: Build) -> None:
     variables = _variables(
         keep_toolchain="yes" if how.keep_toolchain else "no",
         uwsgi_binary=uwsgi.path,
@@ -191,11 +168,10 @@ def _compile(uwsgi: Uwsgi, machine: Machine, how: Build) -> None:
         option=how.source.option,
     )
     script = variables + SCRATCH + (HERE / "compile.sh").read_text()
-    result = machine.run(script, how.source.archive(), _stages(machine.name, how.report))
+    result = place.run(script, how.source.archive(), _stages(place.name, how.report))
     if result.exit_code != 0 or not result.stdout.startswith(b"\x7fELF"):
-        raise BuildError(f"{machine.name}: {_why(result, 'the plugin does not build there')}")
-    compiler = _said(result, "compiler ")
-    dist.store(uwsgi, how.source, result.stdout, machine.name, compiler)
+        raise FleetError(f"{place.name}: {_why(result, 'the plugin does not build there')}")
+    dist.store(uwsgi, how.source, result.stdout, place.name, _said(result, "compiler "))
 
 
 def _stages(name: str, report: Report) -> Callable[[str], None]:

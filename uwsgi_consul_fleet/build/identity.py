@@ -33,19 +33,12 @@ class Uwsgi:
 
 def parse_identity(output: str) -> Uwsgi | None:
     """Read what identify.sh printed; None for a host without uWSGI."""
-    words: dict[str, list[str]] = {}
-    parts: dict[str, str] = {}
-    for line in output.splitlines():
-        kind, _, rest = line.partition(" ")
-        if kind == "part":
-            name, _, value = rest.partition(" ")
-            parts[name] = value
-        elif kind in ("fingerprint", "uwsgi"):
-            words[kind] = rest.split()
-    if "fingerprint" not in words:
+    lines = [line.split(" ", 2) for line in output.splitlines()]
+    found = {words[0]: words[1:] for words in lines if words[0] in ("fingerprint", "uwsgi")}
+    if "fingerprint" not in found:
         return None
-    path, version = words["uwsgi"]
-    return Uwsgi(words["fingerprint"][0], path, version, parts)
+    (fingerprint,), (path, version) = found["fingerprint"], found["uwsgi"]
+    return Uwsgi(fingerprint, path, version, {w[1]: w[2] for w in lines if w[0] == "part"})
 
 
 def pypi_name(settings: Settings) -> str:

@@ -25,11 +25,13 @@ class Source:
 
     :param name: the plugin's, as in ``plugins = NAME``
     :param option: an option by which a uWSGI that has loaded it is known; '' if none is known
+    :param patterns: which of the folder's files are its sources
     """
 
     name: str
     folder: Path
     option: str = ""
+    patterns: tuple[str, ...] = ("**/*",)
 
     @property
     def plugin(self) -> str:
@@ -39,12 +41,12 @@ class Source:
     @cached_property
     def files(self) -> dict[str, bytes]:
         """By path in the folder, in a fixed order."""
-        found = (
-            path
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and not {".git", "__pycache__", "dist"}.intersection(path.parts)
-        )
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+        paths = [path for each in self.patterns for path in sorted(self.folder.glob(each))]
+        named = {path.relative_to(self.folder): path for path in paths if path.is_file()}
+        others = {".git", "__pycache__", "dist"}
+        return {
+            str(n): p.read_bytes() for n, p in named.items() if not others.intersection(n.parts)
+        }
 
     @cached_property
     def digest(self) -> str:
@@ -80,18 +82,9 @@ class Source:
         return buffer.getvalue()
 
 
-class OwnSource(Source):
-    """Our plugin: what was built from it lies beside it."""
-
-    @cached_property
-    def files(self) -> dict[str, bytes]:
-        paths = [self.folder / "uwsgiplugin.py", *sorted((self.folder / "src").glob("*.[ch]"))]
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
-
-
 def own() -> Source:
     """The consul plugin."""
-    return OwnSource("consul", PLUGIN_FOLDER, "consul-register")
+    return Source("consul", PLUGIN_FOLDER, "consul-register", ("uwsgiplugin.py", "src/*.[ch]"))
 
 
 @contextmanager

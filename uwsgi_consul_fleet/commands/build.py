@@ -33,6 +33,7 @@ def build_plugin(
     """Compile the consul plugin for each different uWSGI on the fleet."""
     from uwsgi_consul_fleet.build import places
     from uwsgi_consul_fleet.build import source as sources
+    from uwsgi_consul_fleet.build.builder import Build
     from uwsgi_consul_fleet.commands import progress
     from uwsgi_consul_fleet.ownership import hosts
 
@@ -44,15 +45,7 @@ def build_plugin(
         # What is missing is installed on the hosts.
         hosts.identity(fleet)
     with sources.find(source) if source else nullcontext(sources.own()) as found:
-        if list:
-            fine = progress.show(where, found)
-        else:
-            fine = progress.build(
-                where,
-                found,
-                force=force,
-                keep_toolchain=keep_toolchain,
-                packages=tuple(package),
-            )
+        how = Build(found, progress.reporter(), force, keep_toolchain, tuple(package))
+        fine = progress.show(where, found) if list else progress.build(where, how)
     if not fine:
         raise Exit(code=1)

@@ -65,7 +65,11 @@ def command(
                     given["fleet"] = read(given.pop("inventory", INVENTORY))
                 answer = body(**given)
                 if isinstance(answer, Answer):
-                    _print(answer, as_json)
+                    if as_json:
+                        print(json_module.dumps(answer.data, indent=2))
+                    else:
+                        answer.show()
+                    raise Exit(code=answer.exit_code)
             except FleetError as error:
                 raise Exit(str(error), error.exit_code or failure) from error
             except KeyboardInterrupt as error:
@@ -83,14 +87,6 @@ def command(
 
 def _option(name: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-
-
-def _print(answer: Answer, as_json: bool) -> None:
-    if as_json:
-        print(json_module.dumps(answer.data, indent=2))
-    else:
-        answer.show()
-    raise Exit(code=answer.exit_code)
 
 
 def read(inventory: str) -> Fleet:

@@ -1,7 +1,7 @@
 """`invoke TASK [NAME…]`: a positional argument of any length, which Invoke does not have."""
 
 import sys
-from itertools import dropwhile, takewhile
+from itertools import dropwhile, islice, takewhile
 from typing import Any
 
 from invoke.parser.argument import Argument
@@ -37,17 +37,12 @@ class NamesTask(Task[Any]):
     """A task whose parameter ``names`` collects all words that follow it."""
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-        arguments = super().get_arguments(ignore_unknown_help)
-        for position, argument in enumerate(arguments):
-            if argument.name == "names":
-                arguments[position] = Names(
-                    len(self._words()), names=argument.names, help=argument.help
-                )
-        return arguments
+        return [
+            Names(self._count(), names=each.names, help=each.help) if each.name == "names" else each
+            for each in super().get_arguments(ignore_unknown_help)
+        ]
 
-    def _words(self) -> list[str]:
-        after = list(dropwhile(lambda word: not self._is_me(word), sys.argv))[1:]
-        return list(takewhile(lambda word: not word.startswith("-"), after))
-
-    def _is_me(self, word: str) -> bool:
-        return word.rpartition(".")[2] == self.name.replace("_", "-")
+    def _count(self) -> int:
+        me = self.name.replace("_", "-")
+        after = islice(dropwhile(lambda word: word.rpartition(".")[2] != me, sys.argv), 1, None)
+        return len(list(takewhile(lambda word: not word.startswith("-"), after)))

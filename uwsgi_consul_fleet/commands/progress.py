@@ -8,21 +8,15 @@ from rich.console import Console
 from rich.text import Text
 
 from uwsgi_consul_fleet.build import builder, dist
-from uwsgi_consul_fleet.build.builder import Build, Outcome, Place
+from uwsgi_consul_fleet.build.builder import Build, Outcome, Report
 from uwsgi_consul_fleet.build.identity import DIST, Uwsgi
+from uwsgi_consul_fleet.build.places import Place
 from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.commands.tables import console, table
 
 
-def build(
-    places: Sequence[Place],
-    source: Source,
-    *,
-    force: bool = False,
-    keep_toolchain: bool = False,
-    packages: tuple[str, ...] = (),
-) -> bool:
-    """Build for these machines and say what happens; True if every one has its plugin."""
+def reporter() -> Report:
+    """What says how a build goes on, with the time since now."""
     screen = Console(highlight=False)
     start = time.monotonic()
 
@@ -30,7 +24,13 @@ def build(
         elapsed = time.monotonic() - start
         screen.print(Text(f"{elapsed:5.1f} s  {host}: {message}"), soft_wrap=True)
 
-    outcomes = builder.build(places, Build(source, report, force, keep_toolchain, packages))
+    return report
+
+
+def build(places: Sequence[Place], how: Build) -> bool:
+    """Build for these machines; True if every one has its plugin."""
+    screen = Console(highlight=False)
+    outcomes = builder.build(places, how)
     for path in sorted({outcome.plugin for outcome in outcomes if outcome.plugin}):
         screen.print(Text(_done(path, outcomes), style="green"), soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.error]

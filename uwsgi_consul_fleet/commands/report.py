@@ -34,13 +34,12 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
 
 def _verdict(report: Report) -> Text:
     count = len(report.differences)
+    asked = f"(asked {report.asked})"
     if report.agrees:
-        return Text(f"The catalog agrees with the inventory (asked {report.asked}).", style="green")
+        return Text(f"The catalog agrees with the inventory {asked}.", style="green")
     things = "1 difference" if count == 1 else f"{count} differences"
-    return Text(
-        f"The catalog does not agree with the inventory: {things} (asked {report.asked}).",
-        style="bold red",
-    )
+    said = f"The catalog does not agree with the inventory: {things} {asked}."
+    return Text(said, style="bold red")
 
 
 def show_releases(found: Iterable[HostReleases]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from uwsgi_consul_fleet.consul import catalog
@@ -14,13 +14,13 @@ from uwsgi_consul_fleet.inventory.model import Fleet
 class Entry:
     """One run: from ``since`` (UTC) on, for so many ``seconds``, on these hosts of a fleet."""
 
-    since: str
-    who: str
-    machine: str
-    what: str
-    releases: Mapping[str, str]
-    outcome: str
-    seconds: float
+    since: str = ""
+    who: str = ""
+    machine: str = ""
+    what: str = ""
+    releases: Mapping[str, str] = field(default_factory=dict)
+    outcome: str = ""
+    seconds: float = 0.0
     changed: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     detail: str = ""
@@ -45,17 +45,7 @@ def read(fleet: Fleet, last: int) -> list[Entry]:
 
 
 def _entry(value: bytes) -> Entry:
-    known = json.loads(value)
-    return Entry(
-        since=known.get("since", ""),
-        who=known.get("who", ""),
-        machine=known.get("from", ""),
-        what=known.get("what", ""),
-        releases=known.get("releases") or {},
-        outcome=known.get("outcome", ""),
-        seconds=known.get("seconds", 0.0),
-        changed=tuple(known.get("changed", ())),
-        failed=tuple(known.get("failed", ())),
-        detail=known.get("detail", ""),
-        fleet=(known.get("fleet") or {}).get("fleet", ""),
-    )
+    """As it was written; what another version knows beside it is left out."""
+    known = {"machine" if key == "from" else key: said for key, said in json.loads(value).items()}
+    known["fleet"] = (known.get("fleet") or {}).get("fleet", "")
+    return Entry(**{key: known[key] for key in Entry.__annotations__ if known.get(key) is not None})

@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import consul
 import requests
 
-from uwsgi_consul_fleet.consul.access import Access, access
-from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.consul import FLEET
 from uwsgi_consul_fleet.host.lock_session import RELEASES
 from uwsgi_consul_fleet.inventory.model import Fleet
@@ -103,13 +104,13 @@ def read(server: str, port: int, services: Iterable[str]) -> Catalog:
     :raises UnreachableError: where the API does not answer, or not as it should
     """
     with client(server, port) as asked:
-        nodes = tuple(_node(entry) for entry in _nodes(asked))
         registrations = tuple(
             _registration(entry)
             for service in services
             for entry in asked.health.service(service)[1] or ()
         )
-        return Catalog(nodes, registrations, server, expected_releases(asked), identity(asked))
+        releases = expected_releases(asked)
+        return Catalog(_nodes(asked), registrations, server, releases, identity(asked))
 
 
 @contextmanager
@@ -118,33 +119,29 @@ def client(server: str, port: int) -> Iterator[consul.Consul]:
 
     :raises UnreachableError: where one of them is not answered as it should be
     """
-    try:
-        yield _client(port, access())
-    except (requests.RequestException, consul.ConsulException) as error:
-        raise UnreachableError(
-            f"{server}: the Consul API does not answer: {error}; look at it with: "
-            f"systemctl status consul, on {server}"
-        ) from error
-
-
-def _client(port: int, access: Access) -> consul.Consul:
-    """The one place in which it is made."""
     for name in ENVIRONMENT:
         os.environ.pop(name, None)
+    shown = access()
     made = consul.Consul(
         host="127.0.0.1",
         port=port,
-        token=access.token or None,
-        scheme="https" if access.ca_file else "http",
-        verify=access.ca_file or True,
-        cert=(access.cert_file, access.key_file) if access.cert_file else None,
+        token=shown.token or None,
+        scheme="https" if shown.ca_file else "http",
+        verify=shown.ca_file or True,
+        cert=(shown.cert_file, shown.key_file) if shown.cert_file else None,
         timeout=TIMEOUT,
         # A server that has just started may know only some of its services yet; a consistent
         # answer is one that its leader has confirmed.
         consistency="consistent",
     )
     made.http.session.trust_env = False  # nor is a proxy asked
-    return made
+    try:
+        yield made
+    except (requests.RequestException, consul.ConsulException) as error:
+        raise UnreachableError(
+            f"{server}: the Consul API does not answer: {error}; look at it with: "
+            f"systemctl status consul, on {server}"
+        ) from error
 
 
 def identity(asked: consul.Consul) -> Identity | None:
@@ -167,40 +164,30 @@ def expected_releases(asked: consul.Consul) -> dict[str, str]:
     }
 
 
-def _nodes(asked: consul.Consul) -> list[dict[str, object]]:
+def _nodes(asked: consul.Consul) -> tuple[Node, ...]:
     """Nodes with their serfHealth check: the catalog alone does not say who is alive."""
     _, checks = asked.health.state("any")
     alive = {check["Node"]: check["Status"] for check in checks if check["CheckID"] == "serfHealth"}
     _, nodes = asked.catalog.nodes()
-    return [{**node, "alive": alive.get(node["Node"]) == "passing"} for node in nodes]
-
-
-def _node(entry: dict[str, object]) -> Node:
-    return Node(str(entry["Node"]), str(entry["Address"]), bool(entry["alive"]))
+    return tuple(
+        Node(node["Node"], node["Address"], alive.get(node["Node"]) == "passing") for node in nodes
+    )
 
 
 STATUSES = ("passing", "warning", "critical")
 
 
-def _registration(entry: dict[str, dict[str, object]]) -> Registration:
-    service = entry["Service"]
-    checks = [check for check in _checks(entry) if check["CheckID"] != "serfHealth"]
-    worst = max(checks, key=lambda check: STATUSES.index(str(check["Status"])), default=None)
-    meta = service.get("Meta")
+def _registration(entry: dict[str, Any]) -> Registration:
+    node, service = entry["Node"], entry["Service"]
+    checks = [check for check in entry["Checks"] if check["CheckID"] != "serfHealth"]
+    worst = max(checks, key=lambda check: STATUSES.index(check["Status"]), default=None)
     return Registration(
-        node=str(entry["Node"]["Node"]),
-        service=str(service["Service"]),
-        id=str(service["ID"]),
-        address=str(service["Address"] or entry["Node"]["Address"]),
-        port=int(str(service["Port"])),
-        release=str(meta.get("release", "")) if isinstance(meta, dict) else "",
-        status=str(worst["Status"]) if worst else "passing",
-        output=str(worst["Output"]).strip() if worst else "",
+        node=node["Node"],
+        service=service["Service"],
+        id=service["ID"],
+        address=service["Address"] or node["Address"],
+        port=service["Port"],
+        release=(service.get("Meta") or {}).get("release", ""),
+        status=worst["Status"] if worst else "passing",
+        output=worst["Output"].strip() if worst else "",
     )
-
-
-def _checks(entry: dict[str, dict[str, object]]) -> list[dict[str, object]]:
-    checks = entry["Checks"]
-    if not isinstance(checks, list):
-        raise FleetError("the Consul API gave an answer without checks")
-    return checks

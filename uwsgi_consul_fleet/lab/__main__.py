@@ -5,9 +5,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -15,58 +15,39 @@ import click
 
 from uwsgi_consul_fleet.lab import access, base, host, machines, network, proxy
 from uwsgi_consul_fleet.lab.host import CLONE_ID, MACHINES, LabError
-from uwsgi_consul_fleet.lab.machines import Machine, Wish
+from uwsgi_consul_fleet.lab.machines import Machine
 from uwsgi_consul_fleet.lab.network import DEFAULT as LAB
 
 DEFAULT = ("drakar", "cheetah")
 DEFAULT_RELEASE = 12
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Run with errors as one line."""
+class Commands(click.Group):
+    """Errors end a command with one line."""
 
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
+    def invoke(self, context: click.Context) -> Any:
         try:
-            host.require_programs()
-            function(*args, **kwargs)
+            return super().invoke(context)
         except (LabError, OSError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command again goes on, lab.down undoes it", err=True)
             sys.exit(130)
 
-    return wrapper
+
+@contextmanager
+def change() -> Iterator[None]:
+    """As root, while no other lab command changes anything."""
+    host.require_programs()
+    if os.geteuid() != 0:
+        host.become_root()
+    with host.locked("lab"):
+        yield
 
 
-def as_root(function: Callable[..., None]) -> Callable[..., None]:
-    """Run as root, with errors as one line."""
-
-    @command
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        if os.geteuid() != 0:
-            host.become_root()
-        function(*args, **kwargs)
-
-    return wrapper
-
-
-def change(function: Callable[..., None]) -> Callable[..., None]:
-    """Run as root, while no other lab command changes anything."""
-
-    @as_root
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        with host.locked("lab"):
-            function(*args, **kwargs)
-
-    return wrapper
-
-
-@click.group(help="Disposable Debian machines on this host.")
+@click.group(cls=Commands, help="Disposable Debian machines on this host.")
 def main() -> None:
-    pass
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 @main.command(
@@ -74,10 +55,9 @@ def main() -> None:
     "plugs it into another network."
 )
 @click.argument("names", nargs=-1, metavar="[NAME[:RELEASE][@NETWORK]]...")
-@as_root
 def up(names: tuple[str, ...]) -> None:
     begin = time.monotonic()
-    with host.locked("lab"):
+    with change():
         started = _start(_wanted(names or DEFAULT))
     _wait(started, begin)
 
@@ -89,30 +69,31 @@ def _wanted(words: Iterable[str]) -> list[Machine]:
     """
     there = {machine.name: machine for machine in machines.known()}
     wanted: dict[str, Machine] = {}
-    for wish in map(machines.parse, words):
-        before = wanted.get(wish.name) or there.get(wish.name)
-        new = Machine(wish.name, wish.release or DEFAULT_RELEASE, "", network=wish.network or LAB)
-        for key, what in (("release", "Debian "), ("network", "network ")):
-            asked = getattr(wish, key)
-            if before and asked and asked != getattr(before, key):
-                raise LabError(_other(wish, before, what, getattr(before, key), asked))
-        wanted[wish.name] = before or new
+    for name, asked in map(machines.parse, words):
+        machine = wanted.get(name) or there.get(name)
+        machine = machine or Machine(name, address="", **{"release": DEFAULT_RELEASE, **asked})
+        for key, value in asked.items():
+            if getattr(machine, key) != value:
+                raise LabError(_other(machine, key, value))
+        wanted[name] = machine
     return list(wanted.values())
 
 
-def _other(wish: Wish, before: Machine, what: str, has: object, asked: object) -> str:
-    if not before.address:
-        return f"{wish.name} is named with {what}{has} and with {what}{asked}"
-    mark = ":" if what.startswith("Debian") else "@"
+def _other(machine: Machine, key: str, asked: object) -> str:
+    what, mark = {"release": ("Debian", ":"), "network": ("network", "@")}[key]
+    name, has = machine.name, getattr(machine, key)
+    if not machine.address:
+        return f"{name} is named with {what} {has} and with {what} {asked}"
     return (
-        f"{wish.name} is there with {what}{has}; to change that: "
-        f"invoke lab.down {wish.name}, then lab.up {wish.name}{mark}{asked}"
+        f"{name} is there with {what} {has}; to change that: "
+        f"invoke lab.down {name}, then lab.up {name}{mark}{asked}"
     )
 
 
 def _start(wanted: list[Machine]) -> tuple[list[Machine], list[Machine]]:
     """Start what does not run; returns all of them, and those that were started."""
-    networks = network.up({machine.network for machine in wanted}, _plugged())
+    plugged = {machine.link: machine.network for machine in machines.known("*")}
+    networks = network.up({machine.network for machine in wanted}, plugged)
     url = proxy.up(str(networks[LAB].gateway.ip))
     for release in sorted({machine.release for machine in wanted}):
         base.ensure(release, url)
@@ -123,11 +104,6 @@ def _start(wanted: list[Machine]) -> tuple[list[Machine], list[Machine]]:
     return chosen, stopped
 
 
-def _plugged() -> dict[str, str]:
-    """The link of each machine of any clone, and its network."""
-    return {machine.link: machine.network for machine in machines.known("*")}
-
-
 def _wait(started: tuple[list[Machine], list[Machine]], begin: float) -> None:
     """Until each of them answers. Nobody else has to wait for that."""
     chosen, stopped = started
@@ -136,7 +112,6 @@ def _wait(started: tuple[list[Machine], list[Machine]], begin: float) -> None:
             machines.wait(machine)
             state = "started" if machine in stopped else "runs"
             print(f"{machine.name}: {state}, Debian {machine.release}, {machine.address}")
-            sys.stdout.flush()
     finally:
         with host.locked("lab"):
             access.record(machine for machine in machines.known() if machine.pids())
@@ -158,7 +133,7 @@ def _settle(wanted: Machine, addresses: IPv4Network) -> Machine:
 @main.command(help="Remove machines with their disks; those named, or all of this clone.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--purge", is_flag=True, help="Also remove base trees and stored packages.")
-@change
+@change()
 def down(names: tuple[str, ...], purge: bool) -> None:
     if names and purge:
         raise LabError("--purge removes what all machines need: name none")
@@ -167,7 +142,7 @@ def down(names: tuple[str, ...], purge: bool) -> None:
         print("no machines")
     for machine in chosen:
         machines.remove(machine)
-        print(f"{machine.name}: removed", flush=True)
+        print(f"{machine.name}: removed")
     if not names:
         _clear_folder()
         _remove_orphans()
@@ -204,7 +179,7 @@ def _remove_orphans() -> None:
         checkout = machines.checkout(machine)
         if checkout and not checkout.exists():
             machines.remove(machine)
-            print(f"{machine.name} of {checkout}: removed, that clone is gone", flush=True)
+            print(f"{machine.name} of {checkout}: removed, that clone is gone")
     for file in machines.CHECKOUTS.glob("*"):
         if not (MACHINES / file.name).exists() or not any((MACHINES / file.name).iterdir()):
             shutil.rmtree(MACHINES / file.name, ignore_errors=True)
@@ -221,10 +196,9 @@ def _leave_host() -> None:
 
 @main.command(help="Make machines anew, with an empty disk; those named, or all of this clone.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@as_root
 def rebuild(names: tuple[str, ...]) -> None:
     begin = time.monotonic()
-    with host.locked("lab"):
+    with change():
         chosen = _named(names)
         if not chosen:
             print("no machines; start some with: invoke lab.up")
@@ -237,11 +211,11 @@ def rebuild(names: tuple[str, ...]) -> None:
 
 @main.command(help="A power cut; lab.up starts the machine again with its disk.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@change
+@change()
 def kill(names: tuple[str, ...]) -> None:
     for machine in _named(names):
         machines.kill(machine)
-        print(f"{machine.name}: killed", flush=True)
+        print(f"{machine.name}: killed")
 
 
 @main.command(help="Show this clone's machines.")
@@ -258,16 +232,17 @@ def status(as_json: bool) -> None:
     ]
     if as_json:
         print(json.dumps(rows, indent=2))
-    for row in rows if not as_json else ():
+        return
+    for row in rows:
         print(f"{row['name']}: {row['state']}, Debian {row['release']}, {row['address']}")
-    if not rows and not as_json:
+    if not rows:
         print("no machines; start some with: invoke lab.up")
 
 
 @main.command(help="Open a shell on a machine.")
 @click.argument("name")
-@command
 def ssh(name: str) -> None:
+    host.require_programs()
     words = access.shell(name)
     os.execvp(words[0], words)  # noqa: S606 - a shell is what was asked for
 

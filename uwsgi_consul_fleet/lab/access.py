@@ -2,51 +2,41 @@
 
 import os
 import pwd
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
-
-import paramiko
+from typing import TYPE_CHECKING
 
 from uwsgi_consul_fleet import lab
 from uwsgi_consul_fleet.lab.base import USER
 from uwsgi_consul_fleet.lab.host import LabError, run, write
 
+if TYPE_CHECKING:
+    from uwsgi_consul_fleet.lab.machines import Machine
+
 KEY = lab.FOLDER / "id_ed25519"
 KNOWN_HOSTS = lab.FOLDER / "known_hosts"
-
-
-class Reachable(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def address(self) -> str: ...
-    @property
-    def address_6(self) -> str: ...
-    @property
-    def root(self) -> Path: ...
 
 
 def key() -> str:
     """This clone's public key, made at the first call."""
     lab.FOLDER.mkdir(exist_ok=True)
-    if not KEY.exists() or not KEY.with_suffix(".pub").exists():
-        KEY.unlink(missing_ok=True)
-        run(
-            "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "uwsgi-consul-fleet lab", "-f", KEY
-        )
+    _ensure_key(KEY, "uwsgi-consul-fleet lab")
     return KEY.with_suffix(".pub").read_text()
 
 
 def host_key(root: Path) -> None:
     """Give a machine a host key before it boots, so that nobody has to trust on first use."""
-    path = root / "etc/ssh/ssh_host_ed25519_key"
+    _ensure_key(root / "etc/ssh/ssh_host_ed25519_key", "")
+
+
+def _ensure_key(path: Path, comment: str) -> None:
     if not path.exists() or not path.with_suffix(".pub").exists():
         path.unlink(missing_ok=True)
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path)
 
 
-def record(machines: Iterable[Reachable]) -> None:
+def record(machines: Iterable["Machine"]) -> None:
     """Write ssh_config and known_hosts for the machines that are up; remove them for none."""
     listed = sorted(machines, key=lambda machine: machine.name)
     if not listed:
@@ -58,14 +48,14 @@ def record(machines: Iterable[Reachable]) -> None:
     _give_back()
 
 
-def _known_host(machine: Reachable) -> str:
+def _known_host(machine: "Machine") -> str:
     # Read from the overlay's upper layer: it is there also while the machine is down.
     public = machine.root.with_name("upper") / "etc/ssh/ssh_host_ed25519_key.pub"
     kind, data = public.read_text().split()[:2]
     return f"{machine.name},{machine.address},{machine.address_6} {kind} {data}\n"
 
 
-def config(machines: Iterable[Reachable]) -> str:
+def config(machines: Iterable["Machine"]) -> str:
     """The ssh config: only for these names, so that others are reached as always."""
     blocks = [
         f"Host {machine.name}\n"
@@ -95,10 +85,8 @@ def shell(name: str) -> list[str]:
 
     :raises LabError: where no machine of that name runs
     """
-    running = paramiko.SSHConfig()
-    if lab.SSH_CONFIG.exists():
-        running = paramiko.SSHConfig.from_path(str(lab.SSH_CONFIG))
-    names = sorted(running.get_hostnames() - {"*"})
+    config = lab.SSH_CONFIG.read_text() if lab.SSH_CONFIG.exists() else ""
+    names = re.findall(r"^Host (\S+)$", config, re.MULTILINE)
     if name not in names:
         there = ", ".join(names) or "none"
         raise LabError(f"no lab machine {name!r} runs (there is: {there}); invoke lab.up {name}")

@@ -3,11 +3,13 @@
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from uwsgi_consul_fleet.lab import apt, proxy
+from uwsgi_consul_fleet.lab import proxy
 from uwsgi_consul_fleet.lab.host import CACHE, LabError, locked, run, write
 
+RELEASES = {11: "bullseye", 12: "bookworm", 13: "trixie"}
 PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,iproute2,sudo,ca-certificates,python3,netbase"
 USER = "debian"
 # Nothing that a container can't do or that nobody looks at.
@@ -40,47 +42,37 @@ def layers(release: int, prepared: str) -> str:
     return ":".join(str(path) for path in [*found, folder(release)] if path.is_dir())
 
 
-def ensure(release: int, proxy_url: str) -> Path:
-    """The base tree of a release, made first if need be (40 to 60 s).
+def ensure(release: int, proxy_url: str) -> None:
+    """Make the base tree of a release (40 to 60 s), if it is not there.
 
     :param proxy_url: the package cache, or '' for none
     """
     tree = folder(release)
     with locked(f"base-{release}"):
-        if not tree.exists():
-            part = tree.with_name(f".{tree.name}.part")
-            if part.exists():  # of a command that was killed
-                shutil.rmtree(part)
-            part.mkdir(parents=True)
-            print(
-                f"base: making Debian {release}, once for all machines; takes a minute", flush=True
-            )
-            start = time.monotonic()
-            _debootstrap(release, part, proxy_url)
-            _customise(part, release)
-            _warm_lists(part, proxy_url)
-            part.rename(tree)
-            print(f"base: made {tree} in {time.monotonic() - start:.0f} s", flush=True)
-    return tree
+        if tree.exists():
+            return
+        part = tree.with_name(f".{tree.name}.part")
+        if part.exists():  # of a command that was killed
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        print(f"base: making Debian {release}, once for all machines; takes a minute")
+        start = time.monotonic()
+        _debootstrap(release, part, proxy_url)
+        _customise(part, release)
+        _warm_lists(part, proxy_url)
+        part.rename(tree)
+        print(f"base: made {tree} in {time.monotonic() - start:.0f} s")
 
 
 def _debootstrap(release: int, tree: Path, proxy_url: str) -> None:
-    name, archive = apt.RELEASES[release], apt.mirror().archive
+    archive = mirrors()["Debian"]
     http = {"http_proxy": proxy_url} if proxy_url and archive.startswith("http:") else {}
-    run(
-        *TOGETHER,
-        "debootstrap",
-        "--variant=minbase",
-        f"--include={PACKAGES}",
-        name,
-        tree,
-        archive,
-        env={**http, "DEBIAN_FRONTEND": "noninteractive"},
-    )
+    words = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", RELEASES[release]]
+    run(*TOGETHER, *words, tree, archive, env={**http, "DEBIAN_FRONTEND": "noninteractive"})
 
 
 def _customise(tree: Path, release: int) -> None:
-    write(tree / "etc/apt/sources.list", apt.mirror().sources(release))
+    write(tree / "etc/apt/sources.list", sources(release, mirrors()))
     write(tree / "etc/machine-id", "uninitialized\n")
     for key in (tree / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
@@ -101,7 +93,7 @@ def _warm_lists(tree: Path, proxy_url: str) -> None:
     options = ["-o", f"Acquire::http::Proxy={proxy_url}"] if proxy_url else []
     command = ["chroot", str(tree), "apt-get", "-qq", *options, "update"]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        print("base: no package lists for now; machines fetch them", flush=True)
+        print("base: no package lists for now; machines fetch them")
     run("chroot", tree, "apt-get", "clean")
 
 
@@ -120,4 +112,38 @@ def purge() -> None:
     proxy.down()
     if CACHE.exists():
         shutil.rmtree(CACHE)
-        print(f"removed {CACHE}", flush=True)
+        print(f"removed {CACHE}")
+
+
+# --- Where packages come from: the mirror that this machine's apt uses already ---------------
+
+
+def mirrors() -> dict[str, str]:
+    """The addresses of ``Debian``'s archive and of ``Debian-Security``'s, where apt has that.
+
+    :raises LabError: where apt has no Debian archive among its sources
+    """
+    words = ("--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages")
+    return parse_mirrors(run("apt-get", "indextargets", *words))
+
+
+def parse_mirrors(listing: str) -> dict[str, str]:
+    """Pick the archives out of apt's list of `URI LABEL` lines."""
+    found: dict[str, str] = {}
+    for line in listing.splitlines():
+        uri, _, label = line.partition(" ")
+        found.setdefault(label, uri)
+    if "Debian" not in found:
+        raise LabError(
+            "apt on this machine has no Debian archive: run apt-get update and try again"
+        )
+    return found
+
+
+def sources(release: int, found: Mapping[str, str]) -> str:
+    """A sources.list for a machine of this release."""
+    name, archive = RELEASES[release], found["Debian"]
+    lines = [f"deb {archive} {name} main", f"deb {archive} {name}-updates main"]
+    if security := found.get("Debian-Security"):
+        lines.append(f"deb {security} {name}-security main")
+    return "\n".join(lines) + "\n"

@@ -4,11 +4,11 @@ Without one, the systemd of every machine would manage the same group and take t
 other machines' processes for its own.
 """
 
-import os
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from uwsgi_consul_fleet.lab.host import end
 
 ROOT = Path("/sys/fs/cgroup")
 
@@ -43,9 +43,7 @@ def remove(name: str) -> None:
     """
     deadline = time.monotonic() + 10
     while left := pids(name):
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end(left)
         if time.monotonic() > deadline:
             raise OSError(f"processes that can't be killed: {sorted(left)}")
         time.sleep(0.01)

@@ -4,12 +4,13 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from uwsgi_consul_fleet import lab
 from uwsgi_consul_fleet.errors import FleetError
@@ -82,6 +83,23 @@ def run(*command: str | Path, input_: str | None = None, env: dict[str, str] | N
     return result.stdout
 
 
+def spawn(command: list[str], log: Path, **options: Any) -> None:
+    """Start a program that goes on when we have ended; what it prints is in a file.
+
+    :param options: of Popen
+    """
+    with log.open("wb") as output:
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        subprocess.Popen(command, **streams, **options, cwd="/", start_new_session=True)
+
+
+def end(pids: Iterable[int]) -> None:
+    """Kill processes, of which some may be gone by now."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Keep every other lab command on this machine, of whichever clone, out meanwhile."""
@@ -90,7 +108,7 @@ def locked(name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another lab command that holds {file.name}", flush=True)
+            print(f"waiting for another lab command that holds {file.name}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

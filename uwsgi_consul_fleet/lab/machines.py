@@ -5,26 +5,26 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import create_connection
 from typing import Any
 
-from uwsgi_consul_fleet.lab import CLONE, access, apt, base, cgroups, network, proxy
+from uwsgi_consul_fleet.lab import CLONE, access, base, cgroups, network, proxy
 from uwsgi_consul_fleet.lab.host import (
     CLONE_ID,
     MACHINES,
     PREPARED,
     LabError,
+    end,
     is_mounted,
     processes,
     run,
+    spawn,
     write,
 )
 from uwsgi_consul_fleet.lab.network import DEFAULT, LENGTH_6, Network, ipv6
@@ -73,17 +73,8 @@ class Machine:
         return processes("systemd-nspawn", f"--directory={self.root}")
 
 
-@dataclass(frozen=True)
-class Wish:
-    """A machine as it was asked for; None for what was left open."""
-
-    name: str
-    release: int | None = None
-    network: str | None = None
-
-
-def parse(word: str) -> Wish:
-    """Take ``NAME[:RELEASE][@NETWORK]`` apart.
+def parse(word: str) -> tuple[str, dict[str, Any]]:
+    """Take ``NAME[:RELEASE][@NETWORK]`` apart, into the name and what is asked for beside it.
 
     :raises LabError: where it is nothing of the kind
     """
@@ -99,12 +90,11 @@ def parse(word: str) -> Wish:
             f"{name!r} is not a name for a machine: 2 to 32 lower-case letters, digits and "
             "hyphens, with a letter first"
         )
-    if not colon:
-        return Wish(name, None, plugged or None)
-    if release not in map(str, apt.RELEASES):
-        allowed = ", ".join(map(str, apt.RELEASES))
+    if colon and release not in map(str, base.RELEASES):
+        allowed = ", ".join(map(str, base.RELEASES))
         raise LabError(f"{word}: {release!r} is not a Debian release of the lab: {allowed}")
-    return Wish(name, int(release), plugged or None)
+    asked: dict[str, Any] = {"release": int(release)} if colon else {}
+    return name, {**asked, "network": plugged} if at else asked
 
 
 def known(clone: str = CLONE_ID) -> list[Machine]:
@@ -112,23 +102,15 @@ def known(clone: str = CLONE_ID) -> list[Machine]:
     found = []
     for path in sorted(MACHINES.glob(f"{clone}/*/machine.json")):
         try:
-            found.append(_machine(json.loads(path.read_text())))
+            said = json.loads(path.read_text())
+            place = (said["name"], said["release"], said["address"], said["clone"])
+            newer = (said.get("network", DEFAULT), said.get("prepared", ""))
+            found.append(Machine(*place, *newer))
         except FileNotFoundError:  # removed meanwhile
             continue
         except (OSError, LookupError, TypeError, ValueError):
             print(f"ignoring {path}: damaged", file=sys.stderr, flush=True)
     return found
-
-
-def _machine(known: dict[str, Any]) -> Machine:
-    return Machine(
-        name=known["name"],
-        release=known["release"],
-        address=known["address"],
-        clone=known["clone"],
-        network=known.get("network", DEFAULT),
-        prepared=known.get("prepared", ""),
-    )
 
 
 def anybody_runs() -> bool:
@@ -184,7 +166,7 @@ def _prepare(machine: Machine, plugged: Network, proxy_url: str) -> None:
     )
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     shutil.copyfile(base.resolver(), root / "etc/resolv.conf")
-    write(proxy.apt_file(root), proxy.configuration(proxy_url))
+    write(root / "etc/apt/apt.conf.d/80-lab-proxy", proxy.configuration(proxy_url))
     _trust_certificates(root)
     access.host_key(root)
     authorized = root / f"home/{base.USER}/.ssh/authorized_keys"
@@ -217,17 +199,10 @@ def _boot(machine: Machine, plugged: Network) -> None:
         f"--network-bridge={plugged.bridge}",
         "--boot",
     ]
-    with (machine.folder / "console.log").open("wb") as log:
-        subprocess.Popen(
-            [*_in_own_group(machine), *command],
-            # systemd since 256 refuses to boot on the old cgroup hierarchies alone.
-            env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(machine.release >= 13))},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
+    # systemd since 256 refuses to boot on the old cgroup hierarchies alone.
+    unified = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(machine.release >= 13))}
+    log = machine.folder / "console.log"
+    spawn([*_in_own_group(machine), *command], log, env={**os.environ, **unified})
 
 
 def _in_own_group(machine: Machine) -> list[str]:
@@ -276,9 +251,7 @@ def kill(machine: Machine) -> None:
     """A power cut; also clears away what is left of a machine that died otherwise."""
     if SYSTEMD.exists():
         subprocess.run(["systemctl", "stop", unit(machine)], capture_output=True, check=False)
-    for pid in machine.pids():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    end(machine.pids())
     cgroups.remove(machine.id)
     # Its open connections would keep it, and its name, for minutes.
     subprocess.run(["ip", "link", "delete", machine.link], capture_output=True, check=False)

@@ -52,25 +52,21 @@ class Network:
     def addresses(self) -> IPv4Network:
         return self.gateway.network
 
-    @property
-    def gateway_6(self) -> IPv6Address:
-        return ipv6(self.gateway.ip)
-
     def create(self) -> None:
         """Bring the bridge up, as far as it is not."""
         if not _exists(self.bridge):
             run("ip", "link", "add", self.bridge, "type", "bridge")
-            print(f"network: bridge {self.bridge} with {self.addresses}", flush=True)
+            print(f"network: bridge {self.bridge} with {self.addresses}")
         run("ip", "address", "replace", str(self.gateway), "dev", self.bridge)
         # Nobody else has it: there is no reason to wait for somebody who says so.
-        address = f"{self.gateway_6}/{LENGTH_6}"
+        address = f"{ipv6(self.gateway.ip)}/{LENGTH_6}"
         run("ip", "-6", "address", "replace", address, "dev", self.bridge, "nodad")
         run("ip", "link", "set", self.bridge, "up")
 
     def delete(self) -> None:
         if _exists(self.bridge):
             run("ip", "link", "delete", self.bridge)
-            print(f"network: removed bridge {self.bridge}", flush=True)
+            print(f"network: removed bridge {self.bridge}")
 
 
 def _exists(bridge: str) -> bool:
@@ -175,7 +171,7 @@ def _forward() -> None:
         return
     _note(ip_forward="0")
     FORWARD.write_text("1")
-    print("network: switched on IPv4 forwarding, off again after the last lab.down", flush=True)
+    print("network: switched on IPv4 forwarding, off again after the last lab.down")
 
 
 def _pass_firewall(networks: Iterable[Network]) -> None:
@@ -193,10 +189,8 @@ def _pass_firewall(networks: Iterable[Network]) -> None:
             _note(firewall=sorted(passed))
             for pair in missing:
                 run("iptables", "-I", "FORWARD", *pair, *COMMENT, "-j", "ACCEPT")
-            print(
-                f"network: let the firewall pass {network.bridge}, undone after the last lab.down",
-                flush=True,
-            )
+            told = "undone after the last lab.down"
+            print(f"network: let the firewall pass {network.bridge}, {told}")
 
 
 def down() -> None:
@@ -206,10 +200,10 @@ def down() -> None:
         for direction in ("-i", "-o"):
             with suppress(LabError):  # gone already, as after a restart of the firewall
                 run("iptables", "-D", "FORWARD", direction, bridge, *COMMENT, "-j", "ACCEPT")
-        print("network: removed the lab's rules from the firewall", flush=True)
+        print("network: removed the lab's rules from the firewall")
     if changed.get("ip_forward") == "0":
         FORWARD.write_text("0")
-        print("network: switched IPv4 forwarding off again", flush=True)
+        print("network: switched IPv4 forwarding off again")
     for network in known().values():
         network.delete()
     CHANGED.unlink(missing_ok=True)

@@ -2,18 +2,15 @@
 
 import os
 import pwd
-import signal
-import subprocess
 import time
-from contextlib import suppress
-from pathlib import Path
 from socket import create_connection
 
-from uwsgi_consul_fleet.lab.host import CACHE, RUN, LabError, processes, write
+from uwsgi_consul_fleet.lab.host import CACHE, RUN, LabError, end, processes, spawn, write
 
 PORT = 3142
 USER = "apt-cacher-ng"
 CONFIG = RUN / "apt-cacher-ng"
+LOG = RUN / "apt-cacher-ng.log"
 STORE = CACHE / "packages"
 
 
@@ -30,12 +27,13 @@ def up(address: str) -> str:
         return ""
     _configure(address)
     try:
-        _start()
+        command = ["/usr/sbin/apt-cacher-ng", "-c", str(CONFIG)]
+        spawn(command, LOG, user=USER, group=USER, extra_groups=[])
         _wait(address)
     except LabError as error:
-        print(f"packages: no cache ({error}); machines download directly", flush=True)
+        print(f"packages: no cache ({error}); machines download directly")
         return ""
-    print(f"packages: cached for all machines in {STORE}", flush=True)
+    print(f"packages: cached for all machines in {STORE}")
     return url
 
 
@@ -52,26 +50,9 @@ def _configure(address: str) -> None:
         "BindAddress": address,  # the lab's bridge, and nobody else
         "SupportDir": "/usr/lib/apt-cacher-ng",
         "ForeGround": 1,
-        "PidFile": "",
         "ExThreshold": 30,
     }
-    lines = [f"{key}: {value}" for key, value in settings.items() if value != ""]
-    write(CONFIG / "acng.conf", "\n".join(lines) + "\n")
-
-
-def _start() -> None:
-    with (RUN / "apt-cacher-ng.log").open("wb") as log:
-        subprocess.Popen(
-            ["/usr/sbin/apt-cacher-ng", "-c", str(CONFIG)],
-            user=USER,
-            group=USER,
-            extra_groups=[],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
+    write(CONFIG / "acng.conf", "".join(f"{key}: {value}\n" for key, value in settings.items()))
 
 
 def _answers(address: str) -> bool:
@@ -86,7 +67,7 @@ def _wait(address: str) -> None:
     deadline = time.monotonic() + 5
     while not _answers(address):
         if not _pids() or time.monotonic() > deadline:
-            last = (RUN / "apt-cacher-ng.log").read_text(errors="replace").strip()[-200:]
+            last = LOG.read_text(errors="replace").strip()[-200:]
             raise LabError(f"apt-cacher-ng does not start: {last or 'it says nothing'}")
         time.sleep(0.02)
 
@@ -97,9 +78,7 @@ def _pids() -> list[int]:
 
 def down() -> None:
     """Stop it; what it has stored stays."""
-    for pid in _pids():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    end(_pids())
     while _pids():
         time.sleep(0.01)
 
@@ -107,7 +86,3 @@ def down() -> None:
 def configuration(url: str) -> str:
     """The apt configuration of a machine that uses it."""
     return f'Acquire::http::Proxy "{url}";\n' if url else ""
-
-
-def apt_file(root: Path) -> Path:
-    return root / "etc/apt/apt.conf.d/80-lab-proxy"

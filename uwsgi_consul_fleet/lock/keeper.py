@@ -64,14 +64,11 @@ class Session:
             self._channel.sendall(json.dumps(message).encode() + b"\n")
             line = self._replies.readline()
             if not line:
-                raise EOFError(self._last_words() or "connection lost")
+                raise EOFError(self._running.last_words() or "connection lost")
             reply: Message = json.loads(line)
             return reply
         except ssh.LOST as error:
             raise UnreachableError(f"{self.server.name}: {error or 'no answer'}") from error
-
-    def _last_words(self) -> str:
-        return self._running.last_words()
 
     def close(self) -> None:
         with suppress(*ssh.LOST):
@@ -150,19 +147,16 @@ class Keeper:
             self._attempts += 1
             claim = {**message["claim"], "attempt": self._attempts}
             message = {**message, "claim": claim}
-        return self._remember(self._session.ask(message))
+        reply = self._session.ask(message)
+        if "session" in reply:  # what another server needs to go on with the lock
+            self._taken = {"session": reply["session"], "claim": reply["claim"]}
+        return reply
 
     def _leave(self) -> None:
         """Tell a server that it would give up a lock with which another one goes on."""
         if self._session and self._taken:
             with suppress(UnreachableError):
                 self._session.ask({"do": "forget"})
-
-    def _remember(self, reply: Message) -> Message:
-        """What another server needs to go on with the lock."""
-        if "session" in reply:
-            self._taken = {"session": reply["session"], "claim": reply["claim"]}
-        return reply
 
     def connect(self) -> None:
         """Be ready for the first message."""

@@ -44,7 +44,8 @@ class Lock:
         self._held = False
         self._checked = 0.0
         self._keeper = keeper.get()
-        self._keeper.send({"servers": [_server(host) for host in servers]})
+        known = [{"name": host.name, "data": plain(host.data)} for host in servers]
+        self._keeper.send({"servers": known})
 
     def take(
         self,
@@ -240,8 +241,3 @@ def _operator() -> Message:
     except (OSError, KeyError):  # a user without a name
         who = str(os.getuid())
     return {"who": who, "from": socket.gethostname()}
-
-
-def _server(host: Host) -> Message:
-    """What ssh needs of a host."""
-    return {"name": host.name, "data": plain(host.data)}

@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -27,8 +28,7 @@ class Client(paramiko.SSHClient):
         self.forwarding: AgentRequestHandler | None = None
 
 
-def unreachable(options: Options, reason: str) -> UnreachableError:
-    """The error for a host that can't be asked: which one, where, why, and what to look at."""
+def _unreachable(options: Options, reason: str) -> UnreachableError:
     return UnreachableError(
         f"{options.name} ({options.host}): no SSH connection: {reason}; try: {options.command_line}"
     )
@@ -44,10 +44,10 @@ def connect(options: Options) -> Client:
         try:
             return _connect(options)
         except (HostKeyError, paramiko.AuthenticationException) as error:
-            raise unreachable(options, str(error)) from error
+            raise _unreachable(options, str(error)) from error
         except LOST as error:
             if not retries:
-                raise unreachable(options, _reason(error)) from error
+                raise _unreachable(options, _reason(error)) from error
         retries -= 1
         time.sleep(random.uniform(*options.retry_delay))  # noqa: S311 - not for secrets
 
@@ -66,7 +66,7 @@ def _connect(options: Options) -> Client:
             options.port,
             sock=wire,
             timeout=options.timeout,
-            transport_factory=transport.factory(options),
+            transport_factory=partial(transport.Transport, options),
             auth_strategy=Identities(options),  # type: ignore[arg-type] # it has its own list
             **options.more,
         )

@@ -5,12 +5,15 @@ and takes 40 ms for each look-up where 500 hosts are listed.
 """
 
 import getpass
+import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache, cached_property
+from glob import glob
 from pathlib import Path
 
 from uwsgi_consul_fleet.errors import FleetError
@@ -21,7 +24,12 @@ DEPTH = 16  # of files that include each other
 COMMANDS = ("proxycommand", "localcommand", "remotecommand", "knownhostscommand")
 # May be said several times; of the others the first counts.
 REPEATED = ("identityfile", "certificatefile")
+# Of these two, the one that is said first.
+WAYS = {"proxycommand": "proxyjump", "proxyjump": "proxycommand"}
 WITHOUT_ARGUMENT = ("all", "canonical", "final")
+# Part of a word; within quotes a backslash protects what follows.
+QUOTED = re.compile(r""""((?:\\.|[^"\\])*)(?:"|$)|'((?:\\.|[^'\\])*)(?:'|$)""")
+WORD = re.compile(rf"(?:[^\s\"']|{QUOTED.pattern})+")
 
 Words = tuple[str, ...]
 
@@ -37,18 +45,20 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Section:
-    """Settings with the lines that must all hold for them: an Include adds to those around it."""
+    """Settings, and all that must hold for them: an Include adds to what is around it."""
 
-    conditions: tuple[tuple[Criterion, ...], ...]
+    conditions: tuple[Criterion, ...]
     settings: tuple[tuple[str, Words], ...]
 
     @cached_property
     def names(self) -> frozenset[str] | None:
         """Those that it can be about, where that is a list; most sections of a long file are."""
-        first = self.conditions[-1][0] if self.conditions else Criterion("all")
-        if first.kind != "originalhost" or first.negated or set(first.argument) & set("*?!"):
-            return None
-        return frozenset(first.argument.split(","))
+        for each in self.conditions:
+            if each.kind == "originalhost" and not (
+                each.negated or set(each.argument) & set("*?!")
+            ):
+                return frozenset(each.argument.split(","))
+        return None
 
 
 class Found:
@@ -65,19 +75,21 @@ class Found:
     def first(self, key: str, default: str = "") -> str:
         return next(iter(self.words(key)), default)
 
-    def yes(self, key: str, default: bool = False) -> bool:
-        value = self.first(key).lower()
-        return value in ("yes", "true") if value else default
+    def yes(self, key: str) -> bool:
+        return self.first(key).lower() in ("yes", "true")
 
     def number(self, key: str, default: int) -> int:
         """A number, or seconds in ssh's notation, such as ``1m30``."""
-        value = self.first(key)
-        return _seconds(value) if value else default
+        value = self.first(key).lower()
+        units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+        parts = re.findall(r"(\d+)([smhdw]?)", value)
+        return sum(int(number) * units[unit] for number, unit in parts) if value else default
 
     def add(self, settings: Iterable[tuple[str, Words]]) -> None:
         for key, words in settings:
             if key not in REPEATED:
-                self.values.setdefault(key, words)
+                if WAYS.get(key) not in self.values:
+                    self.values.setdefault(key, words)
             elif words[0] not in self.words(key):
                 self.values[key] = (*self.words(key), words[0])
 
@@ -85,6 +97,34 @@ class Found:
     def host_name(self) -> str:
         """Where the host is; its own name where nothing else was said."""
         return self.first("hostname", "%h").replace("%h", self.name).replace("%%", "%")
+
+    @property
+    def user(self) -> str:
+        return self.first("user") or getpass.getuser()
+
+    @property
+    def port(self) -> str:
+        return self.first("port", "22")
+
+    def expand(self, text: str) -> str:
+        """With what ssh puts in the place of ``%h`` and the like."""
+        if "%" not in text:
+            return text
+        here = socket.gethostname()
+        tokens = {
+            "%": "%",
+            "d": str(Path.home()),
+            "h": self.host_name,
+            "i": str(os.getuid()),
+            "k": self.first("hostkeyalias") or self.host_name,
+            "L": here.partition(".")[0],
+            "l": here,
+            "n": self.name,
+            "p": self.port,
+            "r": self.user,
+            "u": getpass.getuser(),
+        }
+        return re.sub(r"%(\w|%)", lambda found: tokens.get(found[1], found[0]), text)
 
 
 @dataclass(frozen=True)
@@ -96,23 +136,17 @@ class Config:
     def lookup(self, name: str, **given: str) -> Found:
         """What holds for a host under the name that ssh would be told."""
         found = Found(name, given)
-        self._apply(found, final=False)
-        if self._has_final:
-            self._apply(found, final=True)
+        for final in (False, True) if self._has_final else (False,):
+            for section in self.sections:
+                if section.names is not None and name not in section.names:
+                    continue
+                if all(_is_met(each, found, final) != each.negated for each in section.conditions):
+                    found.add(section.settings)
         return found
 
     @cached_property
     def _has_final(self) -> bool:
-        lines = [line for section in self.sections for line in section.conditions]
-        return any(criterion.kind == "final" for line in lines for criterion in line)
-
-    def _apply(self, found: Found, final: bool) -> None:
-        for section in self.sections:
-            names = section.names
-            if names is not None and found.name not in names:
-                continue
-            if all(_holds(line, found, final) for line in section.conditions):
-                found.add(section.settings)
+        return any(each.kind == "final" for section in self.sections for each in section.conditions)
 
 
 @cache
@@ -124,26 +158,27 @@ def read(files: tuple[Path, ...]) -> Config:
     return Config(tuple(section for file in files for section in _parse(file, (), DEPTH)))
 
 
-def _parse(file: Path, around: tuple[tuple[Criterion, ...], ...], depth: int) -> Iterator[Section]:
+def _parse(file: Path, around: tuple[Criterion, ...], depth: int) -> Iterator[Section]:
     try:
         lines = file.read_text(errors="replace").splitlines()
     except OSError:  # as ssh does
         return
     conditions, settings = around, list[tuple[str, Words]]()
     for number, line in enumerate(lines, start=1):
-        key, words = _split(line, f"{file}, line {number}")
+        where = f"{file}, line {number}"
+        key, words = _split(line, where)
         if key in ("host", "match", "include"):
             yield Section(conditions, tuple(settings))
             settings = []
         if key == "include":
             if not depth:
-                raise FleetError(f"{file}, line {number}: files include each other")
+                raise FleetError(f"{where}: files include each other")
             for included in _included(words, file):
                 yield from _parse(included, conditions, depth - 1)
         elif key == "host":
-            conditions = (*around, (Criterion("originalhost", ",".join(words)),))
+            conditions = (*around, Criterion("originalhost", ",".join(words)))
         elif key == "match":
-            conditions = (*around, tuple(_criteria(words, f"{file}, line {number}")))
+            conditions = (*around, *_criteria(words, where))
         elif key:
             settings.append((key, words))
     yield Section(conditions, tuple(settings))
@@ -151,13 +186,12 @@ def _parse(file: Path, around: tuple[tuple[Criterion, ...], ...], depth: int) ->
 
 def _included(words: Words, file: Path) -> Iterator[Path]:
     """Relative to ~/.ssh, or to /etc/ssh in the system's; also beside the file that says it."""
+    homes = [] if SYSTEM.parent in file.parents else [Path("~/.ssh").expanduser()]
     for word in words:
-        pattern = Path(word).expanduser()
-        homes = [] if SYSTEM.parent in file.parents else [Path("~/.ssh").expanduser()]
         for home in (*homes, file.parent):
-            anchored = home.absolute() / pattern  # an absolute pattern stays what it is
-            if found := sorted(Path(anchored.anchor).glob(str(anchored.relative_to("/")))):
-                yield from found
+            # An absolute one stays what it is, which Path's own glob does not take.
+            if found := sorted(glob(str(home / Path(word).expanduser()))):  # noqa: PTH207
+                yield from map(Path, found)
                 break
 
 
@@ -179,27 +213,10 @@ def _split(line: str, where: str) -> tuple[str, Words]:
 
 def _words(text: str) -> Iterator[str]:
     """Split at blanks outside of quotes, up to a comment."""
-    word, quote, escaped = "", "", False
-    begun = False
-    for char in text:
-        if escaped:
-            word, escaped = word + char, False
-        elif char == "\\" and quote:
-            escaped = True
-        elif quote:
-            word, quote = (word, "") if char == quote else (word + char, quote)
-        elif char in "\"'":
-            quote, begun = char, True
-        elif char.isspace():
-            if begun:
-                yield word
-            word, begun = "", False
-        elif char == "#" and not begun:
+    for word in WORD.finditer(text):
+        if word[0].startswith("#"):
             return
-        else:
-            word, begun = word + char, True
-    if begun:
-        yield word
+        yield QUOTED.sub(lambda part: re.sub(r"\\(.)", r"\1", part[1] or part[2] or ""), word[0])
 
 
 def _criteria(words: Words, where: str) -> Iterator[Criterion]:
@@ -214,51 +231,34 @@ def _criteria(words: Words, where: str) -> Iterator[Criterion]:
         yield Criterion(kind, argument, negated)
 
 
-def _holds(line: tuple[Criterion, ...], found: Found, final: bool) -> bool:
-    return all(_is_met(criterion, found, final) != criterion.negated for criterion in line)
-
-
 def _is_met(criterion: Criterion, found: Found, final: bool) -> bool:
     """Whether it is as said; what is not understood (``canonical``, ``localnetwork``) is not."""
     kind, argument = criterion.kind, criterion.argument
     if kind == "originalhost":
-        return _matches(found.name, argument)
+        return matches(found.name, argument)
     if kind == "host":
-        return _matches(found.host_name, argument)
+        return matches(found.host_name, argument)
     if kind == "user":
-        return _matches(found.first("user") or getpass.getuser(), argument)
+        return matches(found.user, argument)
     if kind == "localuser":
-        return _matches(getpass.getuser(), argument)
+        return matches(getpass.getuser(), argument)
     if kind == "exec":
-        return _succeeds(argument, found)
+        # The operator's own file says so, and ssh runs it just like that.
+        words, nothing = ["/bin/sh", "-c", found.expand(argument)], subprocess.DEVNULL
+        return not subprocess.run(words, stdin=nothing, stdout=nothing, check=False).returncode
     return kind == "all" or (kind == "final" and final)
 
 
-def _succeeds(command: str, found: Found) -> bool:
-    user = found.first("user") or getpass.getuser()
-    values = {"h": found.host_name, "n": found.name, "r": user, "p": found.first("port", "22")}
-    values |= {"u": getpass.getuser(), "d": str(Path.home()), "%": "%"}
-    text = re.sub(r"%(\w|%)", lambda m: values.get(m[1], m[0]), command)
-    # The operator's own file says so, and ssh runs it just like that.
-    words = ["/bin/sh", "-c", text]
-    result = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
-    return result.returncode == 0
+def matches(name: str, patterns: str) -> bool:
+    """Whether one of the patterns, with ``*`` and ``?``, is the name's, and none with a ``!`` is.
+
+    :param patterns: parted by commas
+    """
+    met = [each for each in patterns.split(",") if _is_like(name, each.removeprefix("!"))]
+    return bool(met) and not any(each.startswith("!") for each in met)
 
 
-def _matches(name: str, patterns: str) -> bool:
-    """Whether one of the patterns is the name's, and none with a ``!`` is."""
-    found = False
-    for pattern in patterns.split(","):
-        if pattern.startswith("!"):
-            if matches(name, pattern[1:]):
-                return False
-        elif matches(name, pattern):
-            found = True
-    return found
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern with ``*`` and ``?`` is the name's."""
+def _is_like(name: str, pattern: str) -> bool:
     if "*" not in pattern and "?" not in pattern:
         return name == pattern
     return _compiled(pattern).match(name) is not None
@@ -267,11 +267,3 @@ def matches(name: str, pattern: str) -> bool:
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(translate(pattern.replace("[", "[[]")))
-
-
-def _seconds(value: str) -> int:
-    if value.lower() in ("none", "no"):
-        return 0
-    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-    parts = re.findall(r"(\d+)([smhdw]?)", value.lower())
-    return sum(int(number) * units[unit] for number, unit in parts)

@@ -2,38 +2,25 @@
 
 import codecs
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
-from socket import create_connection, socket
+from socket import IPPROTO_TCP, TCP_NODELAY, create_server, socket
 from threading import Event, Thread
 from typing import Any, Protocol
 
 import paramiko
 from fabric import Config, Connection
-from invoke.exceptions import ThreadException
+from fabric.tunnels import Tunnel
 
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.ssh import client as ssh_client
 from uwsgi_consul_fleet.ssh import options as ssh_options
 from uwsgi_consul_fleet.ssh import root
-from uwsgi_consul_fleet.ssh.client import LOST
+from uwsgi_consul_fleet.ssh.client import LOST as LOST
 
 CONNECT_TIMEOUT = 10  # seconds
-
-__all__ = [
-    "LOST",
-    "Host",
-    "Result",
-    "Running",
-    "connect",
-    "open_channel",
-    "run_script",
-    "side_by_side",
-    "tunnel",
-]
 
 # What it would print is in our errors, with the host and what to do.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -250,31 +237,27 @@ def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
 
     :raises UnreachableError: where nothing listens on the host's port
     """
-    # Asked first: a tunnel that can't be opened leaves its local end waiting for an answer.
+    # Asked first: behind a tunnel nobody says why there is no answer.
     open_channel(connection, remote_port).close()
-    with closing(socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    forward = connection.forward_local(port, remote_port, "localhost", "127.0.0.1")
-    forward.__enter__()
-    try:
-        _wait_for_listener(port)
-        yield port
-    finally:
-        # Fabric raises here whatever befell a single connection of the tunnel; the
-        # request that went through it has failed for its own user by then.
-        with suppress(ThreadException):
-            forward.__exit__(None, None, None)
-
-
-def _wait_for_listener(port: int) -> None:
-    """Fabric starts to listen in a thread of its own and does not say when it does."""
-    deadline = time.monotonic() + CONNECT_TIMEOUT
-    while True:
+    finished = Event()
+    with create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        Thread(
+            target=_serve, args=(listener, connection, remote_port, finished), daemon=True
+        ).start()
         try:
-            create_connection(("127.0.0.1", port), CONNECT_TIMEOUT).close()
-            return
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise UnreachableError(f"no tunnel on local port {port}") from None
-            time.sleep(0.005)
+            yield int(listener.getsockname()[1])
+        finally:
+            finished.set()
+
+
+def _serve(listener: socket, connection: Connection, port: int, finished: Event) -> None:
+    """A channel for each that comes. Fabric's own way ends with the first that can't have one."""
+    while not finished.is_set():
+        with suppress(OSError):  # nobody came, or it is over
+            near = listener.accept()[0]
+            near.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            try:
+                Tunnel(open_channel(connection, port), near, finished).start()
+            except UnreachableError:
+                near.close()

@@ -87,21 +87,17 @@ def _shown(key: paramiko.PKey) -> str:
 
 
 def _entries(options: Options) -> Iterator[Entry]:
-    for file in (*options.known_hosts, *options.systems_known_hosts):
-        yield from _read(file, options.key_name)
-
-
-def _read(file: str, name: str) -> Iterator[Entry]:
     """A host's lines; those that can't be understood are passed over."""
-    try:
-        lines = Path(file).read_text(errors="replace").splitlines()
-    except OSError:
-        return
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        marker = words.pop(0) if words and words[0].startswith("@") else ""
-        if len(words) >= 3 and not words[0].startswith("#") and _is_named(name, words[0]):
-            yield Entry(file, number, marker, words[1], words[2])
+    for file in (*options.known_hosts, *options.systems_known_hosts):
+        try:
+            lines = Path(file).read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        for number, line in enumerate(lines, start=1):
+            words = line.split()
+            marker = words.pop(0) if words and words[0].startswith("@") else ""
+            if len(words) > 2 and words[0][0] != "#" and _is_named(options.key_name, words[0]):
+                yield Entry(file, number, marker, words[1], words[2])
 
 
 def _is_named(name: str, names: str) -> bool:
@@ -111,10 +107,7 @@ def _is_named(name: str, names: str) -> bool:
             return HostKeys.hash_host(name, names) == names
         except (ValueError, IndexError):
             return False
-    patterns = names.split(",")
-    if any(pattern.startswith("!") and matches(name, pattern[1:]) for pattern in patterns):
-        return False
-    return any(matches(name, pattern) for pattern in patterns)
+    return matches(name, names)
 
 
 # --- A host that was never met -----------------------------------------------------------

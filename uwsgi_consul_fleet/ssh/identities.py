@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import paramiko
 from paramiko.agent import AgentKey, AgentSSH
@@ -16,8 +15,6 @@ from paramiko.agent import AgentKey, AgentSSH
 from uwsgi_consul_fleet.ssh.options import Options
 
 _asking = Lock()
-
-Attempt = tuple[str, Callable[[paramiko.Transport], Any]]
 
 
 class Identities:
@@ -30,10 +27,10 @@ class Identities:
     def authenticate(self, transport: paramiko.Transport) -> None:
         """:raises AuthenticationException: naming what was tried"""
         tried = []
-        for what, attempt in self._attempts():
+        for what, attempt in self._attempts(transport):
             tried.append(what)
             try:
-                attempt(transport)
+                attempt()
             except paramiko.AuthenticationException:
                 continue
             except (EOFError, paramiko.SSHException) as error:
@@ -44,54 +41,46 @@ class Identities:
         raise paramiko.AuthenticationException(self._refused(tried))
 
     def _refused(self, tried: list[str]) -> str:
-        unusable = [f"{file}: {reason}" for file, reason in self._unusable()]
-        return (
-            f"it does not let {self._options.user} in; "
-            f"tried: {', '.join(tried) or 'nothing, there is no key and no password'}"
-            + "".join(f"; {each}" for each in unusable)
-        )
-
-    def _unusable(self) -> Iterator[tuple[str, str]]:
         options = self._options
-        for file in (options.key, *options.identities):
-            is_there = bool(file) and Path(file).expanduser().is_file()
-            if file == options.key and file and not is_there:
-                yield file, "no such file"
+        what = ", ".join(tried) or "nothing, there is no key and no password"
+        said = [f"it does not let {options.user} in; tried: {what}"]
+        for file in filter(None, (options.key, *options.identities)):
+            is_there = Path(file).expanduser().is_file()
+            if file == options.key and not is_there:
+                said.append(f"{file}: no such file")
             if is_there and not _load(file, options.key_password):
-                yield file, "is not a private key, or needs its password (ssh_key_password)"
+                told = "is not a private key, or needs its password (ssh_key_password)"
+                said.append(f"{file}: {told}")
+        return "; ".join(said)
 
-    def _attempts(self) -> Iterator[Attempt]:
+    def _attempts(self, wire: paramiko.Transport) -> Iterator[tuple[str, Callable[[], object]]]:
         options, user = self._options, self._options.user
         if options.more.get("gss_auth"):
-            yield "Kerberos", lambda t: t.auth_gssapi_with_mic(user, t.gss_host, True)
+            yield "Kerberos", partial(wire.auth_gssapi_with_mic, user, wire.gss_host, True)
         files = (options.key,) if options.key else options.identities
         public = {known for file in files if (known := _public(file))}
         agents = _agent(options.agent) if options.agent else ()
         named = [key for key in agents if key.asbytes() in public]
         others = [] if options.only_identities or options.key else set(agents).difference(named)
         for held in (*named, *others):
-            yield f"the agent's {_called(held)}", partial(_show, user=user, key=held)
+            called = getattr(held, "comment", "") or f"{held.get_name()} key"
+            yield f"the agent's {called}", partial(wire.auth_publickey, user, held)
         for file in files:
             if key := _load(file, options.key_password) or self._ask(file):
                 for certificate in options.certificates[:1]:
                     key.load_certificate(certificate)
-                yield file, partial(_show, user=user, key=key)
+                yield file, partial(wire.auth_publickey, user, key)
         if options.password:
-            yield "the password", lambda t: t.auth_password(user, options.password)
+            yield "the password", partial(wire.auth_password, user, options.password)
 
     def _ask(self, file: str) -> paramiko.PKey | None:
         """For the one that the inventory names, the operator may be asked for its password."""
-        options = self._options
-        if not options.key or not Path(file).expanduser().is_file():
+        if not self._options.key or not Path(file).expanduser().is_file():
             return None
         if not sys.stdin or not sys.stdin.isatty():
             return None
         with _asking:
             return _asked(file)
-
-
-def _show(transport: paramiko.Transport, user: str, key: paramiko.PKey) -> None:
-    transport.auth_publickey(user, key)
 
 
 @cache
@@ -122,26 +111,16 @@ def _public(file: str) -> bytes:
     return b""
 
 
-class _Agent(AgentSSH):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(path)
-        self._connect(connection)  # type: ignore[attr-defined] # as paramiko's own does
-
-
 def _agent(path: str) -> tuple[AgentKey, ...]:
+    connection, agent = socket.socket(socket.AF_UNIX), AgentSSH()
     try:
-        keys = _Agent(path).get_keys()
+        connection.connect(path)
+        agent._connect(connection)  # type: ignore[attr-defined] # as paramiko's own does
+        keys = agent.get_keys()
     except (OSError, paramiko.SSHException):
         return ()
     for key in keys:
-        if (
-            getattr(key, "inner_key", None) is None
-        ):  # a security key's: paramiko looks in vain for what is in it
+        # A security key's: paramiko looks in vain for what is in it.
+        if getattr(key, "inner_key", None) is None:
             key.public_blob = None
     return keys
-
-
-def _called(key: AgentKey) -> str:
-    return str(getattr(key, "comment", "") or f"{key.get_name()} key")

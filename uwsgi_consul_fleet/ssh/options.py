@@ -4,7 +4,6 @@ The data are pyinfra's own keys (``ssh_user``, ``_sudo``, …), and what is said
 the ssh configuration, as on ssh's command line.
 """
 
-import getpass
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.ssh import config as ssh_config
-from uwsgi_consul_fleet.ssh.config import Config, Found
+from uwsgi_consul_fleet.ssh.config import Found
 
 TIMEOUT = 10  # seconds for a connection
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
@@ -31,6 +30,13 @@ ROOT = (
     *("_su_user", "_su_password", "_su_shell", "_use_su_login", "_preserve_su_env"),
     *("_doas", "_doas_user", "_dzdo", "_dzdo_user"),
 )
+# What says the same as a word of the ssh configuration, and wins over it.
+SAID = {
+    "ssh_user": "user",
+    "ssh_port": "port",
+    "ssh_strict_host_key_checking": "stricthostkeychecking",
+    "ssh_known_hosts_file": "userknownhostsfile",
+}
 # Of pyinfra's `ssh_paramiko_connect_kwargs`: those that say what something here says too.
 OURS = {
     "password": "ssh_password",
@@ -42,6 +48,8 @@ OURS = {
 }
 # And those that the connection here decides itself.
 DECIDED = ("transport_factory", "sock", "auth_strategy", "pkey", "hostname", "port", "username")
+
+Stop = tuple[str, str, int]  # where a host on the way is: address, user and port
 
 
 @dataclass(frozen=True)
@@ -99,13 +107,11 @@ def of(name: str, data: Mapping[str, Any], timeout: float = TIMEOUT) -> Options:
     """
     more = dict(data.get("ssh_paramiko_connect_kwargs") or {})
     said = {ours: more.pop(theirs) for theirs, ours in OURS.items() if theirs in more}
-    data = {**data, **said}
     more = {key: value for key, value in more.items() if key not in DECIDED}
-    alias = str(data.get("ssh_hostname") or name)
-    port = str(data.get("ssh_port") or "")
+    data = {**data, **said, "ssh_paramiko_connect_kwargs": more}
     try:
-        found = configuration(data).lookup(alias, user=str(data.get("ssh_user") or ""), port=port)
-        return _build(name, data, found, timeout, more, ())
+        found = _look_up(str(data.get("ssh_hostname") or name), data)
+        return _build(name, data, found, timeout, ())
     except (ValueError, RuntimeError) as error:  # the latter where a ~user has no home
         raise FleetError(f"{name}: {error}") from error
 
@@ -118,12 +124,14 @@ def plain(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not callable(value)}
 
 
-def configuration(data: Mapping[str, Any]) -> Config:
-    """The files that hold for a host: its own first, then the user's, then the system's."""
+def _look_up(name: str, data: Mapping[str, Any], **said: str) -> Found:
+    """What the files hold for a host: its own first, then the user's, then the system's."""
+    said |= {word: str(data[key]) for key, word in SAID.items() if data.get(key)}
     own = data.get("ssh_config_file")
     files = [Path(own).expanduser()] if own else []
     users = Path("~/.ssh/config").expanduser()
-    return ssh_config.read(tuple(dict.fromkeys([*files, users, ssh_config.SYSTEM])))
+    config = ssh_config.read(tuple(dict.fromkeys([*files, users, ssh_config.SYSTEM])))
+    return config.lookup(name, **said)
 
 
 def address(name: str, data: Mapping[str, Any]) -> str:
@@ -131,27 +139,24 @@ def address(name: str, data: Mapping[str, Any]) -> str:
 
     :raises OSError: where neither the ssh configuration nor DNS knows the name
     """
-    found = configuration(data).lookup(str(data.get("ssh_hostname") or name))
-    family = FAMILIES.get(found.first("addressfamily").lower(), socket.AF_UNSPEC)
-    all_of_them = socket.getaddrinfo(found.host_name, None, family, socket.SOCK_STREAM)
-    best = min(all_of_them, key=lambda entry: entry[0] != socket.AF_INET)
+    found = _look_up(str(data.get("ssh_hostname") or name), data)
+    entries = socket.getaddrinfo(found.host_name, None, _family(found), socket.SOCK_STREAM)
+    best = min(entries, key=lambda entry: entry[0] != socket.AF_INET)
     return str(best[4][0])
 
 
+def _family(found: Found) -> int:
+    return FAMILIES.get(found.first("addressfamily").lower(), socket.AF_UNSPEC)
+
+
 def _build(
-    name: str,
-    data: Mapping[str, Any],
-    found: Found,
-    timeout: float,
-    more: Mapping[str, Any],
-    behind: tuple[tuple[str, str, int], ...],
+    name: str, data: Mapping[str, Any], found: Found, timeout: float, behind: tuple[Stop, ...]
 ) -> Options:
     """:param behind: those hosts that this one leads to, to notice a circle"""
-    user = found.first("user") or getpass.getuser()
-    port = _port(found.first("port", "22"))
-    tokens = _tokens(found, user, port)
-    key_host = found.first("hostkeyalias") or found.host_name.lower()
-    proxy, jump = _way(name, data, found, timeout, (*behind, (found.host_name, user, port)))
+    user, port = found.user, _port(found.port)
+    alias = found.first("hostkeyalias")
+    key_host = found.host_name.lower()
+    proxy, jump = _way(data, found, timeout, (*behind, (found.host_name, user, port)))
     own_config = str(data.get("ssh_config_file") or "")
     return Options(
         name=name,
@@ -162,9 +167,9 @@ def _build(
         password=str(data.get("ssh_password") or ""),
         key=str(data.get("ssh_key") or ""),
         key_password=str(data.get("ssh_key_password") or ""),
-        identities=_identities(data, found, tokens),
-        certificates=tuple(_path(word, tokens) for word in found.words("certificatefile")),
-        agent=_agent(data, found, tokens),
+        identities=_identities(data, found),
+        certificates=_files(found, "certificatefile", ()),
+        agent=_agent(data, found),
         only_identities=found.yes("identitiesonly"),
         forward_agent=bool(data.get("ssh_forward_agent", found.yes("forwardagent"))),
         timeout=float(data.get("timeout") or found.number("connecttimeout", 0) or timeout),
@@ -173,18 +178,18 @@ def _build(
             float(data.get("ssh_connect_retry_min_delay", 0.1)),
             float(data.get("ssh_connect_retry_max_delay", 0.5)),
         ),
-        known_hosts=_known_hosts(data, found, tokens),
-        systems_known_hosts=_files(found, "globalknownhostsfile", SYSTEMS_KNOWN_HOSTS, tokens),
-        key_name=key_host if port == 22 or found.first("hostkeyalias") else f"[{key_host}]:{port}",
-        mode=_mode(data, found),
+        known_hosts=_files(found, "userknownhostsfile", USERS_KNOWN_HOSTS),
+        systems_known_hosts=_files(found, "globalknownhostsfile", SYSTEMS_KNOWN_HOSTS),
+        key_name=alias or (key_host if port == 22 else f"[{key_host}]:{port}"),
+        mode=_mode(found),
         hash_names=found.yes("hashknownhosts"),
-        family=FAMILIES.get(found.first("addressfamily").lower(), socket.AF_UNSPEC),
+        family=_family(found),
         alive_interval=found.number("serveraliveinterval", 0),
         alive_count=found.number("serveralivecountmax", 3),
         proxy_command=proxy,
         jump=jump,
         root={key: data[key] for key in (*SHELL, *(ROOT if user != "root" else ())) if key in data},
-        more=more,
+        more=data.get("ssh_paramiko_connect_kwargs") or {},
     )
 
 
@@ -194,106 +199,61 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _mode(data: Mapping[str, Any], found: Found) -> str:
+def _mode(found: Found) -> str:
     """Without a word about it a new host's key is taken, as pyinfra does."""
-    asked = data.get("ssh_strict_host_key_checking") or found.first("stricthostkeychecking")
-    mode = MODES.get(str(asked or "accept-new").lower())
+    asked = found.first("stricthostkeychecking", "accept-new")
+    mode = MODES.get(asked.lower())
     if mode is None:
         raise ValueError(f"StrictHostKeyChecking {asked!r} is none of {', '.join(MODES)}")
     return mode
 
 
-def _tokens(found: Found, user: str, port: int) -> dict[str, str]:
-    """What ssh puts in the place of ``%h`` and the like."""
-    here = socket.gethostname()
-    return {
-        "%": "%",
-        "d": str(Path.home()),
-        "h": found.host_name,
-        "i": str(os.getuid()),
-        "k": found.first("hostkeyalias") or found.host_name,
-        "L": here.partition(".")[0],
-        "l": here,
-        "n": found.name,
-        "p": str(port),
-        "r": user,
-        "u": getpass.getuser(),
-    }
+def _path(found: Found, word: str) -> str:
+    named = re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], ""), word)
+    return str(Path(found.expand(named)).expanduser())
 
 
-def _expand(text: str, tokens: Mapping[str, str]) -> str:
-    return re.sub(r"%(\w|%)", lambda found: tokens.get(found[1], found[0]), text)
-
-
-def _path(word: str, tokens: Mapping[str, str]) -> str:
-    named = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], ""), word)
-    return str(Path(_expand(named, tokens)).expanduser())
-
-
-def _files(
-    found: Found, key: str, default: tuple[str, ...], tokens: Mapping[str, str]
-) -> tuple[str, ...]:
+def _files(found: Found, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
     words = found.words(key) or default
-    return () if words == ("none",) else tuple(_path(word, tokens) for word in words)
+    return () if words == ("none",) else tuple(_path(found, word) for word in words)
 
 
-def _known_hosts(
-    data: Mapping[str, Any], found: Found, tokens: Mapping[str, str]
-) -> tuple[str, ...]:
-    if own := data.get("ssh_known_hosts_file"):
-        return (str(Path(own).expanduser()),)
-    return _files(found, "userknownhostsfile", USERS_KNOWN_HOSTS, tokens)
-
-
-def _identities(
-    data: Mapping[str, Any], found: Found, tokens: Mapping[str, str]
-) -> tuple[str, ...]:
+def _identities(data: Mapping[str, Any], found: Found) -> tuple[str, ...]:
     """Private keys that may or may not be there; none where the inventory names one."""
     if data.get("ssh_key"):
         return ()
-    if words := found.words("identityfile"):
-        return tuple(_path(word, tokens) for word in words if word.lower() != "none")
-    looked_for = data.get("ssh_look_for_keys", True)
-    return tuple(_path(word, tokens) for word in DEFAULT_KEYS) if looked_for else ()
+    words = found.words("identityfile")
+    if not words and data.get("ssh_look_for_keys", True):
+        words = DEFAULT_KEYS
+    return tuple(_path(found, word) for word in words if word.lower() != "none")
 
 
-def _agent(data: Mapping[str, Any], found: Found, tokens: Mapping[str, str]) -> str:
+def _agent(data: Mapping[str, Any], found: Found) -> str:
     """The socket of the agent to ask, or ''."""
-    word = found.first("identityagent", "SSH_AUTH_SOCK")
+    word = found.first("identityagent", "$SSH_AUTH_SOCK")
     if not data.get("ssh_allow_agent", True) or word.lower() == "none":
         return ""
-    if word == "SSH_AUTH_SOCK":
-        return os.environ.get("SSH_AUTH_SOCK", "")
-    return os.environ.get(word[1:], "") if word.startswith("$") else _path(word, tokens)
+    if word == "SSH_AUTH_SOCK" or word.startswith("$"):
+        return os.environ.get(word.removeprefix("$"), "")
+    return _path(found, word)
 
 
 # --- The way there -----------------------------------------------------------------------
 
 
 def _way(
-    name: str,
-    data: Mapping[str, Any],
-    found: Found,
-    timeout: float,
-    behind: tuple[tuple[str, str, int], ...],
+    data: Mapping[str, Any], found: Found, timeout: float, behind: tuple[Stop, ...]
 ) -> tuple[str, Options | None]:
-    """The command or the host that leads there; what is said first holds."""
-    order = list(found.values)
+    """The command or the host that leads there."""
     command, hops = found.first("proxycommand", "none"), found.first("proxyjump", "none")
-    command_first = "proxyjump" not in order or (
-        "proxycommand" in order and order.index("proxycommand") < order.index("proxyjump")
-    )
-    if command_first and command.lower() != "none":
-        user, _, port = behind[-1][1], None, behind[-1][2]
-        return _expand(command, _tokens(found, user, port)), None
-    if hops.lower() == "none" or (command_first and "proxycommand" in order):
-        return "", None
-    tokens = _tokens(found, behind[-1][1], behind[-1][2])
+    if command.lower() != "none":
+        return found.expand(command), None
     jump: Options | None = None
-    for hop in _expand(hops, tokens).split(","):
-        jump = _hop(hop.strip(), data, timeout, jump, behind)
-        if jump is None:
-            return "", None
+    if hops.lower() != "none":
+        for hop in found.expand(hops).split(","):
+            jump = _hop(hop.strip(), data, timeout, jump, behind)
+            if jump is None:
+                break
     return "", jump
 
 
@@ -302,25 +262,22 @@ def _hop(
     data: Mapping[str, Any],
     timeout: float,
     before: Options | None,
-    behind: tuple[tuple[str, str, int], ...],
+    behind: tuple[Stop, ...],
 ) -> Options | None:
     """A jump host: ``[user@]host[:port]``. Of the inventory's data, those about host keys hold
     for it as well. None for a host that would lead to itself, as with ``Host *``."""
     user, host, port = _hop_words(hop)
-    found = configuration(data).lookup(host, user=user, port=port)
-    where = (found.host_name, found.first("user") or getpass.getuser())
-    mine = (*where, _port(found.first("port", "22")))
+    way = "none" if before else ""
+    keys = ("ssh_config_file", "ssh_known_hosts_file", "ssh_strict_host_key_checking")
+    known = {key: data[key] for key in keys if key in data}
+    found = _look_up(host, known, user=user, port=port, proxyjump=way)
+    mine = (found.host_name, found.user, _port(found.port))
     if mine == behind[-1]:
         return None
     if mine in behind:
         raise ValueError(f"ProxyJump leads in a circle, through {host}")
-    keys = ("ssh_config_file", "ssh_known_hosts_file", "ssh_strict_host_key_checking")
-    known = {key: data[key] for key in keys if key in data}
-    if before is None:
-        return _build(host, known, found, timeout, {}, behind)
-    found.values.pop("proxycommand", None)
-    found.values["proxyjump"] = ("none",)
-    return replace(_build(host, known, found, timeout, {}, behind), jump=before)
+    built = _build(host, known, found, timeout, behind)
+    return replace(built, jump=before) if before else built
 
 
 def _hop_words(hop: str) -> tuple[str, str, str]:

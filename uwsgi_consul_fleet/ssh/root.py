@@ -48,24 +48,23 @@ def _prefix(said: Mapping[str, Any]) -> list[str]:
     def flag(word: str, key: str) -> list[str]:
         return [word] if said.get(key) else []
 
+    def user(key: str) -> list[str]:
+        return ["-u", shlex.quote(said[key])] if said.get(key) else []
+
     words: list[str] = []
     if said.get("_doas"):
-        words += ["doas", "-n", *_user(said.get("_doas_user"))]
+        words += ["doas", "-n", *user("_doas_user")]
     if said.get("_dzdo"):
-        words += ["dzdo", "-H", "-n", *_user(said.get("_dzdo_user"))]
+        words += ["dzdo", "-H", "-n", *user("_dzdo_user")]
     if said.get("_sudo"):
         asks = ["-S", "-p", shlex.quote(PROMPT)] if said.get("_sudo_password") else ["-n"]
         words += ["sudo", "-H", *asks, *flag("-i", "_use_sudo_login")]
-        words += [*flag("-E", "_preserve_sudo_env"), *_user(said.get("_sudo_user"))]
+        words += [*flag("-E", "_preserve_sudo_env"), *user("_sudo_user")]
     if said.get("_su_user"):
         words += ["su", *flag("-l", "_use_su_login"), *flag("-m", "_preserve_su_env")]
         if shell := said.get("_su_shell"):
             words += ["-s", f"$(command -v {shlex.quote(shell)})"]
     return words
-
-
-def _user(name: str | None) -> list[str]:
-    return ["-u", shlex.quote(name)] if name else []
 
 
 def may_ask(said: Mapping[str, Any]) -> bool:
@@ -91,10 +90,12 @@ class Dialog:
         self._told: set[str] = set()
         self._text = ""
         self._said: list[str] = []
-        self._wrong = ""
-        self._missing = ""
-        self.begun = False
+        self._refused = ""
         self.user = ""
+
+    @property
+    def begun(self) -> bool:
+        return self.user == "0"
 
     def hear(self, text: str) -> tuple[str, str]:
         """Returns what to answer, and what the script said already.
@@ -103,26 +104,26 @@ class Dialog:
         """
         self._text += text
         if found := re.search(rf"^{READY}(\d+)\n", self._text, re.MULTILINE):
-            self.begun, self.user = found[1] == "0", found[1]
+            self.user = found[1]
             return "", self._text[found.end() :]
         *lines, rest = self._text.split("\n")
         self._said += [line.replace(PROMPT, "") for line in lines if line.strip()]
         self._text = rest
-        who = _who_asks(self._options.root, rest)
-        if not who:
-            return "", ""
-        self._text = ""
-        return self._answer(who)
+        if who := _who_asks(self._options.root, rest):
+            self._text = ""
+            return self._answer(who), ""
+        return "", ""
 
-    def _answer(self, who: str) -> tuple[str, str]:
+    def _answer(self, who: str) -> str:
+        key, name = f"_{who}_password", self._options.name
         if who in self._told:
-            self._wrong = who
-        elif password := self._options.root.get(f"_{who}_password"):
+            self._refused = f"{who}: wrong password: {key} for {name} is not right"
+        elif password := self._options.root.get(key):
             self._told.add(who)
-            return f"{password}\n", ""
+            return f"{password}\n"
         else:
-            self._missing = who
-        return END, ""
+            self._refused = f"{who}: a password is required: set {key} for {name}"
+        return END
 
     def reason(self) -> str:
         """Why it came to nothing."""
@@ -134,13 +135,9 @@ class Dialog:
                 f"set _sudo = True for {name}, or let ssh_user be root"
             )
         if not self._told and any(line.endswith(REQUIRED) for line in said):
-            self._missing = "sudo"
-        if self._wrong:
-            return f"{self._wrong}: wrong password: _{self._wrong}_password for {name} is not right"
-        if self._missing:
-            return (
-                f"{self._missing}: a password is required: set _{self._missing}_password for {name}"
-            )
+            return f"sudo: a password is required: set _sudo_password for {name}"
+        if self._refused:
+            return self._refused
         last = said[-1].strip() if said else "nothing was said"
         # su asks once, and says the reason in the host's language.
         return f"{last}; is _su_password for {name} right?" if "su" in self._told else last

@@ -29,11 +29,20 @@ UNANSWERED = 3
 
 
 class Transport(paramiko.Transport):
-    """Says that a connection is lost in a way that callers of paramiko expect.
+    """Asks for a key by which the host is known, and says that a connection is lost in a way that
+    callers of paramiko expect.
 
     Where the other side has gone, paramiko raises a bare EOFError, which is not an OSError and
     which pyinfra 3.10 does not catch: the whole run would end there.
     """
+
+    def __init__(self, options: Options, wire: Any, **kwargs: Any) -> None:
+        super().__init__(wire, **kwargs)
+        known = hostkeys.known_kinds(options)
+        if "ssh-rsa" in known:  # the keys' name; these are the signatures' now
+            known |= {"rsa-sha2-256", "rsa-sha2-512"}
+        offered = self.get_security_options()
+        offered.key_types = sorted(offered.key_types, key=lambda kind: kind not in known)
 
     def open_channel(self, *args: Any, **kwargs: Any) -> paramiko.Channel:
         try:
@@ -107,22 +116,6 @@ def _awake(found: socket.socket) -> socket.socket:
             found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return found
-
-
-def factory(options: Options) -> Any:
-    """What paramiko makes its transport with: one that asks for a key by which the host is
-    known."""
-
-    def make(wire: Any, **kwargs: Any) -> Transport:
-        made = Transport(wire, **kwargs)
-        known = hostkeys.known_kinds(options)
-        if "ssh-rsa" in known:  # the keys' name; these are the signatures' now
-            known |= {"rsa-sha2-256", "rsa-sha2-512"}
-        offered = made.get_security_options()
-        offered.key_types = sorted(offered.key_types, key=lambda kind: kind not in known)
-        return made
-
-    return make
 
 
 def watch(transport: paramiko.Transport, interval: float, count: int) -> None:

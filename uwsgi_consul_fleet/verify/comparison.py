@@ -86,10 +86,13 @@ def compare(fleet: Fleet, catalog: Catalog) -> Report:
             release = catalog.expected_releases.get(instance.service, "")
             problems = _instance_differences(instance, registration, release)
             differences += problems
-            rows.append(_row(instance, registration, problems))
+            state = ", ".join(problem.kind for problem in problems) or "passing"
+            release = registration.release if registration else ""
+            rows.append(_row(instance, release, state, agrees=not problems))
     for registration in found.values():
-        differences.append(_unexpected(registration))
-        rows.append(_unexpected_row(registration))
+        detail = f"{registration.status}, not in the inventory"
+        differences.append(Difference("unexpected", _name(registration), detail))
+        rows.append(_row(registration, registration.release, "unexpected", agrees=False))
     differences += _unexpected_nodes(fleet, catalog.nodes)
     return Report(tuple(rows), tuple(differences), catalog.asked, str(identity or ""))
 
@@ -110,79 +113,50 @@ def _node_differences(host: Host, node: Node | None) -> list[Difference]:
 
 
 def _name(item: Instance | Registration) -> str:
-    return f"{item.service} {item.id} on {item.node}"
+    return f"{item.service} {item.id} on {item.node} port {item.port}"
 
 
 def _instance_differences(
     expected: Instance, found: Registration | None, release: str
 ) -> list[Difference]:
-    subject = f"{_name(expected)} port {expected.port}"
+    subject = _name(expected)
     if found is None:
         return [Difference("missing", subject, "not registered")]
     differences: list[Difference] = []
+
+    def differs(kind: Kind, is_: object, should_be: object) -> None:
+        differences.append(Difference(kind, subject, f"is {is_}, expected {should_be}"))
+
     if found.address != expected.address:
-        detail = f"is {found.address}, expected {expected.address}"
-        differences.append(Difference("wrong address", subject, detail))
+        differs("wrong address", found.address, expected.address)
     if found.port != expected.port:
-        detail = f"is {found.port}, expected {expected.port}"
-        differences.append(Difference("wrong port", subject, detail))
+        differs("wrong port", found.port, expected.port)
     # An ini of the operator's own may leave the release out of what it registers.
     if release and found.release and found.release not in release.split(AND):
-        detail = f"is {found.release}, expected {release}"
-        differences.append(Difference("wrong release", subject, detail))
+        differs("wrong release", found.release, release)
     if found.status != "passing":
         detail = f"{found.status}: {found.output or 'its check says nothing'}"
         differences.append(Difference("failing", subject, detail))
     return differences
 
 
-def _unexpected(found: Registration) -> Difference:
-    return Difference(
-        "unexpected", f"{_name(found)} port {found.port}", f"{found.status}, not in the inventory"
-    )
-
-
 def _unexpected_nodes(fleet: Fleet, nodes: Iterable[Node]) -> list[Difference]:
     """Only retired hosts: other nodes in a shared Consul are none of our business."""
     retired = {host.name for host in fleet.retired}
+    there = {True: "in the cluster", False: "in the catalog, though its agent does not answer"}
+    told = "is retired, but still {}; the next deploy takes it out"
     return [
-        Difference("unexpected", f"node {node.name}", f"is retired, but still {_where(node)}")
+        Difference("unexpected", f"node {node.name}", told.format(there[node.alive]))
         for node in nodes
         if node.name in retired
     ]
 
 
-def _where(node: Node) -> str:
-    place = "in the cluster" if node.alive else "in the catalog, though its agent does not answer"
-    return f"{place}; the next deploy takes it out"
-
-
-def _row(expected: Instance, found: Registration | None, problems: list[Difference]) -> Row:
-    return Row(
-        node=expected.node,
-        service=expected.service,
-        id=expected.id,
-        address=expected.address,
-        port=expected.port,
-        release=found.release if found else "",
-        state=", ".join(problem.kind for problem in problems) or "passing",
-        agrees=not problems,
-    )
+def _row(item: Instance | Registration, release: str, state: str, agrees: bool) -> Row:
+    place = (item.node, item.service, item.id, item.address, item.port)
+    return Row(*place, release, state, agrees)
 
 
 def _node_row(host: Host, node: Node | None) -> Row:
     state = "alive" if node and node.alive else "dead" if node else "missing"
     return Row(host.name, "(Consul only)", "", host.address, 0, "", state, state == "alive")
-
-
-def _unexpected_row(found: Registration) -> Row:
-    return Row(
-        found.node,
-        found.service,
-        found.id,
-        found.address,
-        found.port,
-        found.release,
-        "unexpected",
-        False,
-    )
