@@ -143,7 +143,8 @@ static void note_wait(struct loop *loop) {
 
 static void look(struct loop *loop) {
     struct consul_service *service;
-    if (loop->moment.now < loop->look_at || loop->stopping_since)
+    /* There are none yet where a program ends before it has begun. */
+    if (loop->moment.now < loop->look_at || loop->stopping_since || !uwsgi.workers)
         return;
     consul_health_look(&loop->health);
     loop->moment.ready |= consul_health_is_ready(&loop->health);
@@ -284,8 +285,8 @@ static void converse(struct loop *loop) {
         int64_t until;
         loop->moment.now = consul_now();
         loop->moment.reloading = uwsgi_instance_is_reloading != 0;
-        look(loop);
         begin_to_stop(loop);
+        look(loop);
         until = step(loop);
         allow_stop(loop);
         wait_until(loop, until);
@@ -459,6 +460,8 @@ static void on_exit_begins(void) {
         if (consul_settings_complete(&plugin, control.handover, error) || !plugin.services ||
             consul_curl_load())
             return;
+        __atomic_store_n(&control.end, END_STOP, __ATOMIC_RELEASE);
+        set_progress(consul_now());
         start_thread();
     }
     end_thread(END_STOP);
