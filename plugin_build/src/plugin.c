@@ -482,6 +482,8 @@ static void consul_add(char *option, char *value, void *unused) {
     while (*last)
         last = &(*last)->next;
     *last = uwsgi_calloc(sizeof(struct consul_service));
+    /* Here, because there may be no libraries in a chroot; whether it worked is asked later. */
+    (void)consul_curl_load();
     if (consul_options_parse(&(*last)->options, value, error))
         refuse(error);
 }
@@ -489,8 +491,10 @@ static void consul_add(char *option, char *value, void *unused) {
 /* As early as can be: what follows may end the program. */
 static void consul_on_load(void) {
     char *text = consul_handover_take();
-    if (text)
-        keep_handover(text);
+    if (!text)
+        return;
+    keep_handover(text);
+    (void)consul_curl_load();
 }
 
 static int consul_init(void) {
