@@ -128,10 +128,7 @@ def test_an_application_that_did_not_load(start: Start, agent: Agent, name: str,
     becomes(agent, name, "critical", "no application is loaded, every request is refused")
 
 
-@pytest.mark.parametrize(
-    "how",
-    ["wsgi-lite = nowhere", "web3 = nowhere", "pump = nowhere", "ini-paste-logged = nowhere.ini"],
-)
+@pytest.mark.parametrize("how", ["wsgi-lite = nowhere", "web3 = nowhere", "pump = nowhere"])
 def test_whatever_names_the_application_that_did_not_load(
     start: Start, agent: Agent, name: str, how: str
 ) -> None:

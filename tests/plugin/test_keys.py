@@ -24,13 +24,14 @@ class Checked:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str | None, bytes]] = []
+        self.is_well = True
         checked = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_PURGE(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 checked.seen.append((self.path, self.headers["Host"], self.headers["X-Why"], body))
-                self.send_response(200)
+                self.send_response(200 if checked.is_well else 503)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -92,12 +93,15 @@ def test_the_agents_check_asks_as_it_is_told(
             f"check_port={https},check_ssl_no_verify=1",
         ]
     )
-    registered(agent, f"{name}-http")
-    assert agent.status(f"{name}-http") == "critical", "until it has succeeded twice"
-    until(lambda: agent.status(f"{name}-http") == "passing", "it is well", 20)
-    assert len(checked.seen) >= 2
-    seen = ("/well?deep=1", "shop.example", "two words", b'{"a", 1}')
-    assert set(checked.seen) == {seen}
+    http = f"{name}-http"
+    registered(agent, http)
+    until(lambda: agent.status(http) == "passing", "it is well")
+    for is_well, status, count in ((False, "critical", 3), (True, "passing", 2)):
+        checked.is_well = is_well
+        before = len(checked.seen)
+        until(lambda s=status: agent.status(http) == s, f"it is {status}")
+        assert len(checked.seen) - before >= count
+    assert set(checked.seen) == {("/well?deep=1", "shop.example", "two words", b'{"a", 1}')}
     # The other agent wants a client certificate, which a check has not: but it was asked by TLS.
     output = f"{name}-https"
     until(lambda: "tls" in agent.check(output)["Output"].lower(), "it was asked over TLS", 20)
