@@ -12,8 +12,8 @@ def ask(*command):
 NAME = "consul"
 CFLAGS = ask("curl-config", "--cflags") or ask("pkg-config", "--cflags", "libcurl")
 LDFLAGS = []
-LIBS = ask("curl-config", "--libs") or ask("pkg-config", "--libs", "libcurl") or ["-lcurl"]
-LIBS += ["-lpthread", "-lrt"]  # both part of libc itself since glibc 2.34
+# Parts of libc itself since glibc 2.34. Not libcurl, which the plugin loads for itself: curl.c.
+LIBS = ["-lpthread", "-lrt", "-ldl"]
 GCC_LIST = [
     "src/" + name
     for name in (
@@ -24,9 +24,11 @@ GCC_LIST = [
         "conversation",
         "registration",
         "http",
+        "curl",
         "answer",
         "health",
         "settings",
+        "handover",
         "options",
         "text",
     )

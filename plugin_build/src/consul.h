@@ -24,7 +24,18 @@ void consul_url_line(const char *url, char *line, size_t size);
 
 enum consul_check { CONSUL_CHECK_TTL, CONSUL_CHECK_HTTP, CONSUL_CHECK_TCP };
 
-/* Strings are NULL and numbers negative where the line does not say. */
+/* An address with a name, as TAG:ADDRESS or TAG:ADDRESS:PORT say it. */
+struct consul_tagged {
+    const char *tag;
+    size_t tag_length;
+    const char *address; /* without the brackets of IPv6 */
+    size_t address_length;
+    long port; /* -1 where it does not say */
+};
+
+/* Strings are NULL and numbers negative where the line does not say. The words of a list are
+ * separated by CONSUL_BETWEEN_WORDS, which no value has, and are as they are meant. */
+#define CONSUL_BETWEEN_WORDS "\n"
 struct consul_options {
     char *name;
     char *id;
@@ -41,14 +52,28 @@ struct consul_options {
     char *ca_file;
     char *cert_file;
     char *key_file;
+    char *tagged_addresses;
+    char *check_address;
+    char *check_method;
+    char *check_header;
+    char *check_body;
+    char *check_tls_server_name;
     long port;
     long ttl;
+    long stuck_after;
     long interval;
     long timeout;
+    long check_port;
+    long success_before_passing;
+    long failures_before_critical;
     long deregister_after;
     long drain;
+    long stop_timeout;
     long weight;
+    long connect_timeout;
     long wait_workers;
+    long worker_handler;
+    long check_ssl_no_verify;
     long ssl_no_verify;
     long debug;
 
@@ -59,6 +84,10 @@ struct consul_options {
 int consul_options_parse(struct consul_options *options, const char *line, char *error);
 void consul_options_free(struct consul_options *options);
 enum consul_check consul_options_check(const struct consul_options *options);
+/* The path that check=http:/PATH or https:/PATH asks for. */
+const char *consul_options_path(const struct consul_options *options);
+/* Takes one word of tagged_addresses apart. Returns 0, or -1 where it is none. */
+int consul_options_tagged(struct consul_tagged *tagged, const char *word, size_t length);
 
 /* ---- settings.c: the options, completed from the environment and checked together ---- */
 
@@ -70,10 +99,21 @@ struct consul_agent;
 struct consul_plugin;
 struct consul_service;
 
-/* With what was exported before a reload. Returns 0, or -1 and one line in `error`. */
-int consul_settings_complete(struct consul_plugin *plugin, char *error);
-/* Lets the program that a reload starts in this process know what this one registered. */
-int consul_settings_export(const struct consul_plugin *plugin);
+/* `handover` is what consul_settings_export() made before a reload, or NULL. Returns 0, or -1 and
+ * one line in `error`. */
+int consul_settings_complete(struct consul_plugin *plugin, const char *handover, char *error);
+/* What the program that a reload starts in this process has to know of what this one registered,
+ * tokens included. For the caller to free, or NULL if there is no memory for it. */
+char *consul_settings_export(const struct consul_plugin *plugin);
+int consul_same_place(const struct consul_access *a, const struct consul_access *b);
+
+/* ---- handover.c: what one program leaves to the next one in its process ---- */
+
+/* In the master, when nothing but the exec() is left to do. Returns 0, or -1. */
+int consul_handover_leave(const char *text);
+/* What was left to this process, for the caller to free, or NULL. Nothing of it stays where the
+ * application or its children could find it. */
+char *consul_handover_take(void);
 
 /* ---- health.c: how the workers are ---- */
 
@@ -93,8 +133,12 @@ struct consul_health {
     int cheap;
     int queue_full;
     int needs_app;
+    int paused;
+    int64_t patience;    /* how long a worker's violent end counts, in milliseconds */
     int64_t ready_at;    /* when a worker was last ready */
     int64_t stuck_since; /* when no worker could make progress any more, or 0 */
+    int64_t replaced_at; /* when a worker had last to be replaced */
+    uint64_t spawns_when_answered;
     int64_t queue_free_at;
     uint64_t requests;
     uint64_t spawns;
@@ -102,12 +146,16 @@ struct consul_health {
 };
 
 int64_t consul_now(void);
-void consul_health_start(struct consul_health *health);
+void consul_health_start(struct consul_health *health, int64_t patience);
 void consul_health_look(struct consul_health *health);
 /* Whether every worker that is meant to run accepts requests. */
 int consul_health_is_ready(const struct consul_health *health);
-/* The status for a check with this ttl, and a sentence about it. */
-enum consul_status consul_health_judge(const struct consul_health *health, long ttl, char *note);
+/* The status for a check, and a sentence about it: workers may load the application for `ttl`
+ * seconds, and be stuck for `stuck_after`. */
+enum consul_status consul_health_judge(const struct consul_health *health, long ttl,
+                                       long stuck_after, char *note);
+/* Whether any request is being answered. */
+int consul_health_in_request(void);
 
 /* ---- agent.c: what an agent is asked, and what the log says about it ---- */
 
@@ -129,7 +177,19 @@ struct consul_service {
     struct consul_service *next;
 };
 
-/* One agent and, one after the other, the requests to it. */
+/* A request to an agent. */
+struct consul_task {
+    struct consul_agent *agent;
+    enum consul_ask ask;            /* nothing: it is free */
+    struct consul_service *service; /* NULL for the list */
+    struct consul_exchange exchange;
+    char *built; /* the body or URL, where it had to be built */
+    char token[CONSUL_TOKEN_SIZE];
+};
+
+#define CONSUL_TASKS 8
+
+/* One agent and the requests to it. */
 struct consul_agent {
     struct consul_access access;
     char *list_url; /* all services that are ours; NULL where it can't be known */
@@ -140,13 +200,13 @@ struct consul_agent {
     /* The thread's. */
     CURLM *multi;
     struct consul_service *services; /* of all agents */
-    struct consul_exchange exchange;
+    struct consul_task tasks[CONSUL_TASKS];
     struct consul_token token;
-    char *built;         /* the body or URL of the last request that needed one */
-    enum consul_ask ask; /* what is under way */
-    struct consul_service *service;
     int64_t list_due;
-    int list_misses; /* how often the list lacked what a look-up then found */
+    size_t list_expected; /* how many services, when it was asked for */
+    int list_misses;      /* how often the list lacked what a look-up then found */
+    int is_stopping;
+    int64_t answered_at;
     int64_t retry_at;
     int failures;
     int trouble; /* what was logged, 0 if all is well */
@@ -155,11 +215,14 @@ struct consul_agent {
     struct consul_agent *next;
 };
 
-void consul_agent_start(struct consul_agent *agent, CURLM *multi, struct consul_service *services);
+void consul_agent_start(struct consul_agent *agent, CURLM *multi, struct consul_service *services,
+                        int64_t now);
 /* Starts what is due; returns when to come back. */
 int64_t consul_agent_step(struct consul_agent *agent, const struct consul_moment *moment);
+/* Whether any request is under way. */
+int consul_agent_is_busy(const struct consul_agent *agent);
 /* What was asked has ended, with an answer or not. */
-void consul_agent_finish(struct consul_agent *agent, int64_t now);
+void consul_task_finish(struct consul_task *task, int64_t now);
 /* From now on only deregistrations count. */
 void consul_agent_stop(struct consul_agent *agent, int64_t now);
 void consul_agent_free(struct consul_agent *agent);
@@ -176,9 +239,11 @@ char *consul_beat_build(const struct consul_service *service);
 
 /* ---- stop.c: holding uWSGI's stop back until clients had time to look elsewhere ---- */
 
-/* In the master. A stop is not held back for longer than `limit`; 0 is not at all. */
+/* In the master. A stop is not held back for longer than `limit` after something last went on;
+ * 0 is not at all. */
 void consul_stop_prepare(int wake_fd, int64_t limit);
-void consul_stop_cycle(int may_stop);
+enum consul_may { CONSUL_MAY_NOT, CONSUL_MAY_STOP, CONSUL_MAY_STOP_GRACEFULLY };
+void consul_stop_cycle(enum consul_may may_stop, int64_t progress_at);
 /* In the thread. */
 int consul_stop_asked(void);
 void consul_stop_wake_master(void);

@@ -21,17 +21,20 @@ static const struct {
                             {ON(REGISTERED, REGISTERED), ON(STOP, UNWANTED_UNVERIFIED)}},
     [CONSUL_REGISTERED] = {CONSUL_ASK_BEAT,
                            {ON(BEAT_REFUSED, REJECTED), ON(SHORT_LIST, REGISTERED_UNVERIFIED),
-                            ON(STOP, UNWANTED_UNVERIFIED)}},
+                            ON(TOKEN, OUTDATED), ON(STOP, UNWANTED_UNVERIFIED)}},
     [CONSUL_REGISTERED_UNVERIFIED] = {CONSUL_ASK_LOOKUP,
                                       {ON(OURS, REGISTERED), ON(OTHERS, TAKEN), ON(NOTHING, ABSENT),
-                                       ON(UNCLEAR, REGISTERED), ON(STOP, UNWANTED_UNVERIFIED)}},
-    /* There is a better question as soon as the workers are ready. */
+                                       ON(UNCLEAR, REGISTERED), ON(BEAT_REFUSED, REJECTED),
+                                       ON(TOKEN, OUTDATED_UNVERIFIED),
+                                       ON(STOP, UNWANTED_UNVERIFIED)}},
+    /* There is a better question as soon as the workers are ready, or need not be. */
     [CONSUL_OUTDATED] = {CONSUL_ASK_BEAT,
                          {ON(REGISTERED, REGISTERED), ON(BEAT_REFUSED, REJECTED),
                           ON(SHORT_LIST, OUTDATED_UNVERIFIED), ON(STOP, UNWANTED_UNVERIFIED)}},
     [CONSUL_OUTDATED_UNVERIFIED] = {CONSUL_ASK_LOOKUP,
                                     {ON(OURS, OUTDATED), ON(OTHERS, TAKEN), ON(NOTHING, ABSENT),
-                                     ON(UNCLEAR, OUTDATED), ON(STOP, UNWANTED_UNVERIFIED)}},
+                                     ON(UNCLEAR, OUTDATED), ON(BEAT_REFUSED, REJECTED),
+                                     ON(STOP, UNWANTED_UNVERIFIED)}},
     /* Where it is still ours, its check is not there any more. */
     [CONSUL_REJECTED] = {CONSUL_ASK_LOOKUP,
                          {ON(OURS, OUTDATED), ON(OTHERS, TAKEN), ON(NOTHING, ABSENT),
@@ -63,17 +66,29 @@ static int64_t beat_at(const struct consul_talk *talk, const struct consul_momen
     return talk->due - (moment->reloading ? talk->beat_interval * 3 / 4 : 0);
 }
 
+/* Without a look-up's answer, so that what may be another's hears as little as possible. */
+static int64_t unverified_beat_at(const struct consul_talk *talk) {
+    if (talk->state != CONSUL_REGISTERED_UNVERIFIED && talk->state != CONSUL_OUTDATED_UNVERIFIED)
+        return CONSUL_NEVER;
+    return talk->beat_interval ? talk->since + talk->beat_interval / 2 : CONSUL_NEVER;
+}
+
 struct consul_step consul_next_step(const struct consul_talk *talk,
-                                    const struct consul_moment *moment) {
+                                    const struct consul_moment *moment, int can_look) {
     struct consul_step step = {states[talk->state].ask, talk->due};
-    if (talk->state == CONSUL_OUTDATED && moment->ready) {
+    int may_register = moment->ready || !talk->wait_workers;
+    if (talk->state == CONSUL_OUTDATED && may_register) {
         step.ask = CONSUL_ASK_REGISTER;
         step.at = 0;
     } else if (step.ask == CONSUL_ASK_NOTHING ||
-               (step.ask == CONSUL_ASK_REGISTER && talk->wait_workers && !moment->ready)) {
+               (step.ask == CONSUL_ASK_REGISTER && !may_register)) {
         step.at = CONSUL_NEVER;
     } else if (step.ask == CONSUL_ASK_BEAT) {
         step.at = beat_at(talk, moment);
+    } else if (step.ask == CONSUL_ASK_LOOKUP) {
+        int64_t beat = unverified_beat_at(talk);
+        if (!can_look || beat < step.at)
+            step = (struct consul_step){CONSUL_ASK_BEAT, beat};
     }
     if (step.at < talk->retry_at)
         step.at = talk->retry_at;
@@ -87,6 +102,8 @@ enum consul_event consul_event_of(enum consul_ask ask, long http, size_t owners)
     if (!http)
         return ask == CONSUL_ASK_REGISTER ? CONSUL_ON_UNCONFIRMED : CONSUL_ON_SILENCE;
     if (ask == CONSUL_ASK_LOOKUP) {
+        if (http >= 500)
+            return CONSUL_ON_FAILED;
         if (http != 200)
             return http == 404 ? CONSUL_ON_NOTHING : CONSUL_ON_UNCLEAR;
         return owners ? CONSUL_ON_OURS : CONSUL_ON_OTHERS;
@@ -114,10 +131,15 @@ static enum consul_state state_after(const struct consul_talk *talk, enum consul
 static void hold_back(struct consul_talk *talk, enum consul_event event, int64_t now) {
     int64_t limit = event == CONSUL_ON_REFUSED ? PAUSE_LIMIT : PAUSE_LIMIT_SERVER;
     int doublings = talk->refusals < PAUSE_DOUBLINGS ? talk->refusals : PAUSE_DOUBLINGS;
+    int64_t again = now + sooner((int64_t)PAUSE_FIRST << doublings, limit);
     /* After the first refusal of a beat comes a look-up instead. */
-    if (event != CONSUL_ON_BEAT_REFUSED || talk->refusals)
-        talk->retry_at = now + sooner((int64_t)PAUSE_FIRST << doublings, limit);
+    int needs_pause = event != CONSUL_ON_BEAT_REFUSED || talk->refusals;
     talk->refusals++;
+    talk->since = now;
+    if (needs_pause && states[talk->state].ask == CONSUL_ASK_LOOKUP)
+        talk->due = again; /* beats go on meanwhile */
+    else if (needs_pause)
+        talk->retry_at = again;
 }
 
 /* The agent answered as it should: the next beat can wait, and anything else can't. */
@@ -131,6 +153,8 @@ void consul_transition(struct consul_talk *talk, enum consul_event event, int64_
     talk->state = state_after(talk, event);
     if (talk->state != before)
         talk->due = sooner(talk->due, now);
+    if (talk->state != before || event == CONSUL_ON_BEAT)
+        talk->since = now;
     if (event == CONSUL_ON_DEREGISTERED)
         talk->gone_at = now;
     switch (event) {
@@ -167,6 +191,8 @@ void consul_transition(struct consul_talk *talk, enum consul_event event, int64_
     case CONSUL_ON_TOKEN:
     case CONSUL_ON_STOP:
         talk->retry_at = 0;
+        if (states[talk->state].ask == CONSUL_ASK_LOOKUP)
+            talk->due = sooner(talk->due, now);
         break;
     default:
         break;

@@ -9,7 +9,8 @@
  * | REGISTERED            | what this program registered                | beat                 |
  * | REGISTERED_UNVERIFIED | the same, but its list lacks something      | look up              |
  * | OUTDATED              | our registration, but another one than this | register if ready,   |
- * |                       | program's, or without its check             | else beat            |
+ * |                       | program's, with another token, or without   | else beat            |
+ * |                       | its check                                   |                      |
  * | OUTDATED_UNVERIFIED   | the same, perhaps; so it is after a reload  | look up              |
  * | REJECTED              | something that made it refuse a beat        | look up              |
  * | TAKEN                 | a registration of another process           | look up, after a bit |
@@ -19,6 +20,8 @@
  *
  * A registration is not wanted any more when uWSGI stops, and when a reload's configuration does
  * not have it. What leads from one state to another is the table in conversation.c.
+ *
+ * A look-up may take its time: while it does, or can't be made, UNVERIFIED services beat on.
  */
 #ifndef CONSUL_CONVERSATION_H
 #define CONSUL_CONVERSATION_H
@@ -50,14 +53,14 @@ enum consul_event {
     CONSUL_ON_OURS, /* and the next three: what a look-up found */
     CONSUL_ON_OTHERS,
     CONSUL_ON_NOTHING,
-    CONSUL_ON_UNCLEAR,
+    CONSUL_ON_UNCLEAR, /* as it was refused */
     CONSUL_ON_DEREGISTERED,
     CONSUL_ON_REFUSED, /* the request is wrong */
-    CONSUL_ON_FAILED,  /* the agent is in trouble itself */
+    CONSUL_ON_FAILED,  /* the agent is in trouble itself, and what it says proves nothing */
     CONSUL_ON_SILENCE,
     CONSUL_ON_SHORT_LIST, /* the agent lists fewer registrations than it should have */
     CONSUL_ON_STATUS,     /* of the workers: another one */
-    CONSUL_ON_TOKEN,      /* another one */
+    CONSUL_ON_TOKEN,      /* another one: what was registered with the last one may not hold */
     CONSUL_ON_STOP,
     CONSUL_EVENTS
 };
@@ -81,6 +84,7 @@ struct consul_talk {
 
     enum consul_state state;
     int64_t due;      /* the next step */
+    int64_t since;    /* it is in this state, or has beaten in it */
     int64_t retry_at; /* nothing before this */
     int refusals;     /* in a row */
     int64_t gone_at;  /* when it was deregistered */
@@ -97,8 +101,9 @@ struct consul_step {
     int64_t at; /* the earlier, the more urgent */
 };
 
+/* `can_look`: no look-up is under way, and one can be made. */
 struct consul_step consul_next_step(const struct consul_talk *talk,
-                                    const struct consul_moment *moment);
+                                    const struct consul_moment *moment, int can_look);
 /* What an answer means; `http` is 0 where there was none, `owners` how often it names ours. */
 enum consul_event consul_event_of(enum consul_ask ask, long http, size_t owners);
 void consul_transition(struct consul_talk *talk, enum consul_event event, int64_t now);

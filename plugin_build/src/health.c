@@ -22,24 +22,33 @@ int64_t consul_now(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Options that name an application. Plugins like php serve without one. */
+/* Whether an option of the configuration loads an application, as uWSGI's own table of options
+ * says. Plugins like php serve without one. */
 static int has_application_option(void) {
-    static const char *const names[] = {"module", "wsgi",  "w",    "wsgi-file", "file", "eval",
-                                        "paste",  "mount", "psgi", "ini-paste", "rack"};
     int i;
-    size_t j;
     for (i = 0; i < uwsgi.exported_opts_cnt; i++) {
-        for (j = 0; j < sizeof(names) / sizeof(names[0]); j++) {
-            if (!strcmp(uwsgi.exported_opts[i]->key, names[j]))
-                return 1;
-        }
+        const struct uwsgi_option *option = uwsgi_opt_get(uwsgi.exported_opts[i]->key);
+        if (option && option->type == required_argument && option->help &&
+            !strncmp(option->help, "load ", 5) && strstr(option->help, " app"))
+            return 1;
     }
     return 0;
 }
 
-void consul_health_start(struct consul_health *health) {
+/* Whether an application was begun to be loaded and did not get through: Python's plugin, with
+ * its many ways to name one, leaves its traces in the place for it. */
+static int has_failed_to_load(const struct uwsgi_worker *worker) {
+    const struct uwsgi_app *next;
+    if (worker->apps_cnt || uwsgi.max_apps < 1)
+        return 0;
+    next = &worker->apps[0];
+    return next->interpreter || next->callable;
+}
+
+void consul_health_start(struct consul_health *health, int64_t patience) {
     memset(health, 0, sizeof(*health));
     health->now = consul_now();
+    health->patience = patience;
     health->ready_at = health->now;
     health->queue_free_at = health->now;
     health->needs_app = has_application_option();
@@ -86,6 +95,7 @@ static void look_at_worker(struct consul_health *health, const struct uwsgi_work
         return;
     health->ready++;
     health->with_app += worker->apps_cnt > 0;
+    health->needs_app |= has_failed_to_load(worker);
     health->busy += is_busy(health, worker);
 }
 
@@ -99,21 +109,41 @@ static void look_at_queues(struct consul_health *health) {
     }
 }
 
-/* Requests were answered, or could be: a worker is free and nobody waits for it. */
-static int is_progress(const struct consul_health *health, uint64_t requests_before) {
-    if (health->requests != requests_before)
-        return 1;
-    return health->busy < health->ready && !health->waiting;
+/*
+ * The clock of being stuck runs while there is somebody to make progress, from the first look
+ * without any. An answered request ends it, and so does a free worker that nobody waits for; but
+ * one that is free because its request was ended by force has answered nothing: then the clock
+ * only stands still.
+ */
+static void look_at_progress(struct consul_health *health, uint64_t answered, uint64_t spawned,
+                             int64_t before) {
+    int idle = !health->ready || (health->busy < health->ready && !health->waiting);
+    if (health->spawns != spawned)
+        health->replaced_at = health->now;
+    if (health->requests != answered || health->now - health->replaced_at > health->patience)
+        health->spawns_when_answered = health->spawns;
+    if (health->requests != answered)
+        health->stuck_since = 0;
+    else if (!idle && !health->stuck_since)
+        health->stuck_since = health->now;
+    else if (idle && health->spawns == health->spawns_when_answered)
+        health->stuck_since = 0;
+    else if (idle && health->stuck_since)
+        health->stuck_since += health->now - before;
 }
 
 void consul_health_look(struct consul_health *health) {
-    uint64_t requests_before = health->requests;
+    uint64_t answered = health->requests;
+    uint64_t spawned = health->spawns;
+    int64_t before = health->now;
     int i;
     health->now = consul_now();
     health->cheap = uwsgi.status.is_cheap;
+    health->paused = uwsgi.workers[0].suspended;
     health->workers = health->alive = health->ready = health->busy = health->with_app = 0;
     health->oldest = 0;
     health->requests = health->spawns = 0;
+    health->needs_app |= has_failed_to_load(&uwsgi.workers[0]);
     for (i = 1; i <= uwsgi.numproc; i++)
         look_at_worker(health, &uwsgi.workers[i]);
     look_at_queues(health);
@@ -121,13 +151,20 @@ void consul_health_look(struct consul_health *health) {
         health->ready_at = health->now;
         health->spawns_when_ready = health->spawns;
     }
-    /* The clock runs while there is somebody to make progress, from the first look without. */
-    if (!health->ready || is_progress(health, requests_before))
-        health->stuck_since = 0;
-    else if (!health->stuck_since)
-        health->stuck_since = health->now;
+    look_at_progress(health, answered, spawned, before);
     if (!health->queue_full)
         health->queue_free_at = health->now;
+}
+
+int consul_health_in_request(void) {
+    int worker, core;
+    for (worker = 1; worker <= uwsgi.numproc; worker++) {
+        for (core = 0; core < uwsgi.cores; core++) {
+            if (uwsgi.workers[worker].pid > 0 && uwsgi.workers[worker].cores[core].in_request)
+                return 1;
+        }
+    }
+    return 0;
 }
 
 int consul_health_is_ready(const struct consul_health *health) {
@@ -156,7 +193,12 @@ static enum consul_status judge_absence(const struct consul_health *health, long
 }
 
 static void note_no_progress(const struct consul_health *health, char *note) {
-    if (health->busy)
+    if (!health->waiting && health->busy < health->ready)
+        note_time(note,
+                  "every request was ended by force: %d of %d workers free, none answered "
+                  "one for %ld s",
+                  health->ready - health->busy, health->workers, health->now - health->stuck_since);
+    else if (health->busy)
         note_time(note, "%d/%d workers busy, oldest request %ld s", health->busy, health->workers,
                   health->oldest);
     else
@@ -164,7 +206,12 @@ static void note_no_progress(const struct consul_health *health, char *note) {
                   health->waiting, health->workers, health->now - health->stuck_since);
 }
 
-enum consul_status consul_health_judge(const struct consul_health *health, long ttl, char *note) {
+enum consul_status consul_health_judge(const struct consul_health *health, long ttl,
+                                       long stuck_after, char *note) {
+    if (health->paused) {
+        snprintf(note, CONSUL_NOTE_SIZE, "paused: workers take no requests");
+        return CONSUL_CRITICAL;
+    }
     if (!health->workers) {
         snprintf(note, CONSUL_NOTE_SIZE, "%s",
                  health->cheap ? "cheap mode: workers start with the next request" : "no workers");
@@ -176,7 +223,7 @@ enum consul_status consul_health_judge(const struct consul_health *health, long 
         snprintf(note, CONSUL_NOTE_SIZE, "no application is loaded, every request is refused");
         return CONSUL_CRITICAL;
     }
-    if (health->stuck_since && health->now - health->stuck_since >= ttl * 1000) {
+    if (health->stuck_since && health->now - health->stuck_since >= stuck_after * 1000) {
         note_no_progress(health, note);
         return CONSUL_CRITICAL;
     }

@@ -12,16 +12,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Milliseconds. A connection to a host that drops packets is tried again before a second is
- * over, so that an agent that comes back is found within one. */
-#define CONNECT_LIMIT 700L
+/* Milliseconds. */
 #define UNACKNOWLEDGED_LIMIT 1000
+/* Until a request that hangs is sent again beside the first, over a new connection: an agent
+ * that comes back is found within a second. */
+#define SECOND_ATTEMPT 700
+#define REQUEST_LIMIT 10000 /* until it is given up, if it was connected in half of that */
 
-#define SECOND_ATTEMPT 700  /* until a request that hangs is sent again beside the first */
-#define REQUEST_LIMIT 10000 /* until it is given up */
-
-/* An answer that goes on for longer than this is not one of Consul's. */
-#define ANSWER_LIMIT (64L * 1024 * 1024)
+/* An answer that goes on for longer than this is not one of Consul's: thousands of services that
+ * are ours have room in it. */
+#define ANSWER_LIMIT (16L * 1024 * 1024)
 
 /* What changes with a file. */
 static void read_stamp(const struct stat *file, int64_t stamp[4]) {
@@ -85,6 +85,34 @@ static size_t receive(char *data, size_t size, size_t count, void *target) {
     return length;
 }
 
+/* ---- connections ---- */
+
+#define CONNECTIONS 64
+
+/* Descriptors, -1 where there is none. What is in here is open, also for who is forked just now. */
+static int connections[CONNECTIONS];
+static size_t connections_seen; /* how many places were ever in use */
+
+static void replace_connection(int before, int after) {
+    size_t i;
+    for (i = 0; i < connections_seen && connections[i] != before; i++)
+        ;
+    if (i == CONNECTIONS || (i == connections_seen && before >= 0))
+        return;
+    __atomic_store_n(&connections[i], after, __ATOMIC_RELEASE);
+    if (i == connections_seen)
+        connections_seen++;
+}
+
+void consul_connections_drop(void) {
+    size_t i;
+    for (i = 0; i < connections_seen; i++) {
+        if (connections[i] >= 0)
+            close(connections[i]);
+    }
+    connections_seen = 0;
+}
+
 /* Lets a connection to a host that went away fail as soon as a new one would, and keeps it from
  * programs that uWSGI or the application start. */
 static int prepare_socket(void *unused, curl_socket_t fd, curlsocktype purpose) {
@@ -95,7 +123,14 @@ static int prepare_socket(void *unused, curl_socket_t fd, curlsocktype purpose) 
         return CURL_SOCKOPT_ERROR;
     /* Fails on unix sockets, which have no packets to lose. */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit, sizeof(limit));
+    replace_connection(-1, fd);
     return CURL_SOCKOPT_OK;
+}
+
+static int close_socket(void *unused, curl_socket_t fd) {
+    (void)unused;
+    replace_connection(fd, -1);
+    return close(fd);
 }
 
 static int add_header(struct curl_slist **headers, const char *line) {
@@ -118,6 +153,10 @@ static int build_headers(struct consul_attempt *attempt, const struct consul_req
     return add_header(&attempt->headers, line);
 }
 
+static long connect_limit(const struct consul_access *access) {
+    return access->connect_timeout ? access->connect_timeout : CONSUL_CONNECT_TIMEOUT;
+}
+
 static void set_protocols(CURL *curl) {
 #if LIBCURL_VERSION_NUM >= 0x075500
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
@@ -133,17 +172,20 @@ static void set_protocols(CURL *curl) {
 static void set_transport(CURL *curl, const struct consul_access *access, int fresh) {
     /* Without it libcurl uses SIGALRM, and signals are uWSGI's. */
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_LIMIT);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, connect_limit(access));
     curl_easy_setopt(curl, CURLOPT_SOCKOPTFUNCTION, prepare_socket);
+    curl_easy_setopt(curl, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
     curl_easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
     curl_easy_setopt(curl, CURLOPT_FRESH_CONNECT, (long)fresh);
     /* A proxy is for the world outside, not for an agent on this host. */
-    curl_easy_setopt(curl, CURLOPT_NOPROXY, "localhost,127.0.0.1,::1");
+    curl_easy_setopt(curl, CURLOPT_NOPROXY, access->no_proxy ? access->no_proxy : CONSUL_NO_PROXY);
     set_protocols(curl);
     curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, access->socket);
     /* Without one it is the system's; NULL would mean none. */
-    if (access->ca_file)
+    if (access->ca_file) {
         curl_easy_setopt(curl, CURLOPT_CAINFO, access->ca_file);
+        curl_easy_setopt(curl, CURLOPT_CAPATH, NULL);
+    }
     curl_easy_setopt(curl, CURLOPT_SSLCERT, access->cert_file);
     curl_easy_setopt(curl, CURLOPT_SSLKEY, access->key_file);
     curl_easy_setopt(curl, CURLOPT_SSL_VERIFYPEER, access->ssl_no_verify ? 0L : 1L);
@@ -202,7 +244,8 @@ int consul_exchange_start(struct consul_exchange *exchange, CURLM *multi,
 }
 
 int64_t consul_exchange_watch(struct consul_exchange *exchange, int64_t now) {
-    if (now - exchange->started_at >= REQUEST_LIMIT) {
+    int64_t limit = 2 * (int64_t)connect_limit(exchange->request.access);
+    if (now - exchange->started_at >= (limit > REQUEST_LIMIT ? limit : REQUEST_LIMIT)) {
         consul_exchange_stop(exchange);
         return 0;
     }
@@ -229,6 +272,7 @@ static int end_attempt(struct consul_attempt *attempt, CURLcode code) {
     consul_exchange_stop(exchange);
     exchange->answer = &attempt->answer;
     /* curl's own text has the milliseconds in it: different each time. */
+    exchange->too_long = code == CURLE_WRITE_ERROR;
     exchange->error = number ? 1000 + (int)number : (int)code;
     exchange->reason = number ? strerror((int)number) : curl_easy_strerror(code);
     return 1;

@@ -26,6 +26,11 @@ void consul_answer_feed(struct consul_answer *answer, const char *data, size_t l
 void consul_answer_line(const struct consul_answer *answer, const char *secret, char *line,
                         size_t size);
 
+/* ---- curl.c ---- */
+
+/* Before anything else of libcurl. Returns NULL, or why there is none. */
+const char *consul_curl_load(void);
+
 /* ---- http.c ---- */
 
 #define CONSUL_TOKEN_SIZE 512
@@ -40,7 +45,13 @@ struct consul_access {
     const char *cert_file;
     const char *key_file;
     int ssl_no_verify;
+    const char
+        *no_proxy; /* which hosts no proxy is for, as curl takes it; NULL for loopback only */
+    long connect_timeout; /* milliseconds, 0 for CONSUL_CONNECT_TIMEOUT */
 };
+
+#define CONSUL_NO_PROXY "localhost,127.0.0.1,::1"
+#define CONSUL_CONNECT_TIMEOUT 5000
 
 /* A token that comes from a file is read again when the file changes. */
 struct consul_token {
@@ -87,6 +98,7 @@ struct consul_exchange {
     long http; /* 0 without an answer */
     const struct consul_answer *answer;
     int error; /* a number for each reason */
+    int too_long;
     const char *reason;
 };
 
@@ -99,5 +111,7 @@ int64_t consul_exchange_watch(struct consul_exchange *exchange, int64_t now);
 struct consul_exchange *consul_exchange_ended(CURLM *multi);
 void consul_exchange_stop(struct consul_exchange *exchange);
 void consul_exchange_free(struct consul_exchange *exchange);
+/* In a child: what it inherited of connections would keep them open at the agent. */
+void consul_connections_drop(void);
 
 #endif

@@ -1,6 +1,7 @@
 /*
  * The value of consul-register: key=value pairs, separated by commas. As in uWSGI's own
  * options of that form, a backslash takes any special meaning from the character after it.
+ * A value that is a list of words has a second level of that: a backslash before a blank.
  */
 #define _GNU_SOURCE
 
@@ -14,7 +15,7 @@
 #define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 #define A_YEAR 31536000L
 
-enum kind { TEXT, NUMBER, SWITCH };
+enum kind { TEXT, LIST, NUMBER, SWITCH };
 
 struct key {
     const char *name;
@@ -26,6 +27,8 @@ struct key {
 
 #define TEXT_KEY(field)                                                                            \
     { #field, TEXT, offsetof(struct consul_options, field), 0, 0 }
+#define LIST_KEY(field)                                                                            \
+    { #field, LIST, offsetof(struct consul_options, field), 0, 0 }
 #define NUMBER_KEY(field, min, max)                                                                \
     { #field, NUMBER, offsetof(struct consul_options, field), min, max }
 #define SWITCH_KEY(field)                                                                          \
@@ -35,8 +38,9 @@ static const struct key keys[] = {
     TEXT_KEY(name),
     TEXT_KEY(id),
     TEXT_KEY(address),
-    TEXT_KEY(tags),
-    TEXT_KEY(meta),
+    LIST_KEY(tags),
+    LIST_KEY(meta),
+    LIST_KEY(tagged_addresses),
     TEXT_KEY(token),
     TEXT_KEY(token_file),
     TEXT_KEY(url),
@@ -44,17 +48,30 @@ static const struct key keys[] = {
     TEXT_KEY(deregister_url),
     TEXT_KEY(check_url),
     TEXT_KEY(check),
+    TEXT_KEY(check_address),
+    TEXT_KEY(check_method),
+    LIST_KEY(check_header),
+    TEXT_KEY(check_body),
+    TEXT_KEY(check_tls_server_name),
     TEXT_KEY(ca_file),
     TEXT_KEY(cert_file),
     TEXT_KEY(key_file),
     NUMBER_KEY(port, 1, 65535),
     NUMBER_KEY(ttl, 1, 86400),
+    NUMBER_KEY(stuck_after, 1, 86400),
     NUMBER_KEY(interval, 1, 86400),
     NUMBER_KEY(timeout, 1, 86400),
+    NUMBER_KEY(check_port, 1, 65535),
+    NUMBER_KEY(success_before_passing, 1, 1000),
+    NUMBER_KEY(failures_before_critical, 1, 1000),
     NUMBER_KEY(deregister_after, 0, A_YEAR),
     NUMBER_KEY(drain, 0, 3600),
+    NUMBER_KEY(stop_timeout, 0, 3600),
     NUMBER_KEY(weight, 1, 65535),
+    NUMBER_KEY(connect_timeout, 1, 60),
     SWITCH_KEY(wait_workers),
+    SWITCH_KEY(worker_handler),
+    SWITCH_KEY(check_ssl_no_verify),
     SWITCH_KEY(ssl_no_verify),
     SWITCH_KEY(debug),
 };
@@ -113,6 +130,8 @@ static const struct key *find_key(const char *name) {
 static int may_be_secret(const char *name) {
     if (!strcmp(name, "token_file"))
         return 0;
+    if (!strcmp(name, "check_header") || !strcmp(name, "check_body"))
+        return 1;
     return distance(name, "token") <= 3 || strstr(name, "tok") || strstr(name, "pass") ||
            strstr(name, "sec");
 }
@@ -127,9 +146,23 @@ static int refuse(char *error, const char *name, const char *value, const char *
     return -1;
 }
 
+static int refuse_word(char *error, const char *name, const char *word, size_t length,
+                       const char *allowed) {
+    char shown[128];
+    snprintf(shown, sizeof(shown), "%.*s", length < 100 ? (int)length : 100, word);
+    return refuse(error, name, shown, allowed);
+}
+
 static int refuse_unknown(char *error, const char *name, const char *value) {
     char allowed[96];
-    snprintf(allowed, sizeof(allowed), "no such key, did you mean %s?", nearest_key(name)->name);
+    char check[32];
+    const char *meant = nearest_key(name)->name;
+    snprintf(check, sizeof(check), "check_%.20s", name);
+    if (!strcmp(name, "host"))
+        meant = "address, or check_header=Host:NAME";
+    else if (find_key(check))
+        meant = check;
+    snprintf(allowed, sizeof(allowed), "no such key, did you mean %s?", meant);
     return refuse(error, name, value, allowed);
 }
 
@@ -199,6 +232,23 @@ static int set_switch(struct consul_options *options, const struct key *key, con
     return refuse(error, key->name, value, "1 or 0, true or false, is allowed");
 }
 
+static void separate_words(char *list) {
+    const char *from = list + strspn(list, " ");
+    char *to = list;
+    while (*from) {
+        if (*from == ' ') {
+            from += strspn(from, " ");
+            if (*from)
+                *to++ = *CONSUL_BETWEEN_WORDS;
+            continue;
+        }
+        if (*from == '\\' && (from[1] == ' ' || from[1] == '\\'))
+            from++;
+        *to++ = *from++;
+    }
+    *to = 0;
+}
+
 static int set_key(struct consul_options *options, const char *name, char *value, char *error) {
     const struct key *key = find_key(name);
     if (!key)
@@ -209,6 +259,8 @@ static int set_key(struct consul_options *options, const char *name, char *value
         return set_number(options, key, value, error);
     if (key->kind == SWITCH)
         return set_switch(options, key, value, error);
+    if (key->kind == LIST)
+        separate_words(value);
     /* An empty value is what an unset variable of the environment leaves: as if not there. */
     *text_field(options, key) = *value ? value : NULL;
     return 0;
@@ -317,49 +369,169 @@ static int check_meta_word(const char *word, size_t length) {
     return name == strlen(CONSUL_OWNER_KEY) && !strncmp(word, CONSUL_OWNER_KEY, name) ? -1 : 0;
 }
 
+static const char *next_word(const char *word) {
+    word += strcspn(word, CONSUL_BETWEEN_WORDS);
+    return word + strspn(word, CONSUL_BETWEEN_WORDS);
+}
+
 static int check_meta(const struct consul_options *options, char *error) {
     const char *word = options->meta ? options->meta : "";
     int words = 0;
-    for (word += strspn(word, " "); *word; word += strspn(word, " ")) {
-        size_t length = strcspn(word, " ");
+    for (; *word; word = next_word(word)) {
+        size_t length = strcspn(word, CONSUL_BETWEEN_WORDS);
         /* Consul takes 64, and one is the owner's. */
         if (check_meta_word(word, length) || ++words > 63)
-            return refuse(error, "meta", options->meta,
-                          "up to 63 KEY:VALUE words are allowed, a KEY of up to 128 letters, "
-                          "digits, - and _, not beginning with consul-, a VALUE of up to 512");
-        word += length;
+            return refuse_word(error, "meta", word, length,
+                               "up to 63 KEY:VALUE words are allowed, a KEY of up to 128 letters, "
+                               "digits, - and _, not beginning with consul-, a VALUE of up to 512");
     }
     return 0;
 }
 
+/* Whether an earlier word of the list has the same name before its colon. */
+static int is_repeated(const char *list, const char *word, size_t name) {
+    for (; list < word; list = next_word(list)) {
+        if (!strncasecmp(list, word, name + 1))
+            return 1;
+    }
+    return 0;
+}
+
+int consul_options_tagged(struct consul_tagged *tagged, const char *word, size_t length) {
+    const char *end = word + length;
+    const char *address = memchr(word, ':', length);
+    const char *after = end;
+    char *number_end;
+    if (!address || address == word || ++address == end)
+        return -1;
+    *tagged = (struct consul_tagged){word, (size_t)(address - 1 - word), address, 0, -1};
+    if (*address == '[') {
+        tagged->address++;
+        after = memchr(address, ']', (size_t)(end - address));
+    } else if (memchr(address, ':', (size_t)(end - address)) ==
+               memrchr(address, ':', (size_t)(end - address))) {
+        after = memchr(address, ':', (size_t)(end - address));
+        after = after ? after : end;
+    }
+    if (!after || after == tagged->address)
+        return -1;
+    tagged->address_length = (size_t)(after - tagged->address);
+    after += *after == ']';
+    if (after == end)
+        return 0;
+    tagged->port = *after == ':' && after[1] >= '0' && after[1] <= '9'
+                       ? strtol(after + 1, &number_end, 10)
+                       : 0;
+    return tagged->port > 0 && tagged->port <= 65535 && number_end == end ? 0 : -1;
+}
+
+static int check_tagged_addresses(const struct consul_options *options, char *error) {
+    static const char allowed[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    const char *word = options->tagged_addresses ? options->tagged_addresses : "";
+    for (; *word; word = next_word(word)) {
+        size_t length = strcspn(word, CONSUL_BETWEEN_WORDS);
+        struct consul_tagged tagged;
+        if (consul_options_tagged(&tagged, word, length) ||
+            strspn(word, allowed) != tagged.tag_length ||
+            strcspn(tagged.address, " /") < tagged.address_length ||
+            is_repeated(options->tagged_addresses, word, tagged.tag_length))
+            return refuse_word(error, "tagged_addresses", word, length,
+                               "TAG:ADDRESS or TAG:ADDRESS:PORT words are allowed, each TAG once, "
+                               "such as wan:203.0.113.5:8080 or lan:[fd00::5]:80");
+    }
+    return 0;
+}
+
+/* ---- the check ---- */
+
 enum consul_check consul_options_check(const struct consul_options *options) {
     if (options->check && !strcmp(options->check, "tcp"))
         return CONSUL_CHECK_TCP;
-    if (options->check && !strncmp(options->check, "http:/", 6))
+    if (options->check &&
+        (!strncmp(options->check, "http:/", 6) || !strncmp(options->check, "https:/", 7)))
         return CONSUL_CHECK_HTTP;
     return CONSUL_CHECK_TTL;
 }
 
-static int check_unused(char *error, const char *name, long number) {
-    if (number < 0)
-        return 0;
-    snprintf(error, CONSUL_ERROR_SIZE,
-             "%s=%ld: is allowed only together with check=tcp or check=http:/PATH", name, number);
-    return -1;
+const char *consul_options_path(const struct consul_options *options) {
+    return strchr(options->check, '/');
+}
+
+/* Which check a key of the check's is for. */
+enum use { AGENTS, HTTP, HTTPS };
+
+static int check_uses(const struct consul_options *options, char *error) {
+    static const char *const allowed[] = {
+        "is allowed only together with check=tcp, check=http:/PATH or check=https:/PATH",
+        "is allowed only together with check=http:/PATH or check=https:/PATH",
+        "is allowed only together with check=https:/PATH"};
+    const struct {
+        const char *name;
+        const char *text;
+        long number;
+        enum use use;
+    } given[] = {
+        {"interval", NULL, options->interval, AGENTS},
+        {"timeout", NULL, options->timeout, AGENTS},
+        {"check_address", options->check_address, -1, AGENTS},
+        {"check_port", NULL, options->check_port, AGENTS},
+        {"success_before_passing", NULL, options->success_before_passing, AGENTS},
+        {"failures_before_critical", NULL, options->failures_before_critical, AGENTS},
+        {"check_method", options->check_method, -1, HTTP},
+        {"check_header", options->check_header, -1, HTTP},
+        {"check_body", options->check_body, -1, HTTP},
+        {"check_tls_server_name", options->check_tls_server_name, -1, HTTPS},
+        {"check_ssl_no_verify", NULL, options->check_ssl_no_verify, HTTPS},
+    };
+    enum consul_check check = consul_options_check(options);
+    int level = check == CONSUL_CHECK_TTL   ? -1
+                : check == CONSUL_CHECK_TCP ? AGENTS
+                : options->check[4] == 's'  ? HTTPS
+                                            : HTTP;
+    size_t i;
+    for (i = 0; i < LENGTH(given); i++) {
+        char number[32];
+        if ((!given[i].text && given[i].number < 0) || (int)given[i].use <= level)
+            continue;
+        snprintf(number, sizeof(number), "%ld", given[i].number);
+        return refuse(error, given[i].name, given[i].text ? given[i].text : number,
+                      allowed[given[i].use]);
+    }
+    return 0;
+}
+
+static int check_headers(const struct consul_options *options, char *error) {
+    static const char allowed[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
+    const char *word = options->check_header ? options->check_header : "";
+    for (; *word; word = next_word(word)) {
+        size_t name = strspn(word, allowed);
+        if (!name || word[name] != ':' || is_repeated(options->check_header, word, name))
+            return refuse(error, "check_header", "",
+                          "NAME:VALUE words are allowed, each NAME once; \\\\ before a blank "
+                          "makes it a part of VALUE");
+    }
+    return 0;
 }
 
 static int check_check(const struct consul_options *options, char *error) {
     enum consul_check check = consul_options_check(options);
-    if (check == CONSUL_CHECK_TTL) {
-        if (options->check && strcmp(options->check, "ttl"))
-            return refuse(error, "check", options->check, "ttl, tcp or http:/PATH is allowed");
-        return check_unused(error, "interval", options->interval) ||
-                       check_unused(error, "timeout", options->timeout)
-                   ? -1
-                   : 0;
-    }
-    if (options->port < 0)
-        return refuse(error, "check", options->check, "is allowed only with port=NUMBER");
+    if (check == CONSUL_CHECK_TTL && options->check && strcmp(options->check, "ttl"))
+        return refuse(error, "check", options->check,
+                      "ttl, tcp, http:/PATH or https:/PATH is allowed");
+    if (check_uses(options, error) || check_headers(options, error))
+        return -1;
+    if (options->check_method &&
+        options->check_method[strspn(options->check_method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")])
+        return refuse(error, "check_method", options->check_method,
+                      "a method such as GET or HEAD is allowed");
+    if (options->check_address && strpbrk(options->check_address, " /"))
+        return refuse(error, "check_address", options->check_address,
+                      "an IP address or host name is allowed");
+    if (check != CONSUL_CHECK_TTL && options->port < 0 && options->check_port < 0)
+        return refuse(error, "check", options->check,
+                      "is allowed only with port=NUMBER or check_port=NUMBER");
     return 0;
 }
 
@@ -377,8 +549,8 @@ static int check_token(const struct consul_options *options, char *error) {
 static int check_together(const struct consul_options *options, char *error) {
     return check_name(options, error) || check_id(options, error) ||
                    check_address(options, error) || check_duration(options, error) ||
-                   check_meta(options, error) || check_check(options, error) ||
-                   check_token(options, error)
+                   check_meta(options, error) || check_tagged_addresses(options, error) ||
+                   check_check(options, error) || check_token(options, error)
                ? -1
                : 0;
 }
@@ -387,7 +559,7 @@ int consul_options_parse(struct consul_options *options, const char *line, char 
     size_t i;
     memset(options, 0, sizeof(*options));
     for (i = 0; i < LENGTH(keys); i++) {
-        if (keys[i].kind != TEXT)
+        if (keys[i].kind == NUMBER || keys[i].kind == SWITCH)
             *number_field(options, &keys[i]) = -1;
     }
     options->storage = strdup(line);

@@ -21,9 +21,10 @@ extern struct uwsgi_server uwsgi;
 #define LOOK_SLOWEST 500 /* and at others */
 #define LOOK_QUICKEST 100
 #define LOOK_STOPPING 20
-#define STOP_TIMEOUT 500 /* how long a stop waits for an agent that does not answer */
+#define STOP_TIMEOUT 500 /* how long a stop waits for the next answer of an agent */
 #define END_TIMEOUT 700  /* the same when the workers are gone */
 #define FORK_TIMEOUT 100 /* how long a fork waits for the thread to pause */
+#define WAIT_NOTED 5000  /* until the log says what a registration waits for */
 #define STACK_SIZE (512 * 1024)
 
 enum end {
@@ -39,9 +40,13 @@ static struct {
     pid_t pid; /* of the process that the thread is in */
     int wake_fd;
     enum end end;
-    int64_t deadline;
-    int may_stop;
+    int64_t progress_at; /* when an agent last did what a stop asks of it */
+    enum consul_may may_stop;
     int prepared;
+    /* What a program before this one, or this one for the next, has registered: to be taken back
+     * should neither get so far as to have a thread for it. */
+    char *handover;
+    pid_t handover_pid;
 } control = {.wake_fd = -1};
 
 /*
@@ -59,22 +64,43 @@ struct loop {
     struct consul_health health;
     int64_t look_at;
     int64_t look_interval;
+    int64_t started_at;
+    int wait_is_noted;
     int64_t stopping_since; /* 0: it does not stop */
+    int64_t served_since;   /* clients had the time that they need to go elsewhere */
+    int idle_looks;
 };
 
 static enum end get_end(void) {
     return __atomic_load_n(&control.end, __ATOMIC_ACQUIRE);
 }
 
+/* The longest that any service asks for, in milliseconds. */
+static int64_t longest(size_t number) {
+    const struct consul_service *service;
+    int64_t found = 0;
+    for (service = plugin.services; service; service = service->next) {
+        const void *field = (const char *)&service->options + number;
+        int64_t milliseconds = *(const long *)field * 1000;
+        if (milliseconds > found)
+            found = milliseconds;
+    }
+    return found;
+}
+#define LONGEST(key) longest(offsetof(struct consul_options, key))
+
 /* How long a stop may be held back; not at all where no service asks for it. */
 static int64_t stop_limit(void) {
-    const struct consul_service *service;
-    int64_t longest = 0;
-    for (service = plugin.services; service; service = service->next) {
-        if (service->options.drain * 1000 > longest)
-            longest = service->options.drain * 1000;
-    }
-    return longest ? longest + STOP_TIMEOUT : 0;
+    int64_t limit = LONGEST(drain) + LONGEST(stop_timeout);
+    return limit ? limit + STOP_TIMEOUT : 0;
+}
+
+static int64_t get_progress(void) {
+    return __atomic_load_n(&control.progress_at, __ATOMIC_ACQUIRE);
+}
+
+static void set_progress(int64_t now) {
+    __atomic_store_n(&control.progress_at, now, __ATOMIC_RELEASE);
 }
 
 /* ---- the thread ---- */
@@ -85,25 +111,47 @@ static void start_loop(struct loop *loop) {
     memset(loop, 0, sizeof(*loop));
     loop->multi = curl_multi_init();
     loop->look_interval = LOOK_SLOWEST;
-    consul_health_start(&loop->health);
+    loop->started_at = consul_now();
+    consul_health_start(&loop->health, LONGEST(stuck_after));
     for (service = plugin.services; service; service = service->next) {
-        int64_t interval = service->options.ttl * 1000 / 10;
+        long soonest = service->options.ttl < service->options.stuck_after
+                           ? service->options.ttl
+                           : service->options.stuck_after;
+        int64_t interval = soonest * 1000 / 10;
         if (interval < loop->look_interval)
             loop->look_interval = interval < LOOK_QUICKEST ? LOOK_QUICKEST : interval;
     }
     for (agent = plugin.agents; agent; agent = agent->next)
-        consul_agent_start(agent, loop->multi, plugin.services);
+        consul_agent_start(agent, loop->multi, plugin.services, loop->started_at);
+}
+
+/* A hook or an application that takes long, or fails over and over, is not seen elsewhere. */
+static void note_wait(struct loop *loop) {
+    const struct consul_service *service;
+    if (loop->wait_is_noted || loop->moment.ready ||
+        loop->moment.now - loop->started_at < WAIT_NOTED)
+        return;
+    for (service = plugin.services; service; service = service->next) {
+        if (service->talk.state == CONSUL_ABSENT && service->options.wait_workers > 0)
+            uwsgi_log("[consul] %s is not registered yet, it waits until every worker accepts "
+                      "requests: %d of %d are alive, %d accept\n",
+                      service->options.id, loop->health.alive, loop->health.workers,
+                      loop->health.ready);
+    }
+    loop->wait_is_noted = 1;
 }
 
 static void look(struct loop *loop) {
     struct consul_service *service;
-    if (loop->moment.now < loop->look_at || loop->stopping_since)
+    /* There are none yet where a program ends before it has begun. */
+    if (loop->moment.now < loop->look_at || loop->stopping_since || !uwsgi.workers)
         return;
     consul_health_look(&loop->health);
     loop->moment.ready |= consul_health_is_ready(&loop->health);
     loop->look_at = loop->moment.now + (loop->moment.ready ? loop->look_interval : LOOK_STARTING);
     for (service = plugin.services; service; service = service->next)
         consul_service_judge(service, &loop->health);
+    note_wait(loop);
 }
 
 static void begin_to_stop(struct loop *loop) {
@@ -113,6 +161,7 @@ static void begin_to_stop(struct loop *loop) {
     if (!consul_stop_asked() && !consul_is_ending() && get_end() != END_STOP)
         return;
     loop->stopping_since = loop->moment.now;
+    set_progress(loop->moment.now);
     for (agent = plugin.agents; agent; agent = agent->next)
         consul_agent_stop(agent, loop->moment.now);
 }
@@ -121,7 +170,7 @@ static int somebody_remains(void) {
     const struct consul_agent *agent;
     const struct consul_service *service;
     for (agent = plugin.agents; agent; agent = agent->next) {
-        if (agent->ask != CONSUL_ASK_NOTHING)
+        if (consul_agent_is_busy(agent))
             return 1;
     }
     for (service = plugin.services; service; service = service->next) {
@@ -143,20 +192,35 @@ static int64_t drained_at(void) {
     return latest;
 }
 
+/* Whether requests are being answered that a stop would cut off, and should not. */
+static enum consul_may judge_requests(struct loop *loop) {
+    int64_t timeout = LONGEST(stop_timeout);
+    if (!timeout)
+        return CONSUL_MAY_STOP;
+    loop->idle_looks = consul_health_in_request() ? 0 : loop->idle_looks + 1;
+    /* Between two requests a worker seems idle. */
+    if (loop->idle_looks > 2)
+        return CONSUL_MAY_STOP_GRACEFULLY;
+    return loop->moment.now >= loop->served_since + timeout ? CONSUL_MAY_STOP : CONSUL_MAY_NOT;
+}
+
 /* Tells the master when there is nothing left to wait for before it stops. */
 static void allow_stop(struct loop *loop) {
     int64_t now = loop->moment.now;
     if (!loop->stopping_since)
         return;
-    if (now >= drained_at() && (!somebody_remains() || now >= loop->stopping_since + STOP_TIMEOUT))
-        __atomic_store_n(&control.may_stop, 1, __ATOMIC_RELEASE);
-    if (__atomic_load_n(&control.may_stop, __ATOMIC_ACQUIRE))
+    if (!loop->served_since && now >= drained_at() &&
+        (!somebody_remains() || now >= get_progress() + STOP_TIMEOUT))
+        loop->served_since = now;
+    if (loop->served_since && !control.may_stop)
+        __atomic_store_n(&control.may_stop, judge_requests(loop), __ATOMIC_RELEASE);
+    if (control.may_stop)
         consul_stop_wake_master();
 }
 
 static int is_over(const struct loop *loop) {
     if (get_end() == END_STOP && loop->stopping_since)
-        return !somebody_remains() || consul_now() >= control.deadline;
+        return !somebody_remains() || consul_now() >= get_progress() + END_TIMEOUT;
     return get_end() == END_RELOAD;
 }
 
@@ -196,8 +260,11 @@ static void collect(struct loop *loop) {
     int count;
     curl_multi_perform(loop->multi, &count);
     loop->moment.now = consul_now();
-    while ((exchange = consul_exchange_ended(loop->multi)))
-        consul_agent_finish(exchange->context, loop->moment.now);
+    while ((exchange = consul_exchange_ended(loop->multi))) {
+        if ((exchange->http >= 200 && exchange->http < 300) || exchange->http == 404)
+            set_progress(loop->moment.now);
+        consul_task_finish(exchange->context, loop->moment.now);
+    }
 }
 
 static void finish_loop(struct loop *loop) {
@@ -218,8 +285,8 @@ static void converse(struct loop *loop) {
         int64_t until;
         loop->moment.now = consul_now();
         loop->moment.reloading = uwsgi_instance_is_reloading != 0;
-        look(loop);
         begin_to_stop(loop);
+        look(loop);
         until = step(loop);
         allow_stop(loop);
         wait_until(loop, until);
@@ -264,6 +331,14 @@ static void after_fork(void) {
     paused = 0;
 }
 
+/* The thread is not in the child, and would never give back what it may have locked. */
+static void in_child(void) {
+    static const pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    memcpy(&at_work, &fresh, sizeof(at_work));
+    paused = 0;
+    consul_connections_drop();
+}
+
 /* The thread inherits its mask: signals are the master's. */
 static int create_thread(void) {
     pthread_attr_t attributes;
@@ -282,16 +357,16 @@ static int create_thread(void) {
 
 static void start_thread(void) {
     int error;
+    if (!control.pid && pthread_atfork(before_fork, after_fork, in_child))
+        uwsgi_log("[consul] pthread_atfork() failed\n");
     control.pid = getpid();
     control.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (control.wake_fd < 0) {
         uwsgi_error("[consul] eventfd()");
         return;
     }
-    if (consul_settings_export(&plugin))
-        uwsgi_error("[consul] setenv()");
-    if (pthread_atfork(before_fork, after_fork, after_fork))
-        uwsgi_log("[consul] pthread_atfork() failed\n");
+    free(control.handover);
+    control.handover = NULL;
     error = create_thread();
     if (error) {
         uwsgi_log("[consul] can't start a thread, nothing is registered: %s\n", strerror(error));
@@ -315,26 +390,81 @@ static void consul_master_cycle(void) {
         control.prepared = 1;
         consul_stop_prepare(control.wake_fd, stop_limit());
     }
-    consul_stop_cycle(__atomic_load_n(&control.may_stop, __ATOMIC_ACQUIRE));
+    consul_stop_cycle(__atomic_load_n(&control.may_stop, __ATOMIC_ACQUIRE), get_progress());
 }
 
-/* Ends the thread; a bounded wait, as it never blocks in a request. */
-static void end_thread(void) {
+/* Bounded: the thread never blocks in a request, and has to get on. */
+static void join_thread(void) {
+    int64_t before;
+    int error;
+    do {
+        struct timespec deadline = deadline_after(END_TIMEOUT + 300);
+        before = get_progress();
+        error = pthread_timedjoin_np(control.thread, NULL, &deadline);
+    } while (error && get_progress() != before);
+    if (error)
+        uwsgi_log("[consul] the thread does not end: going on without it\n");
+}
+
+static void end_thread(enum end end) {
     uint64_t one = 1;
-    struct timespec deadline = deadline_after(END_TIMEOUT + 300);
-    enum end end = END_STOP;
     if (!has_thread())
         return;
-    if (uwsgi_instance_is_reloading && !uwsgi.exit_on_reload)
-        end = END_RELOAD;
-    control.deadline = consul_now() + END_TIMEOUT;
+    set_progress(consul_now());
     __atomic_store_n(&control.end, end, __ATOMIC_RELEASE);
     if (write(control.wake_fd, &one, sizeof(one)) < 0)
         uwsgi_error("[consul] write()");
-    if (pthread_timedjoin_np(control.thread, NULL, &deadline))
-        uwsgi_log("[consul] the thread does not end: going on without it\n");
+    join_thread();
     close(control.wake_fd);
     control.wake_fd = -1;
+}
+
+static void on_exit_begins(void);
+
+/* Keeps it also for this process, should it end before there is a thread. */
+static void keep_handover(char *text) {
+    if (!control.handover_pid && atexit(on_exit_begins))
+        uwsgi_log("[consul] atexit() failed\n");
+    control.handover = text;
+    control.handover_pid = getpid();
+}
+
+static void hand_over(void) {
+    char *text = consul_settings_export(&plugin);
+    if (!text || consul_handover_leave(text))
+        uwsgi_error("[consul] can't hand over to the next program");
+    keep_handover(text);
+}
+
+static void consul_master_cleanup(void) {
+    if (!has_thread())
+        return;
+    if (uwsgi_instance_is_reloading && !uwsgi_instance_is_dying && !uwsgi.exit_on_reload) {
+        end_thread(END_RELOAD);
+        hand_over();
+    } else {
+        end_thread(END_STOP);
+    }
+}
+
+/*
+ * uWSGI ends after a reload without having been a master again: the new program was refused its
+ * configuration, a port or its application, or could not be started at all.
+ */
+static void on_exit_begins(void) {
+    char error[CONSUL_ERROR_SIZE];
+    if (getpid() != control.handover_pid)
+        return;
+    if (control.handover) {
+        memset(&plugin, 0, sizeof(plugin));
+        if (consul_settings_complete(&plugin, control.handover, error) || !plugin.services ||
+            consul_curl_load())
+            return;
+        __atomic_store_n(&control.end, END_STOP, __ATOMIC_RELEASE);
+        set_progress(consul_now());
+        start_thread();
+    }
+    end_thread(END_STOP);
 }
 
 /* ---- uWSGI's hooks ---- */
@@ -352,16 +482,29 @@ static void consul_add(char *option, char *value, void *unused) {
     while (*last)
         last = &(*last)->next;
     *last = uwsgi_calloc(sizeof(struct consul_service));
+    /* Here, because there may be no libraries in a chroot; whether it worked is asked later. */
+    (void)consul_curl_load();
     if (consul_options_parse(&(*last)->options, value, error))
         refuse(error);
 }
 
+/* As early as can be: what follows may end the program. */
+static void consul_on_load(void) {
+    char *text = consul_handover_take();
+    if (!text)
+        return;
+    keep_handover(text);
+    (void)consul_curl_load();
+}
+
 static int consul_init(void) {
     char error[CONSUL_ERROR_SIZE];
-    if (consul_settings_complete(&plugin, error))
+    const char *missing;
+    if (consul_settings_complete(&plugin, control.handover, error))
         refuse(error);
-    if (plugin.services && curl_global_init(CURL_GLOBAL_ALL))
-        refuse("can't initialise libcurl");
+    missing = plugin.services ? consul_curl_load() : NULL;
+    if (missing)
+        refuse(missing);
     return 0;
 }
 
@@ -374,11 +517,14 @@ static void consul_preinit_apps(void) {
     if (!plugin.services || !plugin.imported)
         return;
     start_thread();
-    if (atexit(end_thread))
-        uwsgi_log("[consul] atexit() failed\n");
 }
 
 static void consul_hijack_worker(void) {
+    const struct consul_service *service;
+    for (service = plugin.services; service; service = service->next) {
+        if (!service->options.worker_handler)
+            return;
+    }
     if (plugin.services)
         consul_worker_prepare();
 }
@@ -386,10 +532,13 @@ static void consul_hijack_worker(void) {
 static struct uwsgi_option consul_options[] = {
     {"consul-register", required_argument, 0,
      "register this instance as a service in Consul: key=value pairs, separated by commas. "
-     "name, id, address, port, tags, meta, weight; "
+     "name, id, address, port, tagged_addresses, tags, meta, weight; "
      "url (http://127.0.0.1:8500), token, token_file, ca_file, cert_file, key_file, "
-     "ssl_no_verify; ttl (30), deregister_after (3600), drain (1), wait_workers (1), "
-     "check (ttl), interval (10), timeout (10); "
+     "ssl_no_verify, connect_timeout (5); ttl (30), stuck_after (ttl), deregister_after (3600), "
+     "wait_workers (1), drain (1), stop_timeout (0), worker_handler (1); "
+     "check (ttl), interval (10), timeout (10), success_before_passing, "
+     "failures_before_critical, check_address, check_port, check_method, check_header, "
+     "check_body, check_tls_server_name, check_ssl_no_verify; "
      "register_url, deregister_url, check_url; debug",
      consul_add, NULL, UWSGI_OPT_MASTER},
     UWSGI_END_OF_OPTIONS /* brings its own comma */
@@ -398,9 +547,10 @@ static struct uwsgi_option consul_options[] = {
 struct uwsgi_plugin consul_plugin = {
     .name = "consul",
     .options = consul_options,
+    .on_load = consul_on_load,
     .init = consul_init,
     .preinit_apps = consul_preinit_apps,
     .hijack_worker = consul_hijack_worker,
     .master_cycle = consul_master_cycle,
-    .master_cleanup = end_thread,
+    .master_cleanup = consul_master_cleanup,
 };

@@ -13,46 +13,102 @@ static void add_string(FILE *json, const char *before, const char *value) {
     putc('"', json);
 }
 
-/* The words of `list`, separated by blanks: each a string, or KEY:VALUE as two. */
-static void add_words(FILE *json, const char *list, int are_pairs, const char *separator) {
-    for (list += strspn(list, " "); *list; list += strspn(list, " ")) {
-        size_t length = strcspn(list, " ");
-        size_t key = are_pairs ? strcspn(list, ":") : length;
+/* The words of `list`: each a string, or KEY:VALUE as two, or KEY:VALUE as KEY and a list. */
+enum words { STRINGS, PAIRS, LISTS };
+
+static void add_words(FILE *json, const char *list, enum words are, const char *separator) {
+    size_t length;
+    for (; list && *list; list += length + (list[length] != 0)) {
+        size_t key;
+        length = strcspn(list, CONSUL_BETWEEN_WORDS);
+        key = are == STRINGS ? length : strcspn(list, ":");
         fprintf(json, "%s\"", separator);
         consul_text_json(json, list, key);
-        if (are_pairs) {
-            fputs("\":\"", json);
+        if (are != STRINGS) {
+            fputs(are == LISTS ? "\":[\"" : "\":\"", json);
             consul_text_json(json, list + key + 1, length - key - 1);
         }
-        putc('"', json);
+        fputs(are == LISTS ? "\"]" : "\"", json);
         separator = ",";
-        list += length;
     }
+}
+
+static void add_tagged_addresses(FILE *json, const struct consul_options *options) {
+    const char *list = options->tagged_addresses;
+    const char *separator = ",\"TaggedAddresses\":{\"";
+    struct consul_tagged tagged;
+    size_t length;
+    for (; list && *list; list += length + (list[length] != 0)) {
+        length = strcspn(list, CONSUL_BETWEEN_WORDS);
+        if (consul_options_tagged(&tagged, list, length))
+            continue;
+        fputs(separator, json);
+        consul_text_json(json, tagged.tag, tagged.tag_length);
+        fputs("\":{\"Address\":\"", json);
+        consul_text_json(json, tagged.address, tagged.address_length);
+        putc('"', json);
+        if (tagged.port > 0 || options->port > 0)
+            fprintf(json, ",\"Port\":%ld", tagged.port > 0 ? tagged.port : options->port);
+        putc('}', json);
+        separator = ",\"";
+    }
+    if (options->tagged_addresses)
+        putc('}', json);
 }
 
 /* Where the agent finds the instance, for a check that it makes itself. */
 static void add_target(FILE *json, const struct consul_options *options) {
-    const char *host = options->address ? options->address : "127.0.0.1";
+    const char *host = options->check_address ? options->check_address
+                       : options->address     ? options->address
+                                              : "127.0.0.1";
     int bare = strchr(host, ':') && *host != '[';
     int http = consul_options_check(options) == CONSUL_CHECK_HTTP;
-    fprintf(json, ",\"%s%s", http ? "HTTP\":\"http://" : "TCP\":\"", bare ? "[" : "");
-    consul_text_json(json, host, strlen(host));
-    fprintf(json, "%s:%ld", bare ? "]" : "", options->port);
     if (http)
-        consul_text_json(json, options->check + strlen("http:"),
-                         strlen(options->check) - strlen("http:"));
+        fprintf(json, ",\"HTTP\":\"%s://", options->check[4] == 's' ? "https" : "http");
+    else
+        fputs(",\"TCP\":\"", json);
+    fputs(bare ? "[" : "", json);
+    consul_text_json(json, host, strlen(host));
+    fprintf(json, "%s:%ld", bare ? "]" : "",
+            options->check_port > 0 ? options->check_port : options->port);
+    if (http)
+        consul_text_json(json, consul_options_path(options), strlen(consul_options_path(options)));
     putc('"', json);
+}
+
+static void add_request(FILE *json, const struct consul_options *options) {
+    if (options->check_method)
+        add_string(json, ",\"Method\":\"", options->check_method);
+    if (options->check_body)
+        add_string(json, ",\"Body\":\"", options->check_body);
+    if (options->check_tls_server_name)
+        add_string(json, ",\"TLSServerName\":\"", options->check_tls_server_name);
+    if (options->check_ssl_no_verify > 0)
+        fputs(",\"TLSSkipVerify\":true", json);
+    if (options->check_header) {
+        fputs(",\"Header\":{", json);
+        add_words(json, options->check_header, LISTS, "");
+        putc('}', json);
+    }
 }
 
 static void add_check(FILE *json, const struct consul_service *service) {
     const struct consul_options *options = &service->options;
-    fprintf(json, ",\"Check\":{\"Status\":\"%s\"", consul_status_names[service->status]);
+    /* What has to succeed several times has not yet. */
+    enum consul_status status =
+        options->success_before_passing > 1 ? CONSUL_CRITICAL : service->status;
+    fprintf(json, ",\"Check\":{\"Status\":\"%s\"", consul_status_names[status]);
     if (service->check == CONSUL_CHECK_TTL) {
         fprintf(json, ",\"TTL\":\"%lds\"", options->ttl);
     } else {
         add_target(json, options);
+        add_request(json, options);
         fprintf(json, ",\"Interval\":\"%lds\",\"Timeout\":\"%lds\"", options->interval,
                 options->timeout);
+        if (options->success_before_passing > 0)
+            fprintf(json, ",\"SuccessBeforePassing\":%ld", options->success_before_passing);
+        if (options->failures_before_critical > 0)
+            fprintf(json, ",\"FailuresBeforeCritical\":%ld", options->failures_before_critical);
     }
     if (options->deregister_after)
         fprintf(json, ",\"DeregisterCriticalServiceAfter\":\"%lds\"", options->deregister_after);
@@ -76,11 +132,12 @@ char *consul_registration_build(const struct consul_service *service) {
         fprintf(json, ",\"Weights\":{\"Warning\":1,\"Passing\":%ld}", options->weight);
     if (options->tags) {
         fputs(",\"Tags\":[", json);
-        add_words(json, options->tags, 0, "");
+        add_words(json, options->tags, STRINGS, "");
         putc(']', json);
     }
+    add_tagged_addresses(json, options);
     add_string(json, ",\"Meta\":{\"" CONSUL_OWNER_KEY "\":\"", service->agent->owner);
-    add_words(json, options->meta ? options->meta : "", 1, ",");
+    add_words(json, options->meta, PAIRS, ",");
     putc('}', json);
     add_check(json, service);
     putc('}', json);

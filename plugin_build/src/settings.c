@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #define DEFAULT_URL "http://127.0.0.1:8500"
@@ -31,10 +32,14 @@ static void complete_numbers(struct consul_options *options) {
     const char *verify = from_environment("CONSUL_HTTP_SSL_VERIFY");
     int skip = verify && (!strcmp(verify, "false") || !strcmp(verify, "0") || !strcmp(verify, "f"));
     default_number(&options->ttl, 30);
+    default_number(&options->stuck_after, options->ttl);
     default_number(&options->interval, 10);
     default_number(&options->timeout, 10);
     default_number(&options->deregister_after, 3600);
     default_number(&options->drain, 1);
+    default_number(&options->stop_timeout, 0);
+    default_number(&options->connect_timeout, CONSUL_CONNECT_TIMEOUT / 1000);
+    default_number(&options->worker_handler, 1);
     default_number(&options->wait_workers, 1);
     default_number(&options->ssl_no_verify, skip);
     default_number(&options->debug, 0);
@@ -139,10 +144,27 @@ static int find_token(struct consul_access *access, const struct consul_options 
     return 0;
 }
 
+/* As the environment says it, and never for loopback. */
+static int find_no_proxy(struct consul_access *access, char *error) {
+    static char *joined;
+    const char *lower = from_environment("no_proxy");
+    const char *given = lower ? lower : from_environment("NO_PROXY");
+    if (!joined &&
+        asprintf(&joined, "%s%s%s", given ? given : "", given ? "," : "", CONSUL_NO_PROXY) < 0) {
+        joined = NULL;
+        return out_of_memory(error);
+    }
+    access->no_proxy = given && !strcmp(given, "*") ? "*" : joined;
+    return 0;
+}
+
 static int find_access(struct consul_access *access, const struct consul_options *options,
                        char *error) {
     memset(access, 0, sizeof(*access));
-    access->ssl_no_verify = (int)options->ssl_no_verify;
+    access->ssl_no_verify = options->ssl_no_verify > 0;
+    access->connect_timeout = options->connect_timeout * 1000;
+    if (find_no_proxy(access, error))
+        return -1;
     if (find_agent_url(access, options, error) || find_token(access, options, error) ||
         find_file(&access->ca_file, options->ca_file, "ca_file", "CONSUL_CACERT", error) ||
         find_file(&access->cert_file, options->cert_file, "cert_file", "CONSUL_CLIENT_CERT",
@@ -156,14 +178,15 @@ static int same(const char *a, const char *b) {
     return a == b || (a && b && !strcmp(a, b));
 }
 
-static int same_place(const struct consul_access *a, const struct consul_access *b) {
+int consul_same_place(const struct consul_access *a, const struct consul_access *b) {
     return same(a->url, b->url) && same(a->socket, b->socket);
 }
 
 static int same_access(const struct consul_access *a, const struct consul_access *b) {
-    return same_place(a, b) && same(a->token, b->token) && same(a->token_file, b->token_file) &&
-           same(a->ca_file, b->ca_file) && same(a->cert_file, b->cert_file) &&
-           same(a->key_file, b->key_file) && a->ssl_no_verify == b->ssl_no_verify;
+    return consul_same_place(a, b) && same(a->token, b->token) &&
+           same(a->token_file, b->token_file) && same(a->ca_file, b->ca_file) &&
+           same(a->cert_file, b->cert_file) && same(a->key_file, b->key_file) &&
+           a->ssl_no_verify == b->ssl_no_verify && a->connect_timeout == b->connect_timeout;
 }
 
 static void name_agent(struct consul_agent *agent, const struct consul_service *service) {
@@ -298,12 +321,9 @@ static int complete_service(struct consul_plugin *plugin, struct consul_service 
 static int make_owner(struct consul_plugin *plugin, char *error) {
     unsigned char random[CONSUL_OWNER_LENGTH / 2];
     size_t i;
-    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? -1 : read(fd, random, sizeof(random));
-    if (fd >= 0)
-        close(fd);
-    if (length != (ssize_t)sizeof(random)) {
-        snprintf(error, CONSUL_ERROR_SIZE, "/dev/urandom: %s", strerror(errno));
+    /* Not from /dev/urandom, which is not there in many a chroot. */
+    if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random)) {
+        snprintf(error, CONSUL_ERROR_SIZE, "no random bytes can be had: %s", strerror(errno));
         return -1;
     }
     for (i = 0; i < sizeof(random); i++)
@@ -315,42 +335,49 @@ static int make_owner(struct consul_plugin *plugin, char *error) {
 
 /*
  * A reload replaces the program of this process, but the services stay registered, and stay
- * its own: their owner, and a line for each with the agent and how to deregister there, go from
- * one program to the next in the environment. With the process id, because other programs
- * inherit the environment as well.
+ * its own. So their owner goes from one program to the next, and a line for each of them with
+ * its fields: where the agent is, the service's id there, and how the agent is spoken to. A
+ * program of the version before writes the first two of them.
  */
-#define EXPORT_VARIABLE "UWSGI_CONSUL_OWNER"
+enum field { URL, ID, TOKEN, TOKEN_FILE, CA_FILE, CERT_FILE, KEY_FILE, SSL_NO_VERIFY, FIELDS };
 
-int consul_settings_export(const struct consul_plugin *plugin) {
+/* What can't be in a field is as good as not there. */
+static void add_field(FILE *text, const char *value) {
+    fprintf(text, "\t%s", value && !strpbrk(value, "\t\n") ? value : "");
+}
+
+char *consul_settings_export(const struct consul_plugin *plugin) {
     const struct consul_service *service;
     char *value = NULL;
     size_t length;
-    int result;
     FILE *text = open_memstream(&value, &length);
     if (!text)
-        return -1;
-    fprintf(text, "%ld:%s", (long)getpid(), plugin->owner);
+        return NULL;
+    fputs(plugin->owner, text);
     for (service = plugin->services; service; service = service->next) {
         const struct consul_access *access = &service->agent->access;
-        if (access->url)
-            fprintf(text, "\n%s%s\t%s", access->socket ? "unix://" : "",
-                    access->socket ? access->socket : access->url, service->options.id);
+        if (!access->url || service->talk.state == CONSUL_GONE)
+            continue;
+        fprintf(text, "\n%s%s", access->socket ? "unix://" : "",
+                access->socket ? access->socket : access->url);
+        add_field(text, service->options.id);
+        add_field(text, access->token);
+        add_field(text, access->token_file);
+        add_field(text, access->ca_file);
+        add_field(text, access->cert_file);
+        add_field(text, access->key_file);
+        add_field(text, access->ssl_no_verify ? "1" : "0");
     }
-    result = consul_text_end(text, &value) ? -1 : setenv(EXPORT_VARIABLE, value, 1);
-    free(value);
-    return result;
+    return consul_text_end(text, &value) ? NULL : value;
 }
 
-/* The lines that this process exported before the reload, for the caller to free, or NULL. */
-static char *import_owner(struct consul_plugin *plugin) {
-    const char *value = getenv(EXPORT_VARIABLE);
-    char *end = NULL;
-    if (!value || strtol(value, &end, 10) != (long)getpid() || *end != ':' ||
-        strcspn(end + 1, "\n") != CONSUL_OWNER_LENGTH)
-        return NULL;
-    memcpy(plugin->owner, end + 1, CONSUL_OWNER_LENGTH);
-    plugin->imported = 1;
-    return strdup(end + 1 + CONSUL_OWNER_LENGTH);
+/* Splits the line in place; fields that are not there or empty are NULL. */
+static void split_fields(char *line, char *fields[FIELDS]) {
+    size_t i;
+    for (i = 0; i < FIELDS; i++) {
+        char *field = strsep(&line, "\t");
+        fields[i] = field && *field ? field : NULL;
+    }
 }
 
 /* The service of the present configuration that is the one that was exported. */
@@ -358,7 +385,7 @@ static struct consul_service *find_service(const struct consul_plugin *plugin,
                                            const struct consul_access *access, const char *id) {
     struct consul_service *service;
     for (service = plugin->services; service; service = service->next) {
-        if (!strcmp(service->options.id, id) && same_place(&service->agent->access, access))
+        if (!strcmp(service->options.id, id) && consul_same_place(&service->agent->access, access))
             return service;
     }
     return NULL;
@@ -371,29 +398,14 @@ static void add_service(struct consul_plugin *plugin, struct consul_service *ser
     *last = service;
 }
 
-/* The line is kept: the service's strings are in it. */
-static int import_service(struct consul_plugin *plugin, char *line, char *error) {
-    struct consul_options options = {.url = line, .ttl = 30};
-    struct consul_access access;
-    struct consul_service *service;
-    char *tab = strchr(line, '\t');
-    if (!tab)
-        return 0;
-    *tab = 0;
-    options.id = tab + 1;
-    if (find_access(&access, &options, error))
-        return -1;
-    service = find_service(plugin, &access, options.id);
-    if (service) {
-        service->talk.state = CONSUL_OUTDATED_UNVERIFIED;
-        free((void *)(uintptr_t)access.url);
-        return 0;
-    }
-    service = calloc(1, sizeof(struct consul_service));
+/* A service that the present configuration does not have, with the access that it had. */
+static int add_leftover(struct consul_plugin *plugin, const struct consul_options *options,
+                        struct consul_access *access, char *error) {
+    struct consul_service *service = calloc(1, sizeof(struct consul_service));
     if (!service)
         return out_of_memory(error);
-    service->options = options;
-    service->agent = find_agent(plugin, &access, service, same_place, error);
+    service->options = *options;
+    service->agent = find_agent(plugin, access, service, consul_same_place, error);
     if (!service->agent || build_urls(service, error))
         return -1;
     service->talk.state = CONSUL_UNWANTED_UNVERIFIED;
@@ -401,27 +413,63 @@ static int import_service(struct consul_plugin *plugin, char *line, char *error)
     return 0;
 }
 
+/* The line is kept: the service's strings are in it. */
+static int import_service(struct consul_plugin *plugin, char *line, char *error) {
+    struct consul_options options = {.ttl = 30, .stuck_after = 30, .worker_handler = 1};
+    struct consul_access access;
+    struct consul_service *service;
+    char *fields[FIELDS];
+    split_fields(line, fields);
+    if (!fields[URL] || !fields[ID])
+        return 0;
+    options.url = fields[URL];
+    options.id = fields[ID];
+    memset(&access, 0, sizeof(access));
+    if (find_no_proxy(&access, error) || locate(&access, "url", options.url, error))
+        return -1;
+    access.token = fields[TOKEN];
+    access.token_file = fields[TOKEN_FILE];
+    access.ca_file = fields[CA_FILE];
+    access.cert_file = fields[CERT_FILE];
+    access.key_file = fields[KEY_FILE];
+    access.ssl_no_verify = fields[SSL_NO_VERIFY] && *fields[SSL_NO_VERIFY] == '1';
+    service = find_service(plugin, &access, options.id);
+    if (!service)
+        return add_leftover(plugin, &options, &access, error);
+    service->talk.state = CONSUL_OUTDATED_UNVERIFIED;
+    free((void *)(uintptr_t)access.url);
+    return 0;
+}
+
+/* The text is kept. */
 static int import_services(struct consul_plugin *plugin, char *lines, char *error) {
-    char *rest = NULL;
-    char *line = strtok_r(lines, "\n", &rest);
-    for (; line; line = strtok_r(NULL, "\n", &rest)) {
+    char *line = strsep(&lines, "\n");
+    memcpy(plugin->owner, line, CONSUL_OWNER_LENGTH);
+    plugin->imported = 1;
+    while ((line = strsep(&lines, "\n"))) {
         if (import_service(plugin, line, error))
             return -1;
     }
     return 0;
 }
 
-int consul_settings_complete(struct consul_plugin *plugin, char *error) {
+int consul_settings_complete(struct consul_plugin *plugin, const char *handover, char *error) {
     struct consul_service *service;
-    char *lines = import_owner(plugin);
-    /* Without a service there may still be one to deregister, from before a reload. */
-    if (!lines && !plugin->services)
+    char *lines = NULL;
+    if (handover && strcspn(handover, "\n") == CONSUL_OWNER_LENGTH) {
+        lines = strdup(handover);
+        if (!lines)
+            return out_of_memory(error);
+        memcpy(plugin->owner, lines, CONSUL_OWNER_LENGTH);
+    } else if (!plugin->services) {
         return 0;
-    if (!lines && make_owner(plugin, error))
+    } else if (make_owner(plugin, error)) {
         return -1;
+    }
     for (service = plugin->services; service; service = service->next) {
         if (complete_service(plugin, service, error))
             return -1;
     }
+    /* Without a service of its own there may still be one to deregister. */
     return lines ? import_services(plugin, lines, error) : 0;
 }

@@ -5,7 +5,8 @@
  * notes what was asked. The thread takes the services out of Consul, clients get some seconds
  * to notice, and then the master does what it was asked to do.
  *
- * Who asks a second time is not held back.
+ * Who asks a second time is not held back, and the most urgent wish counts. Nobody who asks for a
+ * reload meanwhile gets one: the stop wins.
  */
 #include <uwsgi.h>
 
@@ -33,13 +34,13 @@ enum emperor {
 static struct {
     int wake_fd;
     int master_fd;
-    int64_t limit;    /* how long a stop is held back, in milliseconds */
-    int64_t deadline; /* of the stop that was asked for */
+    int64_t limit; /* how long a stop is held back, in milliseconds */
+    int64_t asked_at;
     struct sigaction actions[SIGNALS];
     int held[SIGNALS];
     enum emperor emperor;
     int emperor_stop;
-    /* What was asked first. */
+    /* The most urgent of what was asked. */
     function asked;
     int signum;
     sig_atomic_t times;
@@ -62,8 +63,28 @@ static void write_one(int fd) {
         return;
 }
 
-static void note(function it, int signum) {
-    if (!stop.times) {
+static int is_reload(function it) {
+    return it == grace_them_all || it == reap_them_all;
+}
+
+/* How little is left to a request that is under way. */
+static int urgency(function it) {
+    return it == kill_them_all ? 2 : it == reap_them_all ? 1 : 0;
+}
+
+/* In the master: what it is asked to do waits, is done, or isn't any more. */
+static void ask(function it, int signum) {
+    /* Its workers are on their way out already: there is nothing to hold back. */
+    if (uwsgi_instance_is_reloading) {
+        it(signum);
+        return;
+    }
+    if (!is_stop(it)) {
+        if (!consul_stop_asked())
+            it(signum);
+        return;
+    }
+    if (!stop.times || urgency(it) > urgency(stop.asked)) {
         stop.asked = it;
         stop.signum = signum;
     }
@@ -84,7 +105,7 @@ static function held_function(int signum) {
 static void on_signal(int signum) {
     int saved = errno;
     if (getpid() == uwsgi.workers[0].pid)
-        note(held_function(signum), signum);
+        ask(held_function(signum), signum);
     else
         held_function(signum)(signum);
     errno = saved;
@@ -94,7 +115,7 @@ static void on_signal(int signum) {
 #define STAND_IN(name, uwsgis)                                                                     \
     static void name(int unused) {                                                                 \
         (void)unused;                                                                              \
-        note(uwsgis, 0);                                                                           \
+        ask(uwsgis, 0);                                                                            \
     }
 
 STAND_IN(on_fifo_kill, kill_them_all)
@@ -117,7 +138,8 @@ static void hold_signals(void) {
     size_t i;
     for (i = 0; i < SIGNALS; i++) {
         if (sigaction(signals[i], NULL, &stop.actions[i]) ||
-            (stop.actions[i].sa_flags & SA_SIGINFO) || !is_stop(stop.actions[i].sa_handler))
+            (stop.actions[i].sa_flags & SA_SIGINFO) ||
+            !(is_stop(stop.actions[i].sa_handler) || is_reload(stop.actions[i].sa_handler)))
             continue;
         uwsgi_unix_signal(signals[i], on_signal);
         stop.held[i] = 1;
@@ -137,7 +159,7 @@ static void swap_fifo(int hold) {
     size_t i;
     for (command = 0; command < 256; command++) {
         for (i = 0; i < FIFO; i++) {
-            if (hold && uwsgi_fifo_table[command] == fifo[i].uwsgis && is_stop(fifo[i].uwsgis))
+            if (hold && uwsgi_fifo_table[command] == fifo[i].uwsgis)
                 uwsgi_fifo_table[command] = fifo[i].ours;
             else if (!hold && uwsgi_fifo_table[command] == fifo[i].ours)
                 uwsgi_fifo_table[command] = fifo[i].uwsgis;
@@ -186,10 +208,13 @@ void consul_stop_emperor_event(void) {
     int byte = peek_at_emperor();
     if (byte == -1)
         return;
-    /* 0 and 2 mean "stop" and "stop gracefully"; what else there is does not concern us. */
+    /* 0 and 2 mean "stop" and "stop gracefully"; what else there is does not concern us, and a
+     * reload comes too late for a stop that was asked for. */
     if (byte == 0 || byte == 2) {
         set_emperor(EMPEROR_NONE);
         __atomic_store_n(&stop.emperor_stop, 1, __ATOMIC_RELEASE);
+    } else if (consul_stop_asked()) {
+        set_emperor(EMPEROR_NONE);
     } else {
         set_emperor(EMPEROR_HEARD);
     }
@@ -237,32 +262,39 @@ int consul_stop_asked(void) {
            __atomic_load_n(&stop.emperor_stop, __ATOMIC_ACQUIRE);
 }
 
-static void release(void) {
+/* What was asked is done; gracefully, where nobody is busy and no request is to be cut off that
+ * was accepted just now. */
+static void release(int gracefully) {
+    function it = gracefully ? gracefully_kill_them_all : stop.asked;
     stop.released = 1;
     release_signals();
     swap_fifo(0);
-    if (!stop.times) {
+    if (!stop.times && !gracefully) {
         hand_emperor_over();
         return;
     }
     /* uWSGI's functions do not expect the same signal again while they are at work. */
     if (stop.signum)
         uwsgi_block_signal(stop.signum);
-    stop.asked(stop.signum);
+    it(stop.signum);
     if (stop.signum)
         uwsgi_unblock_signal(stop.signum);
 }
 
-void consul_stop_cycle(int may_stop) {
+void consul_stop_cycle(enum consul_may may_stop, int64_t progress_at) {
     uint64_t wakes;
+    int64_t now = consul_now();
     /* Nothing to read is the usual case. */
     if (stop.master_fd >= 0 && read(stop.master_fd, &wakes, sizeof(wakes)) < 0 && errno != EAGAIN)
         uwsgi_error("[consul] read()");
     cycle_emperor();
     if (stop.released || !consul_stop_asked())
         return;
-    if (!stop.deadline)
-        stop.deadline = consul_now() + stop.limit;
-    if (may_stop || stop.times > 1 || consul_now() > stop.deadline)
-        release();
+    if (!stop.asked_at) {
+        stop.asked_at = now;
+        uwsgi.touch_reload = NULL;
+    }
+    if (may_stop || stop.times > 1 || uwsgi_instance_is_reloading ||
+        now > (progress_at > stop.asked_at ? progress_at : stop.asked_at) + stop.limit)
+        release(may_stop == CONSUL_MAY_STOP_GRACEFULLY && stop.times < 2);
 }

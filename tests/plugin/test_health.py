@@ -1,9 +1,12 @@
 """The check says how the workers are, and says it in words."""
 
+import contextlib
+import http.client
 import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +126,95 @@ def test_an_application_that_did_not_load(start: Start, agent: Agent, name: str,
     until(lambda: agent.entries(name), "it is registered")
     assert agent.passing(name) == []
     becomes(agent, name, "critical", "no application is loaded, every request is refused")
+
+
+@pytest.mark.parametrize("how", ["wsgi-lite = nowhere", "web3 = nowhere", "pump = nowhere"])
+def test_whatever_names_the_application_that_did_not_load(
+    start: Start, agent: Agent, name: str, how: str
+) -> None:
+    start(f"url={agent.url},name={name},ttl=1", module=None, options=[how])
+    until(lambda: agent.entries(name), "it is registered")
+    becomes(agent, name, "critical", "no application is loaded, every request is refused")
+
+
+def test_an_application_of_another_language_that_did_not_load(
+    start: Start, agent: Agent, name: str
+) -> None:
+    options = ["psgi = nowhere.psgi"]
+    line = f"url={agent.url},name={name},ttl=1"
+    start(line, language="psgi", module=None, options=options)
+    until(lambda: agent.entries(name), "it is registered")
+    becomes(agent, name, "critical", "no application is loaded, every request is refused")
+
+
+def test_requests_that_are_ended_by_force_are_no_progress(
+    start: Start, agent: Agent, name: str
+) -> None:
+    """Each dies by harakiri: the worker after it is free for a moment, and has answered nothing."""
+    options = ["harakiri = 1"]
+    line = f"url={agent.url},name={name},ttl=9,stuck_after=3"
+    uwsgi = start(line, processes=2, options=options).ready()
+    is_registered(agent, name)
+    ended = threading.Event()
+    holder = uwsgi.folder / "held"
+    holder.touch()
+
+    def ask() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                uwsgi.get(f"/?{holder}")
+            time.sleep(0.3)  # so that nobody waits while a worker is free
+
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+    for client in clients:
+        client.start()
+    until(lambda: agent.status(name) == "critical", "it is told", 12)
+    holder.unlink()
+    until(lambda: agent.status(name) == "passing", "requests are answered again")
+    ended.set()
+    for client in clients:
+        client.join()
+
+
+def test_a_paused_instance_behind_a_unix_socket(start: Start, agent: Agent, name: str) -> None:
+    """Nothing tells how many wait there."""
+    uwsgi = start(
+        f"url={agent.url},name={name},ttl=1",
+        socket="",
+        options=["http-socket = paused.sock", "master-fifo = fifo"],
+    )
+    is_registered(agent, name)
+    uwsgi.command("p")
+    becomes(agent, name, "critical", "paused: workers take no requests")
+    uwsgi.command("p")
+    becomes(agent, name, "passing", "2 workers")
+
+
+def test_how_long_workers_may_be_stuck_is_a_key_of_its_own(
+    start: Start, agent: Agent, name: str
+) -> None:
+    common = f"url={agent.url},name={name}"
+    lines = [f"{common},id={name}-1,ttl=1,stuck_after=60", f"{common},id={name}-2,stuck_after=1"]
+    uwsgi = start(lines, processes=1).ready()
+    for number in (1, 2):
+        is_registered(agent, f"{name}-{number}")
+    uwsgi.stuck_requests(2)
+    until(lambda: agent.status(f"{name}-2") == "critical", "one of them is told", 5)
+    time.sleep(1)
+    assert agent.status(f"{name}-1") == "passing"
+
+
+def test_what_a_registration_waits_for_is_said_once(start: Start, agent: Agent, name: str) -> None:
+    """A hook that fails before the application is loaded, over and over."""
+    uwsgi = start(
+        f"url={agent.url},name={name}",
+        options=["lazy-apps = true", "exec-pre-app = false"],
+    )
+    line = f"{name} is not registered yet, it waits until every worker accepts requests: "
+    until(lambda: uwsgi.said(line), "it says so")
+    time.sleep(1)
+    assert uwsgi.said_times("is not registered yet") == 1
+    assert agent.entries(name) == []
 
 
 def test_an_instance_without_an_application_option_needs_none(

@@ -36,9 +36,31 @@ MISTAKES = [
     ("name=a,id=/x", "id=/x:"),
     ("name=a,check=http:/health", "check=http:/health: is allowed only with port=NUMBER"),
     ("name=a,check=tcp", "check=tcp: is allowed only with port=NUMBER"),
-    ("name=a,port=1,check=grpc", "check=grpc: ttl, tcp or http:/PATH is allowed"),
-    ("name=a,interval=5", "interval=5: is allowed only together with check=tcp or"),
-    ("name=a,timeout=5", "timeout=5: is allowed only together with check=tcp or"),
+    ("name=a,port=1,check=grpc", "check=grpc: ttl, tcp, http:/PATH or https:/PATH is allowed"),
+    ("name=a,interval=5", "interval=5: is allowed only together with check=tcp, "),
+    ("name=a,timeout=5", "timeout=5: is allowed only together with check=tcp, "),
+    ("name=a,host=b", "host=b: no such key, did you mean address, or check_header=Host:NAME?"),
+    ("name=a,body=b", "body=b: no such key, did you mean check_body?"),
+    ("name=a,check_port=5", "check_port=5: is allowed only together with check=tcp, check=http"),
+    (
+        "name=a,port=1,check=tcp,check_method=GET",
+        "check_method=GET: is allowed only together with check=http:/PATH or check=https:/PATH",
+    ),
+    (
+        "name=a,port=1,check=http:/,check_tls_server_name=b",
+        "check_tls_server_name=b: is allowed only together with check=https:/PATH",
+    ),
+    ("name=a,port=1,check=http:/,check_method=get", "check_method=get: a method such as GET"),
+    ("name=a,port=1,check=http:/,check_address=a b", "check_address=a b: an IP address or host"),
+    ("name=a,success_before_passing=0", "a number from 1 to 1000 is allowed"),
+    ("name=a,connect_timeout=0", "connect_timeout=0: a number from 1 to 60 is allowed"),
+    ("name=a,stuck_after=0", "stuck_after=0: a number from 1 to 86400 is allowed"),
+    ("name=a,stop_timeout=-1", "stop_timeout=-1: a number from 0 to 3600 is allowed"),
+    ("name=a,tagged_addresses=wan", "tagged_addresses=wan: TAG:ADDRESS or TAG:ADDRESS:PORT words"),
+    ("name=a,tagged_addresses=wan:h:0", "tagged_addresses=wan:h:0: TAG:ADDRESS"),
+    ("name=a,tagged_addresses=wan:[::1]x", "tagged_addresses=wan:[::1]x: TAG:ADDRESS"),
+    ("name=a,tagged_addresses=wan:a wan:b", "tagged_addresses=wan:b: TAG:ADDRESS"),
+    ("name=a,meta=ok:1 release", "meta=release: up to 63 KEY:VALUE words are allowed"),
     ("name=a,meta=release", "meta=release: up to 63 KEY:VALUE words are allowed"),
     ("name=a,meta=a.b:c", "meta=a.b:c: up to 63 KEY:VALUE words are allowed"),
     ("name=a,meta=consul-x:c", "not beginning with consul-"),
@@ -92,6 +114,8 @@ SECRETS = [
     "name=a,urll=http://me:s3cr3t@host",
     "name=a,token=s3cr3t" + "x" * 600,
     "name=a,token=s3cr3t,token_file=/dev/null",
+    "name=a,port=1,check=tcp,check_header=Authorization:s3cr3t",
+    "name=a,port=1,check=http:/,check_header=s3cr3t",
 ]
 
 
@@ -136,6 +160,6 @@ def test_the_help_lists_every_key(plugin: Path, tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     help_text = next(line for line in shown.splitlines() if "--consul-register" in line)
     source = (Path(__file__).parents[2] / "plugin_build/src/options.c").read_text()
-    keys = re.findall(r"^    (?:TEXT|NUMBER|SWITCH)_KEY\((\w+)", source, re.MULTILINE)
-    assert len(keys) > 20
+    keys = re.findall(r"^    (?:TEXT|LIST|NUMBER|SWITCH)_KEY\((\w+)", source, re.MULTILINE)
+    assert len(keys) > 38
     assert [key for key in keys if not re.search(rf"\b{key}\b", help_text)] == []

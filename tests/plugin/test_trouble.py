@@ -1,5 +1,6 @@
 """Agents that are down, that hang, that lose what they knew, and that answer nonsense."""
 
+import itertools
 import signal
 import socket
 import time
@@ -157,6 +158,22 @@ def test_a_deregistration_that_hangs(start: Start, fake: FakeAgent) -> None:
     assert uwsgi.said("a: not deregistered, the agent at")
 
 
+def test_a_list_that_hangs_delays_no_beat(start: Start, fake: FakeAgent) -> None:
+    """Nor do look-ups: a proxy may let nothing through but what changes something."""
+    fake.behave = lambda seen: "hang" if seen.method == "GET" else None
+    uwsgi = start([f"url={fake.url},name=a,id=a{number},ttl=1" for number in range(3)])
+    until(lambda: len(fake.services) == 3, "they are registered")
+    uwsgi.signal(signal.SIGHUP)  # after which each is looked up
+    until(lambda: "gracefully (RE)spawned" in uwsgi.log, "it has reloaded")
+    began = time.monotonic()
+    time.sleep(3)
+    for number in range(3):
+        beats = [seen.at for seen in fake.requests(f"/check/pass/service:a{number}")]
+        moments = [began, *[at for at in beats if at > began], time.monotonic()]
+        gaps = [after - before for before, after in itertools.pairwise(moments)]
+        assert max(gaps) < 1, f"a{number} was not critical"
+
+
 # ---- agents that answer nonsense ----
 
 NONSENSE = {
@@ -198,6 +215,17 @@ def test_nonsense_in_the_middle(start: Start, fake: FakeAgent, kind: str) -> Non
     fake.behave = lambda _: None
     fake.services.clear()
     until(lambda: fake.services, "it is registered again")
+
+
+def test_an_answer_without_an_end_is_not_fetched_all_the_time(
+    start: Start, fake: FakeAgent
+) -> None:
+    fake.behave = lambda seen: "huge" if seen.method == "GET" else None
+    start(f"url={fake.url},name=a,ttl=1")
+    until(lambda: fake.requests("/agent/services"), "it asks for the list")
+    time.sleep(3)
+    assert len(fake.requests("/agent/services")) <= 2
+    assert len(fake.requests("/check/")) >= 6
 
 
 def test_a_token_that_the_agent_repeats_is_not_logged(start: Start, fake: FakeAgent) -> None:

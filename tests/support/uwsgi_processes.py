@@ -112,6 +112,10 @@ class Process:
     def wait(self, timeout: float = 10.0) -> int:
         return self.process.wait(timeout)
 
+    @staticmethod
+    def proc(pid: int | str) -> Path:
+        return Path("/proc") / str(pid)
+
     def is_running(self) -> bool:
         return self.process.poll() is None
 

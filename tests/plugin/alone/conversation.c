@@ -37,10 +37,10 @@ static const struct {
 } rows[] = {
     {'A', "RUAA AAAA AAAA AAAG", NULL},
     {'U', "RUUU UUUU UUUU UUUw", "RUUU UUUU UUUU UUUW"},
-    {'R', "RRRJ RRRR RRRR rRRw", "RRRU RRRR RRRR RRRW"},
-    {'r', "rrrr RTAR rrrr rrrw", "rrrr RTAR rrrr rrrW"},
+    {'R', "RRRJ RRRR RRRR rROw", "RRRU RRRR RRRR RROW"},
+    {'r', "rrrJ RTAR rrrr rrow", "rrrU RTAR rrrr rrOW"},
     {'O', "ROOJ OOOO OOOO oOOw", "ROOU OOOO OOOO OOOW"},
-    {'o', "oooo OTAO oooo ooow", "oooo OTAO oooo oooW"},
+    {'o', "oooJ OTAO oooo ooow", "oooU OTAO oooo oooW"},
     {'J', "JJJJ OTAO JJJJ JJJw", "JJJJ OTAO JJJJ JJJW"},
     {'T', "TTTT OTAT TTTT TTTG", NULL},
     {'w', "Wwww WGGW wwww wwww", NULL},
@@ -97,7 +97,7 @@ static const struct {
 
 static void check_step(const struct consul_talk *talk, int ready, enum consul_ask ask) {
     struct consul_moment moment = {.now = 5000, .ready = ready};
-    struct consul_step step = consul_next_step(talk, &moment);
+    struct consul_step step = consul_next_step(talk, &moment, 1);
     expect("time", step.at <= 5000, ask != CONSUL_ASK_NOTHING);
     if (ask != CONSUL_ASK_NOTHING)
         expect("step", step.ask, ask);
@@ -115,7 +115,7 @@ static void check_every_step(void) {
         check_step(&talk, 0, asked[i].starting);
         check_step(&talk, 1, asked[i].ready);
         talk.wait_workers = 0;
-        check_step(&talk, 0, strchr("AU", asked[i].state) ? asked[i].ready : hasty);
+        check_step(&talk, 0, strchr("AUO", asked[i].state) ? asked[i].ready : hasty);
         talk.retry_at = 5001;
         check_step(&talk, 1, CONSUL_ASK_NOTHING);
     }
@@ -141,7 +141,8 @@ static const struct {
     {CONSUL_ASK_LOOKUP, 204, 1, CONSUL_ON_UNCLEAR},
     {CONSUL_ASK_LOOKUP, 403, 1, CONSUL_ON_UNCLEAR},
     {CONSUL_ASK_LOOKUP, 404, 1, CONSUL_ON_NOTHING},
-    {CONSUL_ASK_LOOKUP, 500, 1, CONSUL_ON_UNCLEAR},
+    {CONSUL_ASK_LOOKUP, 500, 1, CONSUL_ON_FAILED},
+    {CONSUL_ASK_LOOKUP, 503, 0, CONSUL_ON_FAILED},
     {CONSUL_ASK_BEAT, 0, 0, CONSUL_ON_SILENCE},
     {CONSUL_ASK_BEAT, 200, 0, CONSUL_ON_BEAT},
     {CONSUL_ASK_BEAT, 403, 0, CONSUL_ON_REFUSED},
@@ -186,7 +187,7 @@ static void play(const char *name, struct consul_talk talk, const struct scene *
         snprintf(title, sizeof(title), "%s, scene %d", name, (int)i + 1);
         story = title;
         consul_transition(&talk, scenes[i].event, scenes[i].now);
-        step = consul_next_step(&talk, &moment);
+        step = consul_next_step(&talk, &moment, 1);
         expect("state", letters[talk.state], scenes[i].state);
         expect("step", step.ask, scenes[i].ask);
         expect("time", step.at, scenes[i].at);
@@ -262,6 +263,14 @@ static void play_trouble(void) {
          {700, CONSUL_ON_UNCONFIRMED, 'U', REGISTER, 700}, {800, CONSUL_ON_STOP, 'w', LOOKUP, 0},
          {900, CONSUL_ON_SILENCE, 'w', LOOKUP, 900}, {1000, CONSUL_ON_OURS, 'W', DEREGISTER, 900},
          {1100, CONSUL_ON_SILENCE, 'W', DEREGISTER, 1100});
+    PLAY("another token", CONSUL_ABSENT, {100, CONSUL_ON_REGISTERED, 'R', BEAT, 10100},
+         {200, CONSUL_ON_REFUSED, 'R', BEAT, 10100}, {300, CONSUL_ON_TOKEN, 'O', REGISTER, 0},
+         {301, CONSUL_ON_REGISTERED, 'R', BEAT, 10301});
+    PLAY("an agent in trouble proves nothing", CONSUL_REGISTERED,
+         {100, CONSUL_ON_STOP, 'w', LOOKUP, 0}, {101, CONSUL_ON_FAILED, 'w', LOOKUP, 601},
+         {601, CONSUL_ON_FAILED, 'w', LOOKUP, 1601}, {1601, CONSUL_ON_OTHERS, 'G', NOTHING, NEVER});
+    PLAY("a reload while the agent is in trouble", CONSUL_OUTDATED_UNVERIFIED,
+         {100, CONSUL_ON_FAILED, 'o', LOOKUP, 600}, {600, CONSUL_ON_OURS, 'O', REGISTER, 0});
     PLAY("a registration under way at the stop", CONSUL_ABSENT,
          {100, CONSUL_ON_STOP, 'G', NOTHING, NEVER},
          {101, CONSUL_ON_REGISTERED, 'W', DEREGISTER, 101},
@@ -280,17 +289,38 @@ static void check_reloading(void) {
     story = "reloading";
     talk.state = CONSUL_OUTDATED_UNVERIFIED;
     consul_transition(&talk, CONSUL_ON_OURS, 1000);
-    expect("first beat", consul_next_step(&talk, &moment).at, 0);
+    expect("first beat", consul_next_step(&talk, &moment, 1).at, 0);
     consul_transition(&talk, CONSUL_ON_BEAT, 1000);
-    expect("next beat", consul_next_step(&talk, &moment).at, 9000);
+    expect("next beat", consul_next_step(&talk, &moment, 1).at, 9000);
     moment.reloading = 1;
-    expect("next beat before a reload", consul_next_step(&talk, &moment).at, 3000);
+    expect("next beat before a reload", consul_next_step(&talk, &moment, 1).at, 3000);
     consul_transition(&talk, CONSUL_ON_BEAT_REFUSED, 3000);
     consul_transition(&talk, CONSUL_ON_OURS, 3001);
     moment.reloading = 0;
-    expect("beat without its check", consul_next_step(&talk, &moment).at, 11001);
+    expect("beat without its check", consul_next_step(&talk, &moment, 1).at, 11001);
     talk.beat_interval = 0;
-    expect("beat where the agent checks", consul_next_step(&talk, &moment).at, NEVER);
+    expect("beat where the agent checks", consul_next_step(&talk, &moment, 1).at, NEVER);
+}
+
+/* Beats go on where a look-up hangs, or has to wait. */
+static void check_hanging(void) {
+    struct consul_talk talk = {.can_look_up = 1, .beat_interval = 8000, .state = CONSUL_REGISTERED};
+    struct consul_moment moment = {.now = 1000, .ready = 1};
+    struct consul_step step;
+    story = "a look-up that hangs";
+    consul_transition(&talk, CONSUL_ON_BEAT, 1000);
+    consul_transition(&talk, CONSUL_ON_SHORT_LIST, 2000);
+    step = consul_next_step(&talk, &moment, 1);
+    expect("step", step.ask, CONSUL_ASK_LOOKUP);
+    step = consul_next_step(&talk, &moment, 0);
+    expect("step beside it", step.ask, CONSUL_ASK_BEAT);
+    expect("beat", step.at, 6000);
+    consul_transition(&talk, CONSUL_ON_BEAT, 6000);
+    expect("next beat", consul_next_step(&talk, &moment, 0).at, 10000);
+    consul_transition(&talk, CONSUL_ON_BEAT_REFUSED, 10000);
+    expect("nothing after a refusal", consul_next_step(&talk, &moment, 0).at, NEVER);
+    consul_transition(&talk, CONSUL_ON_OTHERS, 10001);
+    expect("nothing for another's", consul_next_step(&talk, &moment, 0).at, NEVER);
 }
 
 static void check_questions(void) {
@@ -312,5 +342,6 @@ int main(void) {
     play_common();
     play_trouble();
     check_reloading();
+    check_hanging();
     return failures != 0;
 }

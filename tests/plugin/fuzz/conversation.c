@@ -79,8 +79,8 @@ static void note_wait(int64_t at, enum mood mood) {
 }
 
 /* One request, if one will ever be made; returns whether it was. */
-static int converse(enum mood mood, int stop_meanwhile) {
-    struct consul_step step = consul_next_step(&world.talk, &world.moment);
+static int converse(enum mood mood, int stop_meanwhile, int can_look) {
+    struct consul_step step = consul_next_step(&world.talk, &world.moment, can_look);
     int ours;
     long http = 0;
     if (step.at == CONSUL_NEVER)
@@ -91,7 +91,7 @@ static int converse(enum mood mood, int stop_meanwhile) {
         http = obey(step.ask);
     if (mood != HONEST)
         http = mood == FORBIDS ? 403 : mood == FAILS ? 500 : 0;
-    world.excused |= step.ask == CONSUL_ASK_LOOKUP && mood != HONEST;
+    world.excused |= step.ask == CONSUL_ASK_LOOKUP && mood == FORBIDS;
     world.moment.now++;
     if (stop_meanwhile && step.ask == CONSUL_ASK_REGISTER)
         stop();
@@ -140,7 +140,7 @@ static void act(uint8_t what) {
         stop();
         break;
     default:
-        converse((enum mood)(what / 16 % MOODS), what % 8 == 7);
+        converse((enum mood)(what / 16 % MOODS), what % 8 == 7, what % 8 != 6);
     }
 }
 
@@ -166,8 +166,8 @@ static void come_to_rest(void) {
     world.moment.reloading = 0;
     for (end = world.moment.now + REST; world.moment.now < end; list()) {
         int64_t next = world.moment.now + LIST_INTERVAL;
-        while (consul_next_step(&world.talk, &world.moment).at <= next) {
-            converse(HONEST, 0);
+        while (consul_next_step(&world.talk, &world.moment, 1).at <= next) {
+            converse(HONEST, 0, 1);
             requests++;
         }
         world.moment.now = next > world.moment.now ? next : world.moment.now;

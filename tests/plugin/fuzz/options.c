@@ -49,6 +49,8 @@ static const char *value(const char *json) {
         return members(json + 1, '}', 1);
     if (*json == '[')
         return members(json + 1, ']', 0);
+    if (!strncmp(json, "true", 4))
+        return json + 4;
     if (!isdigit((unsigned char)*json))
         return NULL;
     while (isdigit((unsigned char)*json))
