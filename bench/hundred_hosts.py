@@ -21,7 +21,6 @@ from typing import Any
 
 import figures
 
-from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.reading import read
 from uwsgi_consul_fleet.operations import state
@@ -61,7 +60,7 @@ def fakes(count: int) -> list[tuple[str, dict[str, Any]]]:
 
 def record(host: Host) -> str:
     """What a real host answers to the only question that such a deploy has."""
-    asked = state.State().command(host.settings.app_name, identity.binary(host.settings))
+    asked = state.State().command(**state.about(host))
     command = ["ssh", "-F", str(ROOT / ".lab/ssh_config"), host.name, f"sudo {asked}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -174,14 +174,18 @@ def note_consul(found: HostState, answer: str) -> None:
         found.consul_fleet = status.get("fleet", "")
 
 
+def about(host: Host) -> dict[str, str]:
+    """What :class:`State` is asked of a host."""
+    return {
+        "app_name": host.settings.app_name,
+        "ports": " ".join(str(instance.port) for instance in host.instances),
+        "uwsgi": identity.binary(host.settings),
+    }
+
+
 def read(target: Any, host: Host) -> HostState:
     """How one of pyinfra's hosts looks."""
-    found: HostState = target.get_fact(
-        State,
-        app_name=host.settings.app_name,
-        ports=" ".join(str(instance.port) for instance in host.instances),
-        uwsgi=identity.binary(host.settings),
-    )
+    found: HostState = target.get_fact(State, **about(host))
     if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
         note_consul(found, target.get_fact(ConsulStatus))
     return found
