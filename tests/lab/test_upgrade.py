@@ -111,6 +111,15 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None
     fleet.verify("--wait", "10", "--probe")
 
 
+def test_a_second_roll_back_goes_further_back(fleet: Fleet) -> None:
+    """Not to the one from which the first came."""
+    fleet.rollback()
+    assert fleet.releases() == dict.fromkeys(HOSTS, "old")
+    nothing_left = fleet.rollback(check=False)
+    assert nothing_left.returncode == 2
+    assert "no release before the one that serves" in output(nothing_left)
+
+
 def test_its_group_data_goes_on_working(fleet: Fleet, old: Version, tmp_path: Path) -> None:
     """In the words of the version before, which import from a package that is no more."""
     (tmp_path / "group_data").mkdir()

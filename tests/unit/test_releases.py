@@ -26,7 +26,9 @@ def host(name: str, app: str) -> Host:
 def on(name: str, *releases: str, problem: str = "", app: str = "shop") -> HostReleases:
     """The first one serves; ``!x`` never did; ``x:1`` has the settings 1."""
     listed = [_generation(name, each, position == 0) for position, each in enumerate(releases)]
-    return HostReleases(host(name, app), tuple(listed), problem)
+    served = [each.name for each in listed if each.since and not each.current]
+    told = (replace(each, previous=each.name in served[:1]) for each in listed)
+    return HostReleases(host(name, app), tuple(told), problem)
 
 
 def _generation(host: str, each: str, current: bool) -> Generation:
@@ -202,6 +204,43 @@ def test_the_list_has_the_one_that_serves_first(
     rows = json.loads(capsys.readouterr().out)
     assert [row["release"] for row in rows] == ["r1", "r3", "r2", "r4"]
     assert [row["since"] is None for row in rows] == [False, False, False, True]
+
+
+# --- To which release a roll-back goes -------------------------------------------------
+
+
+def back_to(srv: Path, *steps: str) -> str:
+    """Of a host on which these served one after the other; ``<x`` by a roll-back."""
+    for step in steps:
+        name = step.lstrip("<")
+        there = srv / "releases" / name
+        release = store.load("shop", name) if there.exists() else installed(srv, name)
+        store.record(release, back=step.startswith("<"))
+    return store.previous("shop", steps[-1].lstrip("<"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (("r1-a",), ""),
+        (("r1-a", "r2-a"), "r1-a"),
+        (("r1-a", "r2-a", "r3-a", "<r2-a"), "r1-a"),  # not to the bad one
+        (("r1-a", "r2-a", "r3-a", "<r2-a", "<r1-a"), ""),
+        (("r1-a", "r2-a", "r3-a", "<r1-a"), ""),
+        (("r1-a", "r2-a", "<r1-a", "r3-a"), "r1-a"),
+        (("r1-a", "r2-a", "<r1-a", "r2-a"), "r1-a"),
+        (("r1-a", "r2-a", "r1-a"), "r2-a"),  # released once more, on purpose
+        (("r1-a", "r2-a", "r3-a", "<r2-a", "<r3-a"), "r2-a"),  # forward again, by its name
+    ],
+)
+def test_a_roll_back_goes_further_back(srv: Path, steps: tuple[str, ...], expected: str) -> None:
+    assert back_to(srv, *steps) == expected
+
+
+def test_a_release_that_is_gone_is_passed_over(srv: Path) -> None:
+    assert back_to(srv, "r1-a", "r2-a", "r3-a") == "r2-a"
+    store.discard(store.load("shop", "r2-a"))
+    assert store.previous("shop", "r3-a") == "r1-a"
 
 
 # --- What counts as healthy -----------------------------------------------------------

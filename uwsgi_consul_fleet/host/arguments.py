@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--undo", action="store_true", help="what serves now was a mistake: forget that it did"
     )
+    one.add_argument("--back", action="store_true", help="what serves now is rolled back from")
     one = command("passing", "fail where too many instances do not pass on a release")
     one.add_argument("release", metavar="RELEASE")
     one.add_argument("instances", metavar="NODE/ID", nargs="+")

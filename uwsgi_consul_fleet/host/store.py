@@ -164,13 +164,15 @@ def history(app: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def record(release: Release) -> None:
-    """Note that this one serves now."""
-    entry = {
+def record(release: Release, back: bool = False) -> None:
+    """Note that this one serves now; :param back: the one before was rolled back from"""
+    entry: dict[str, Any] = {
         "generation": release.generation,
         "release": release.release,
         "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    if back:
+        entry["back"] = True
     _write_history(release.app, [*history(release.app), entry][-200:])
 
 
@@ -192,6 +194,20 @@ def has_served(release: Release) -> bool:
     return any(entry["generation"] == release.generation for entry in history(release.app))
 
 
+def previous(app: str, current: str) -> str:
+    """The generation to which a roll-back goes: the latest before ``current`` that is here still
+    and was not rolled back from; '' where there is none."""
+    line: list[str] = []
+    for entry in history(app):
+        generation = entry["generation"]
+        if entry.get("back") and generation in line:
+            del line[line.index(generation) :]
+        line = [*(each for each in line if each != generation), generation]
+    there = generations(app)
+    before = (each for each in reversed(line) if each != current and each in there)
+    return next(before, "")
+
+
 def show(app: str) -> None:
     """Print every release here with what is known of it, the latest first."""
     now = current(app)
@@ -200,6 +216,7 @@ def show(app: str) -> None:
         served.pop(entry["generation"], None)  # its place is that of the last time
         served[entry["generation"]] = entry
     order = list(served)
+    before = previous(app, now.generation if now else "")
     found = []
     for generation in generations(app):
         release = load(app, generation)
@@ -211,6 +228,7 @@ def show(app: str) -> None:
                 "settings": release.settings,
                 "instances": [instance.id for instance in release.instances],
                 "current": now is not None and now.generation == generation,
+                "previous": generation == before,
                 "since": entry.get("since"),
                 "order": order.index(generation) if entry else -1,
             }

@@ -12,11 +12,14 @@ from .store import Release
 PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
 
-def switch(consul: Consul, app: str, generation: str, keep: int, undo: bool = False) -> None:
+def switch(
+    consul: Consul, app: str, generation: str, keep: int, undo: bool = False, back: bool = False
+) -> None:
     """Let a release serve.
 
     :param keep: how many releases stay on this host
     :param undo: what serves now was a mistake: this host forgets that it served
+    :param back: it is rolled back from: the next roll-back goes further back
     :raises ReleaseError: where it does not come up; what served before still does
     """
     new, old = store.load(app, generation), store.current(app)
@@ -40,7 +43,7 @@ def switch(consul: Consul, app: str, generation: str, keep: int, undo: bool = Fa
         if undo and old:
             store.forget(old)
         else:
-            store.record(new)
+            store.record(new, back)
         store.prune(app, keep)
         units.remove_unused(app)
     except (ReleaseError, OSError) as error:  # it serves all the same

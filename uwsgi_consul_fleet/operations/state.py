@@ -6,6 +6,7 @@ them. So everything our operations compare with comes from a single fact, which
 """
 
 import json
+import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,12 +74,12 @@ class HostState:
     consul_fleet: str = ""
     belongings: Belongings = field(default_factory=Belongings)
 
-    def active_units(self, prefix: str, suffix: str) -> set[str]:
-        """Units that run or are about to, by the start and the end of their names."""
+    def active_units(self, names: re.Pattern[str]) -> set[str]:
+        """Units that run or are about to, by the whole of their names."""
         return {
             name
             for name, unit in self.units.items()
-            if name.startswith(prefix) and name.endswith(suffix) and unit.active not in IDLE
+            if names.fullmatch(name) and unit.active not in IDLE
         }
 
 

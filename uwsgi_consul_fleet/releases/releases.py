@@ -5,6 +5,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
@@ -17,7 +18,8 @@ class Generation:
     served, None if it never did.
 
     ``settings`` is a hash of what it runs with, the same on each host with the same settings;
-    ``instances`` are the service ids that it registers.
+    ``instances`` are the service ids that it registers; ``previous`` is that to which a roll-back
+    goes.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Generation:
     instances: tuple[str, ...]
     current: bool
     since: str | None
+    previous: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ def read(fleet: Fleet) -> list[HostReleases]:
 
 
 def _read(host: Host) -> HostReleases:
-    script = f"[ ! -e {PROGRAM} ] || {shlex.join([PROGRAM, 'list', host.settings.app_name])}"
+    # This version's: the one there may know less.
+    ask = shlex.join([*host_program.carried(), "list", host.settings.app_name])
+    script = f"[ ! -e {PROGRAM} ] || {ask}"
     try:
         with ssh.connect(host) as connection:
             result = ssh.run_script(connection, script)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from fabric import Connection
 
+from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
-from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import lock
 from uwsgi_consul_fleet.ownership import hosts
@@ -82,13 +82,14 @@ def _refuse_different(targets: Sequence[Target]) -> None:
 def _choose(
     found: HostReleases, name: str, by_settings: Container[tuple[str, str]]
 ) -> Generation | None:
-    """The latest that served under this name; without one, the latest that served before.
+    """The latest that served under this name; without one, the latest before that was not rolled
+    back from itself.
 
     :param by_settings: what the name means with the hash of some host's settings behind it
     """
     served = [each for each in found.generations if each.since]
     if not name:
-        return next((each for each in served if not each.current), None)
+        return next((each for each in served if each.previous), None)
     for each in served:
         if name in (each.release, f"{each.release}-{each.settings}"):
             return each
@@ -179,12 +180,14 @@ def _switch(rollout: Rollout, target: Target) -> bool:
         instances=target.generation.instances,
         execute=execute,
         log=lambda line: _log(host, line),
+        options=("--back",),
     )
     return rollout.run(step)
 
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
-    script = f"exec {shlex.join([PROGRAM, *access().words, *words])} >&2"
+    # This version's: the one there may know less.
+    script = f"exec {shlex.join([*host_program.carried(), *access().words, *words])} >&2"
     stdin = access().stdin.encode()
     result = ssh.run_script(connection, script, stdin, on_line=lambda line: _log(host, line))
     return result.exit_code == 0

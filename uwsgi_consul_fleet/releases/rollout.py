@@ -11,7 +11,8 @@ from uwsgi_consul_fleet.inventory.model import Host
 class Step:
     """A host that goes from one generation to another; from '' where none served.
 
-    ``instances`` are the service ids that the new one registers. ``execute`` runs the program
+    ``instances`` are the service ids that the new one registers, ``options`` more words for its
+    switch. ``execute`` runs the program
     on the host with these words, shows what it says and returns whether it went well; ``log``
     shows a line about the host.
     """
@@ -23,6 +24,7 @@ class Step:
     instances: tuple[str, ...]
     execute: Callable[[Sequence[str]], bool] = field(repr=False)
     log: Callable[[str], None] = field(repr=False)
+    options: tuple[str, ...] = ()
 
     @property
     def app(self) -> str:
@@ -55,7 +57,7 @@ class Rollout:
         if not self._others_pass(step):
             self.stop(f"before {step.host.name} was switched", step.host)
             return False
-        if not step.switch(step.after):
+        if not step.switch(step.after, *step.options):
             self.stop(f"at {step.host.name}", step.host)
             return False
         with self._mutex:

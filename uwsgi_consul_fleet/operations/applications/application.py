@@ -1,5 +1,6 @@
 """The application on a host: its releases, and which of them serves."""
 
+import re
 from base64 import encodebytes
 from collections.abc import Generator
 from pathlib import Path
@@ -114,10 +115,11 @@ def _serves(me: Host, generation: str, known: HostState) -> bool:
     app_name = me.settings.app_name
     sockets = {f"{app_name}-{instance.port}.socket" for instance in me.instances}
     services = {f"{app_name}-{i.port}@{generation}.service" for i in me.instances}
+    ours = re.compile(rf"{re.escape(app_name)}-(\d+|trial)@.+\.service")
     return (
         known.current_generation == generation
         and all(known.units.get(name) == LISTENING for name in sockets)
-        and known.active_units(f"{app_name}-", ".service") == services
+        and known.active_units(ours) == services
         and all(known.units[name].active == "active" for name in services)
     )
 
