@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 from consul_processes import until
+from consul_version import CUT_OFF
 from fleet_commands import output, run
 from lab_commands import Lab
 from shared_fleet import SharedFleet
@@ -54,9 +55,6 @@ while not select.select([sys.stdin], [], [], 0.1)[0]:
         print("watching", flush=True)
 print(json.dumps({"counts": counts, "failures": failures, "slowest": slowest}))
 """
-# What Consul 1.8 says to a question that was at a server when that stopped; it does not itself
-# ask another one.
-CUT_OFF = "rpc error making call: EOF"
 
 
 class Watch:
