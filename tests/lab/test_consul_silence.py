@@ -3,6 +3,7 @@
 The tests run in the order in which they stand here, on one lab.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -76,26 +77,40 @@ def test_a_server_that_was_stopped_goes_on_with_its_data(fleet: Fleet, lab: Any)
     assert fleet.changes() == {}
 
 
-def test_one_that_hangs_is_told_and_nobody_is_restarted(fleet: Fleet, lab: Any) -> None:
+@pytest.fixture
+def hung(lab: Any) -> Iterator[str]:
+    """What is told while drakar's agent does not answer; it is the same afterwards."""
     before = agent(lab, "drakar")
     lab.ssh("drakar", f"sudo kill -STOP {PID}")
-    try:
-        same = fleet.deploy(check=False)
-        # Something that the agent would have to be restarted for.
-        other = fleet.deploy("--data", "consul_source=file", *binary(lab), check=False)
-        # A new server would begin a cluster of its own.
-        fleet.hosts(["drakar", "cheetah"], [])
-        joining = fleet.deploy(check=False)
-    finally:
-        lab.ssh("drakar", f"sudo kill -CONT {PID}")
-    why = "its cluster could not be asked (drakar: Consul at http://127.0.0.1:8500 does not answer"
-    assert [result.returncode for result in (same, other, joining)] == [1, 1, 1]
-    assert f"drakar: {why}" in output(same)
-    assert f"drakar: Consul was not restarted, because {why}" in output(other)
-    assert f"cheetah: no Consul server was started, because {why}" in output(joining)
+    yield "its cluster could not be asked (drakar: Consul at http://127.0.0.1:8500 does not answer"
+    lab.ssh("drakar", f"sudo kill -CONT {PID}")
     assert agent(lab, "drakar") == before
-    assert lab.ssh("cheetah", "sudo ls /var/lib/consul/raft", check=False).returncode
     assert lab.ssh("drakar", "consul kv get kept").stdout == "yes\n"
+
+
+def test_one_that_hangs_is_told(fleet: Fleet, hung: str) -> None:
+    result = fleet.deploy(check=False)
+    assert result.returncode == 1
+    assert f"drakar: {hung}" in output(result)
+
+
+def test_one_that_hangs_is_not_restarted(fleet: Fleet, lab: Any, hung: str) -> None:
+    """For another binary it would have to be."""
+    result = fleet.deploy("--data", "consul_source=file", *binary(lab), check=False)
+    assert result.returncode == 1
+    assert f"drakar: Consul was not restarted, because {hung}" in output(result)
+
+
+def test_beside_one_that_hangs_no_server_is_started(fleet: Fleet, lab: Any, hung: str) -> None:
+    """It would begin a cluster of its own."""
+    fleet.hosts(["drakar", "cheetah"], [])
+    result = fleet.deploy(check=False)
+    assert result.returncode == 1
+    assert f"cheetah: no Consul server was started, because {hung}" in output(result)
+    assert lab.ssh("cheetah", "sudo ls /var/lib/consul/raft", check=False).returncode
+
+
+def test_one_that_answers_again_is_deployed_to(fleet: Fleet) -> None:
     fleet.hosts(["drakar"], [])
     fleet.deploy()
 

@@ -17,12 +17,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import consul_version
 import pytest
 from checkout import BIN, ROOT
 from lab_commands import Lab
 
-VERSION = "1.8.7"
-ARCHIVE = f"consul_{VERSION}_linux_amd64.zip"
 HOST = "knarr"
 
 
@@ -35,7 +34,9 @@ class Site:
     """A release site with one version of Consul on it."""
 
     def __init__(self, folder: Path, url: str, binary: Path) -> None:
-        self.folder = folder / VERSION
+        self.version = consul_version.number()
+        self.archive = f"consul_{self.version}_linux_amd64.zip"
+        self.folder = folder / self.version
         self.folder.mkdir()
         self.url = url
         buffer = io.BytesIO()
@@ -46,13 +47,15 @@ class Site:
         self.publish(self.content, self.digest)
 
     def publish(self, content: bytes, digest: str) -> None:
-        (self.folder / ARCHIVE).write_bytes(content)
-        (self.folder / f"consul_{VERSION}_SHA256SUMS").write_text(f"{digest}  {ARCHIVE}\n")
+        (self.folder / self.archive).write_bytes(content)
+        (self.folder / f"consul_{self.version}_SHA256SUMS").write_text(
+            f"{digest}  {self.archive}\n"
+        )
 
 
 @pytest.fixture(scope="module")
 def consul_binary() -> Path:
-    found = shutil.which("consul", path=f"{BIN}:/usr/local/bin:/usr/bin")
+    found = shutil.which("consul")
     assert found, "no consul: script/bootstrap --test installs it"
     return Path(found)
 
@@ -106,14 +109,18 @@ def expect_refusal(lab: Lab, result: subprocess.CompletedProcess[str], *words: s
 
 def test_a_wrong_checksum(site: Site, deploy: Any, lab: Lab) -> None:
     site.publish(site.content, "0" * 64)
-    result = deploy(consul_source="release", consul_version=VERSION, consul_release_url=site.url)
-    expect_refusal(lab, result, ARCHIVE, site.digest, "0" * 64)
+    result = deploy(
+        consul_source="release", consul_version=site.version, consul_release_url=site.url
+    )
+    expect_refusal(lab, result, site.archive, site.digest, "0" * 64)
 
 
 def test_a_truncated_archive(site: Site, deploy: Any, lab: Lab) -> None:
     site.publish(site.content[:100_000], site.digest)
-    result = deploy(consul_source="release", consul_version=VERSION, consul_release_url=site.url)
-    expect_refusal(lab, result, ARCHIVE, "100000 bytes")
+    result = deploy(
+        consul_source="release", consul_version=site.version, consul_release_url=site.url
+    )
+    expect_refusal(lab, result, site.archive, "100000 bytes")
 
 
 def test_a_pin_that_the_published_checksum_does_not_match(
@@ -122,7 +129,7 @@ def test_a_pin_that_the_published_checksum_does_not_match(
     pin = f'{{"amd64": "{"a" * 64}"}}'
     result = deploy(
         consul_source="release",
-        consul_version=VERSION,
+        consul_version=site.version,
         consul_release_url=site.url,
         consul_sha256=pin,
     )
@@ -152,17 +159,17 @@ def test_a_damaged_archive_as_file(site: Site, deploy: Any, lab: Lab, tmp_path: 
 
 
 def test_auto_takes_the_release_where_its_site_answers(site: Site, deploy: Any, lab: Lab) -> None:
-    settings = {"consul_version": VERSION, "consul_release_url": site.url}
+    settings = {"consul_version": site.version, "consul_release_url": site.url}
     result = deploy(consul_source="auto", **settings)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"the release archive, version {VERSION}" in result.stderr + result.stdout
+    assert f"the release archive, version {site.version}" in result.stderr + result.stdout
     assert lab.ssh(HOST, "readlink /usr/local/bin/consul").stdout == (
-        f"/opt/uwsgi-consul-fleet/consul/release-{VERSION}/consul\n"
+        f"/opt/uwsgi-consul-fleet/consul/release-{site.version}/consul\n"
     )
-    assert f"Consul v{VERSION}" in lab.ssh(HOST, "consul version").stdout
+    assert f"Consul v{site.version}" in lab.ssh(HOST, "consul version").stdout
     # Once installed, the site is not asked again: a run without it changes nothing.
     again = deploy(
-        consul_source="auto", consul_version=VERSION, consul_release_url="http://127.0.0.1:1"
+        consul_source="auto", consul_version=site.version, consul_release_url="http://127.0.0.1:1"
     )
     assert again.returncode == 0
     total = re.search(r"Grand total +\d+ +(\S+)", again.stdout + again.stderr)

@@ -16,6 +16,9 @@ import subprocess
 from pathlib import Path
 
 GIVEN = Path(os.environ["CONSUL"]).resolve() if os.environ.get("CONSUL") else None
+# What 1.8 says to a question that was at a server when that stopped; it does not itself ask
+# another one.
+CUT_OFF = "rpc error making call: EOF"
 
 
 @functools.cache
@@ -27,10 +30,15 @@ def version() -> tuple[int, ...]:
     return tuple(map(int, found.groups()))
 
 
+def number() -> str:
+    """As 1.8.7."""
+    return ".".join(map(str, version()))
+
+
 def told() -> str:
     """A line about it, also where there is none."""
     found = shutil.which("consul")
-    return f"Consul {'.'.join(map(str, version()))}: {GIVEN or found}" if found else "no Consul"
+    return f"Consul {number()}: {GIVEN or found}" if found else "no Consul"
 
 
 def agent_options() -> list[str]:

@@ -88,7 +88,7 @@ class Guard:
             if not self.held and not self._required:
                 self._required = True
                 try:
-                    self._take(wait=0 if self._no_server_is_left() else ELECTION)
+                    self._take(wait=self._until_led())
                 except (LockedError, ForeignError) as error:
                     self._missing = str(error)
             return "" if self.held else self._missing
@@ -141,10 +141,12 @@ class Guard:
         servers = self._run.fleet.consul_servers
         return Lock(sorted(servers, key=lambda server: server.name not in connected))
 
-    def _no_server_is_left(self) -> bool:
-        """Whether this very run failed on each of them."""
-        servers = {server.name for server in self._run.fleet.consul_servers}
-        return servers <= self._run.pyinfra.failed
+    def _until_led(self) -> float:
+        """How long to wait for a leader, in seconds: not where this very run failed on each of
+        the servers, and not for the first election of one that runs already and hangs."""
+        if {server.name for server in self._run.fleet.consul_servers} <= self._run.pyinfra.failed:
+            return 0
+        return NEW_LEADER if cluster.change(self._run).hung else ELECTION
 
     def _interrupt(self, number: int, _frame: Any) -> None:
         """Ctrl-C and the like: an end like any other, with an exit status that says so."""

@@ -8,10 +8,12 @@ set -eu
 base=/srv/$1 name=$2 environment=$3 requirements=$4 plugin=$5 python=$6 wheels=$7
 venv=$base/venvs/$environment part=$base/releases/.part-$name
 umask 022
-# What serves meanwhile comes first.
-renice -n 10 -p $$ >/dev/null
-# Where the kernel groups processes by session, niceness counts within a session only.
-{ echo 19 >/proc/self/autogroup; } 2>/dev/null || true
+# What serves meanwhile comes first; with less than a tenth of its share this would hardly go on.
+if ls -d /srv/*/current >/dev/null 2>&1; then
+    renice -n 10 -p $$ >/dev/null
+    # Where the kernel groups processes by session, niceness counts within a session only.
+    { echo 10 >/proc/self/autogroup; } 2>/dev/null || true
+fi
 
 fail() {
     echo "$(hostname): $*" >&2
