@@ -38,10 +38,10 @@ check_ttl = 10
 app_env = {}
 
 # Names of variables that nobody may see: each value is read from this machine's environment,
-# or from app_secrets_file.
+# or from app_secrets_file; where both have one, it must be the same.
 app_secrets = []
 
-# A file outside the repository with NAME=VALUE lines.
+# A .env file outside the repository.
 app_secrets_file = None
 
 # --- Releases ---------------------------------------------------------------

@@ -353,7 +353,7 @@ def test_secrets_arrive_and_are_shown_nowhere(
     shows = '"pid": os.getpid(), "found": [os.environ.get(n) for n in ("PORT_OF", "KEY", "PIN")],'
     server.write_text(server.read_text().replace('"pid": os.getpid(),', shows))
     monkeypatch.setenv("KEY", 'a "b" $c `d` \\e\nf')
-    (tmp_path / "secrets").write_text("PIN = 48 15\n")
+    (tmp_path / "secrets").write_text("export PIN='48 15' # of the gate\n")
     settings = {
         "app_source": str(source),
         "app_env": {"PORT_OF": "call 1"},

@@ -194,23 +194,58 @@ def test_a_given_name_is_the_releases(package: Package) -> None:
 # --- The application's environment ---
 
 
+def secrets_of(file: Path, *names: str) -> dict[str, str]:
+    environment._file.cache_clear()
+    settings = host_with(app_secrets=names, app_secrets_file=str(file)).settings
+    return environment.variables(settings)
+
+
 def test_secrets_come_from_the_environment_or_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "secrets"
-    file.write_text("# ours\n\nAPI_KEY=a=b \nDB = from the file\n")
+    file.write_text("# ours\n\nAPI_KEY=a=b \nBOTH = the same\nOTHER=1\n")
     monkeypatch.setenv("DB", "from outside")
-    settings = host_with(
-        app_env={"COLOUR": "blue"}, app_secrets=["DB", "API_KEY"], app_secrets_file=str(file)
-    ).settings
-    found = {"COLOUR": "blue", "DB": "from outside", "API_KEY": "a=b"}
-    assert environment.variables(settings) == found
+    monkeypatch.setenv("BOTH", "the same")
+    found = {"DB": "from outside", "API_KEY": "a=b", "BOTH": "the same"}
+    assert secrets_of(file, *found) == found
 
 
-def test_a_missing_secret_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secrets_file_is_read_as_dotenv_files_are_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ABCDEF":
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / ".env"
+    file.write_text(
+        "\ufeffexport A='one two' # ours\nB=\"x#y\" # a comment\nC=pa#ss # more\n"
+        'D=$A-${A}\nE="a\\nb"\nF=\n'
+    )
+    found = {"A": "one two", "B": "x#y", "C": "pa#ss", "D": "$A-${A}", "E": "a\nb", "F": ""}
+    assert secrets_of(file, *found) == found
+
+
+def test_two_values_for_a_secret_are_refused_and_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("DATABASE_URL=production\n")
+    monkeypatch.setenv("DATABASE_URL", "my-own")
+    with pytest.raises(DeployError) as caught:
+        secrets_of(file, "DATABASE_URL")
+    said = str(caught.value)
+    assert "DATABASE_URL has one value in this machine's environment and another in " in said
+    assert str(file) in said and "production" not in said and "my-own" not in said
+
+
+def test_a_missing_secret_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DB", raising=False)
     with pytest.raises(DeployError, match=r"app_secrets: no value for DB: .*nothing was changed"):
         package_of(app_secrets=["DB"])
+    file = tmp_path / "secrets"
+    file.write_text("DATABASE=1\n")
+    with pytest.raises(DeployError, match=f"no value for DB: .* nor in {file};"):
+        secrets_of(file, "DB")
 
 
 @pytest.mark.parametrize("value", ["a\x1bb", "a\x07", "\udcff"])
@@ -221,12 +256,13 @@ def test_what_systemd_would_write_into_its_journal_is_refused(
         package_of(app_env={"PIN": value})
 
 
-def test_a_bad_secrets_file_is_named_without_what_is_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["hush", "hush hush", "H='hush", "=hush"])
+def test_a_bad_secrets_file_is_named_without_what_is_in_it(tmp_path: Path, line: str) -> None:
     file = tmp_path / "secrets"
-    file.write_text("A=1\nhush\n")
+    file.write_text(f"A=1\n\n{line}\nB=1\n")
     with pytest.raises(DeployError) as caught:
-        package_of(app_secrets=["A"], app_secrets_file=str(file))
-    assert f"{file}:2: not of the form NAME=VALUE" in str(caught.value)
+        secrets_of(file, "A")
+    assert f"{file}:3: not of the form NAME=VALUE" in str(caught.value)
     assert "hush" not in str(caught.value)
 
 

@@ -110,10 +110,10 @@ class Settings(BaseModel):
 
     app_secrets: tuple[EnvironmentName, ...] = ()
     """Names of variables that nobody may see: each value is read from this machine's environment,
-    or from app_secrets_file."""
+    or from app_secrets_file; where both have one, it must be the same."""
 
     app_secrets_file: str | None = None
-    """A file outside the repository with NAME=VALUE lines."""
+    """A .env file outside the repository."""
 
     # pyinfra makes a number of `--data release=20` before it comes here.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
