@@ -9,14 +9,15 @@ from uwsgi_consul_fleet.lab import ssh_config
 # /srv.
 app_name = "consul-demo-server"
 
-# A folder on this machine: what git tracks in it is sent, and lands under its own name.
+# A folder on this machine, which lands under its own name: what git tracks in it is sent, or
+# without git what no .gitignore in it leaves out.
 app_source = "app"
 
 # MODULE:CALLABLE, as seen from the folder that holds app_source.
 app_entry_point = "app.server:application"
 
-# What is installed into a virtual environment on each host; None where the application needs
-# nothing.
+# What is installed into a virtual environment on each host, with the files that it includes
+# (-r, -c); None where the application needs nothing.
 app_requirements = "app/requirements.txt"
 
 # The Jinja2 template of each instance's uWSGI configuration.
@@ -46,7 +47,7 @@ app_secrets_file = None
 
 # --- Releases ---------------------------------------------------------------
 
-# What a release is called; None for the git revision of app_source. Also: --data
+# What a release is called; None for what git calls the content of app_source. Also: --data
 # release=NAME
 release = None
 

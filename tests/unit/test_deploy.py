@@ -16,7 +16,7 @@ from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.package import Package, prepare
-from uwsgi_consul_fleet.operations.applications.release import File, _digest, _name, _read, _tracked
+from uwsgi_consul_fleet.operations.applications.release import _read
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError, inventory_file, refuse_own_order
 from uwsgi_consul_fleet.operations.state import FileState, UnitState, parse
@@ -51,6 +51,10 @@ def package_of(**settings: object) -> Package:
 @pytest.fixture
 def package() -> Package:
     return package_of()
+
+
+def archive_of(package: Package) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(b"".join(package.archive())))
 
 
 def git(folder: Path, *words: str) -> None:
@@ -154,9 +158,10 @@ def test_an_ini_that_can_not_be_tried_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_archive_holds_the_release_and_is_reproducible(package: Package) -> None:
-    archive = package.archive()
-    assert archive == package.archive()
-    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+    content = b"".join(package.archive())
+    _read.cache_clear()
+    assert content == b"".join(package_of().archive())
+    with archive_of(package) as opened:
         names = opened.getnames()
         assert opened.getmember("environment").mode == 0o600
         assert opened.getmember("app/server.py").mode == 0o644
@@ -300,7 +305,7 @@ def test_what_can_be_executed_stays_executable(tmp_path: Path) -> None:
         (source / name).write_text(name)
         (source / name).chmod(mode)
     package = package_of(app_source=str(source))
-    with tarfile.open(fileobj=io.BytesIO(package.archive())) as archive:
+    with archive_of(package) as archive:
         modes = {name: archive.getmember(name).mode for name in ("shop/run", "shop/data")}
     assert modes == {"shop/run": 0o755, "shop/data": 0o644}
     (source / "data").chmod(0o755)
@@ -312,52 +317,6 @@ def test_values_are_escaped_as_systemd_reads_them() -> None:
     assert environment.render({"B": 'a"b\\c$d`e', "A": "x y"}) == (
         'A="x y"\nB="a\\"b\\\\c\\$d\\`e"\n'
     )
-
-
-# --- The name of a release ---
-
-
-def test_a_release_is_named_after_the_last_change_of_its_source(tmp_path: Path) -> None:
-    source = tmp_path / "shop"
-    source.mkdir()
-    (source / "a.py").write_text("1\n")
-    git(tmp_path, "init", "--quiet")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--quiet", "-m", "one")
-    clean = _name(source, "0123456789abcdef")
-    assert len(clean) == 10
-    (tmp_path / "elsewhere").write_text("x")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--quiet", "-m", "two")
-    assert _name(source, "0123456789abcdef") == clean
-    (source / "a.py").write_text("2\n")
-    assert _name(source, "0123456789abcdef") == f"{clean}-dirty-01234567"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [(("a", File(b"12")),), (("a1", File(b"")),), (("a", File(b"1", 0o755)),), ()],
-)
-def test_the_hash_of_the_sources_is_of_everything_in_them(
-    other: tuple[tuple[str, File], ...],
-) -> None:
-    assert _digest((("a", File(b"1")),)) == _digest((("a", File(b"1")),)) != _digest(other)
-
-
-def test_only_what_git_tracks_is_sent(tmp_path: Path) -> None:
-    for name in ("a.py", "secret.env", "new.py"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / ".gitignore").write_text("*.env\n")
-    git(tmp_path, "init", "--quiet")
-    git(tmp_path, "add", "a.py", ".gitignore")
-    assert {path.name for path in _tracked(tmp_path)} == {"a.py", ".gitignore"}
-
-
-def test_a_repository_that_git_can_not_read_is_not_sent_whole(tmp_path: Path) -> None:
-    (tmp_path / ".git").mkdir()
-    (tmp_path / "secret.env").write_text("x")
-    with pytest.raises(DeployError, match="in a git repository that git can't read"):
-        _tracked(tmp_path)
 
 
 # --- Arguments, and what a failed build shows ---

@@ -81,14 +81,15 @@ class Settings(BaseModel):
     /srv."""
 
     app_source: str
-    """A folder on this machine: what git tracks in it is sent, and lands under its own name."""
+    """A folder on this machine, which lands under its own name: what git tracks in it is sent, or
+    without git what no .gitignore in it leaves out."""
 
     app_entry_point: Plain
     """MODULE:CALLABLE, as seen from the folder that holds app_source."""
 
     app_requirements: str | None
-    """What is installed into a virtual environment on each host; None where the application needs
-    nothing."""
+    """What is installed into a virtual environment on each host, with the files that it includes
+    (-r, -c); None where the application needs nothing."""
 
     app_ini: str
     """The Jinja2 template of each instance's uWSGI configuration."""
@@ -117,7 +118,7 @@ class Settings(BaseModel):
 
     # pyinfra makes a number of `--data release=20` before it comes here.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
-    """What a release is called; None for the git revision of app_source. Also: --data
+    """What a release is called; None for what git calls the content of app_source. Also: --data
     release=NAME"""
 
     # The one that serves, and at least the one to be put back to.
