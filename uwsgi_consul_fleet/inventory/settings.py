@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -116,7 +117,7 @@ class Settings(BaseModel):
     app_secrets_file: str | None = None
     """A .env file outside the repository."""
 
-    # pyinfra makes a number of `--data release=20` before it comes here.
+    # A number in group_data/ is taken too.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
     """What a release is called; None for what git calls the content of app_source. Also: --data
     release=NAME"""
@@ -219,6 +220,23 @@ PYINFRA_KEYS = frozenset(
     """.split()  # noqa: SIM905 - a name a line would be two pages
 )
 KNOWN_KEYS = frozenset(Settings.model_fields) | PYINFRA_KEYS
+
+
+def is_text(key: str) -> bool:
+    """Whether a setting holds a text (or nothing) and never anything else."""
+    if key in PYINFRA_KEYS:
+        return key.endswith(("_user", "_password", "_hostname", "ssh_key"))
+    kinds = _kinds(Settings.model_fields[key].annotation) if key in Settings.model_fields else set()
+    return str in kinds <= {str, NoneType}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What a type is made of."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for each in get_args(annotation) for kind in _kinds(each)}
+    return {annotation}
 
 
 def nearest(word: str, known: frozenset[str] | set[str]) -> str:
