@@ -189,6 +189,20 @@ def test_what_does_not_matter_on_the_host_is_the_same_generation(package: Packag
     assert package.generation(RemoteFile("/opt/plugins/2/x", b"")) != package.generation(PLUGIN)
 
 
+def test_what_requirements_include_is_released_with_them(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("-c limits.txt\nflask\n")
+    (tmp_path / "limits.txt").write_text("flask==3.0\n")
+    found = package_of(app_requirements=str(tmp_path / "own.txt"))
+    with archive_of(found) as archive:
+        given = archive.extractfile(found.requirements)
+        assert given and given.read() == b"-c limits.txt\nflask\n"
+        assert str(Path(found.requirements).with_name("limits.txt")) in archive.getnames()
+    (tmp_path / "limits.txt").write_text("flask==3.1\n")
+    other = package_of(app_requirements=str(tmp_path / "own.txt"))
+    assert other.virtualenv != found.virtualenv
+    assert other.generation(PLUGIN) != found.generation(PLUGIN)
+
+
 def test_a_given_name_is_the_releases(package: Package) -> None:
     named = package_of(release="spring")
     assert named.release.name == "spring"

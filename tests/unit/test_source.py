@@ -1,6 +1,7 @@
 """What is sent of app_source, under which name, and with which requirements."""
 
 import base64
+import hashlib
 import io
 import logging
 import os
@@ -366,6 +367,8 @@ def test_the_sources_are_packed_once_and_end_with_what_is_a_hosts_own(plain: Pat
     (plain / "large").write_bytes(os.urandom(300_000))
     (plain / "a.py").chmod(0o755)
     sources = Sources(source.read(plain))
+    never_asked = Base64(lambda: archive.archive(sources, []))
+    assert never_asked and sources._packed is None  # as with --dry
     packed = sources.packed()
     for own in (b"of one", b"of another"):
         pieces = Base64(lambda own=own: archive.archive(sources, [("own", File(own, 0o600))]))
@@ -399,6 +402,8 @@ def test_requirements_alone_are_sent_as_they_are(tmp_path: Path) -> None:
     text = "flask==3 --hash=sha256:0\n# -r other.txt\n-r https://example.org/x.txt\n"
     found = required(tmp_path, requirements=text)
     assert (found.main, found.files) == ("requirements.txt", {"requirements.txt": text.encode()})
+    # Hosts have environments of that name, made by the version before.
+    assert found.digest == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(
