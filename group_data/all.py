@@ -15,14 +15,15 @@ fleet = None
 # /srv.
 app_name = "consul-demo-server"
 
-# A folder on this machine: what git tracks in it is sent, and lands under its own name.
+# A folder on this machine, which lands under its own name: what git tracks in it is sent, or
+# without git what no .gitignore in it leaves out.
 app_source = "app"
 
 # MODULE:CALLABLE, as seen from the folder that holds app_source.
 app_entry_point = "app.server:application"
 
-# What is installed into a virtual environment on each host; None where the application needs
-# nothing.
+# What is installed into a virtual environment on each host, with the files that it includes
+# (-r, -c); None where the application needs nothing.
 app_requirements = "app/requirements.txt"
 
 # The Jinja2 template of each instance's uWSGI configuration.
@@ -44,15 +45,15 @@ check_ttl = 10
 app_env = {}
 
 # Names of variables that nobody may see: each value is read from this machine's environment,
-# or from app_secrets_file.
+# or from app_secrets_file; where both have one, it must be the same.
 app_secrets = []
 
-# A file outside the repository with NAME=VALUE lines.
+# A .env file outside the repository.
 app_secrets_file = None
 
 # --- Releases ---------------------------------------------------------------
 
-# What a release is called; None for the git revision of app_source. Also: --data
+# What a release is called; None for what git calls the content of app_source. Also: --data
 # release=NAME
 release = None
 

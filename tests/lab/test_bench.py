@@ -44,3 +44,9 @@ def test_releases_under_load(fleet: Fleet) -> None:
     said = once("releases")
     assert "the shipped application, 2 hosts: 1 releases" in said
     assert said.count(" 0 failed") == 2
+
+
+def test_a_release_with_assets(fleet: Fleet) -> None:
+    said = once("assets")
+    assert "20 MB, 2 hosts" in said
+    assert re.search(r"^sent: [\d.]+ s of CPU, [12]?\d?\d MB of memory", said, re.MULTILINE), said

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from applications import commit
 from checkout import BIN, ROOT
 from consul_processes import until
 from fleet_commands import Fleet, output, run
@@ -283,26 +284,45 @@ def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Lab) -> Non
 # --- Releases and settings -----------------------------------------------------------
 
 
-def test_another_application_is_a_matter_of_settings(
-    fleet: Fleet, lab: Lab, tmp_path: Path
-) -> None:
-    source = tmp_path / "shop"
-    source.mkdir()
-    (source / "wsgi.py").write_text(
+def shop(folder: Path) -> dict[str, object]:
+    """The settings of another application: a git repository with links to files and folders, and
+    with requirements that include others."""
+    source = folder / "shop"
+    (source / "parts" / "main").mkdir(parents=True)
+    (source / "parts" / "main" / "wsgi.py").write_text(
+        "import certifi\n"
         "def serve(environ, start_response):\n"
         "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
-        "    return [b'ahoy']\n"
+        "    return [b'ahoy ', certifi.__version__.encode()]\n"
     )
-    host = {
+    (source / "current").symlink_to("parts/main")
+    (source / "wsgi.py").symlink_to("current/wsgi.py")
+    commit(source)
+    (folder / "base").mkdir()
+    (folder / "requirements.txt").write_text("-r base/all.txt\n-c limits.txt\n")
+    (folder / "base" / "all.txt").write_text("certifi\n")
+    (folder / "limits.txt").write_text("certifi==2025.1.31\n")
+    return {
         "app_source": str(source),
         "app_entry_point": "shop.wsgi:serve",
-        "app_requirements": None,
+        "app_requirements": str(folder / "requirements.txt"),
         "instances": {"till": {"port": 2005, "id": "shop-till"}},
     }
+
+
+def test_another_application_is_a_matter_of_settings(
+    fleet: Fleet, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = shop(tmp_path)
+    # As in a hook of git, here of another repository.
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
     fleet.hosts(["drakar"], ["drakar", ("cheetah", host)])
     fleet.deploy()
     fleet.verify("--wait", "10", "--probe")
-    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy"
+    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy 2025.01.31"
+    (tmp_path / "limits.txt").write_text("certifi==2025.4.26\n")
+    fleet.deploy()
+    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy 2025.04.26"
     units = lab.ssh("cheetah", f"systemctl list-units --all --plain '{SERVICE}*'").stdout
     assert "2001" not in units, units
     fleet.hosts(["drakar"], ["drakar", "cheetah"])
@@ -353,7 +373,7 @@ def test_secrets_arrive_and_are_shown_nowhere(
     shows = '"pid": os.getpid(), "found": [os.environ.get(n) for n in ("PORT_OF", "KEY", "PIN")],'
     server.write_text(server.read_text().replace('"pid": os.getpid(),', shows))
     monkeypatch.setenv("KEY", 'a "b" $c `d` \\e\nf')
-    (tmp_path / "secrets").write_text("PIN = 48 15\n")
+    (tmp_path / "secrets").write_text("export PIN='48 15' # of the gate\n")
     settings = {
         "app_source": str(source),
         "app_env": {"PORT_OF": "call 1"},

@@ -20,7 +20,7 @@ from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.package import Package, prepare
-from uwsgi_consul_fleet.operations.applications.release import File, _digest, _name, _read, _tracked
+from uwsgi_consul_fleet.operations.applications.release import _read
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError, inventory_file, refuse_own_order
 from uwsgi_consul_fleet.operations.state import FileState, UnitState, parse
@@ -55,6 +55,10 @@ def package_of(**settings: object) -> Package:
 @pytest.fixture
 def package() -> Package:
     return package_of()
+
+
+def archive_of(package: Package) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(b"".join(package.archive())))
 
 
 def git(folder: Path, *words: str) -> None:
@@ -159,9 +163,10 @@ def test_an_ini_that_can_not_be_tried_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_archive_holds_the_release_and_is_reproducible(package: Package) -> None:
-    archive = package.archive()
-    assert archive == package.archive()
-    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+    content = b"".join(package.archive())
+    _read.cache_clear()
+    assert content == b"".join(package_of().archive())
+    with archive_of(package) as opened:
         names = opened.getnames()
         assert opened.getmember("environment").mode == 0o600
         assert opened.getmember("app/server.py").mode == 0o644
@@ -189,6 +194,20 @@ def test_what_does_not_matter_on_the_host_is_the_same_generation(package: Packag
     assert package.generation(RemoteFile("/opt/plugins/2/x", b"")) != package.generation(PLUGIN)
 
 
+def test_what_requirements_include_is_released_with_them(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("-c limits.txt\nflask\n")
+    (tmp_path / "limits.txt").write_text("flask==3.0\n")
+    found = package_of(app_requirements=str(tmp_path / "own.txt"))
+    with archive_of(found) as archive:
+        given = archive.extractfile(found.requirements)
+        assert given and given.read() == b"-c limits.txt\nflask\n"
+        assert str(Path(found.requirements).with_name("limits.txt")) in archive.getnames()
+    (tmp_path / "limits.txt").write_text("flask==3.1\n")
+    other = package_of(app_requirements=str(tmp_path / "own.txt"))
+    assert other.virtualenv != found.virtualenv
+    assert other.generation(PLUGIN) != found.generation(PLUGIN)
+
+
 def test_a_given_name_is_the_releases(package: Package) -> None:
     named = package_of(release="spring")
     assert named.release.name == "spring"
@@ -199,23 +218,58 @@ def test_a_given_name_is_the_releases(package: Package) -> None:
 # --- The application's environment ---
 
 
+def secrets_of(file: Path, *names: str) -> dict[str, str]:
+    environment._file.cache_clear()
+    settings = host_with(app_secrets=names, app_secrets_file=str(file)).settings
+    return environment.variables(settings)
+
+
 def test_secrets_come_from_the_environment_or_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "secrets"
-    file.write_text("# ours\n\nAPI_KEY=a=b \nDB = from the file\n")
+    file.write_text("# ours\n\nAPI_KEY=a=b \nBOTH = the same\nOTHER=1\n")
     monkeypatch.setenv("DB", "from outside")
-    settings = host_with(
-        app_env={"COLOUR": "blue"}, app_secrets=["DB", "API_KEY"], app_secrets_file=str(file)
-    ).settings
-    found = {"COLOUR": "blue", "DB": "from outside", "API_KEY": "a=b"}
-    assert environment.variables(settings) == found
+    monkeypatch.setenv("BOTH", "the same")
+    found = {"DB": "from outside", "API_KEY": "a=b", "BOTH": "the same"}
+    assert secrets_of(file, *found) == found
 
 
-def test_a_missing_secret_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secrets_file_is_read_as_dotenv_files_are_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ABCDEF":
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / ".env"
+    file.write_text(
+        "\ufeffexport A='one two' # ours\nB=\"x#y\" # a comment\nC=pa#ss # more\n"
+        'D=$A-${A}\nE="a\\nb"\nF=\n'
+    )
+    found = {"A": "one two", "B": "x#y", "C": "pa#ss", "D": "$A-${A}", "E": "a\nb", "F": ""}
+    assert secrets_of(file, *found) == found
+
+
+def test_two_values_for_a_secret_are_refused_and_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("DATABASE_URL=production\n")
+    monkeypatch.setenv("DATABASE_URL", "my-own")
+    with pytest.raises(DeployError) as caught:
+        secrets_of(file, "DATABASE_URL")
+    said = str(caught.value)
+    assert "DATABASE_URL has one value in this machine's environment and another in " in said
+    assert str(file) in said and "production" not in said and "my-own" not in said
+
+
+def test_a_missing_secret_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DB", raising=False)
     with pytest.raises(DeployError, match=r"app_secrets: no value for DB: .*nothing was changed"):
         package_of(app_secrets=["DB"])
+    file = tmp_path / "secrets"
+    file.write_text("DATABASE=1\n")
+    with pytest.raises(DeployError, match=f"no value for DB: .* nor in {file};"):
+        secrets_of(file, "DB")
 
 
 @pytest.mark.parametrize("value", ["a\x1bb", "a\x07", "\udcff"])
@@ -226,12 +280,13 @@ def test_what_systemd_would_write_into_its_journal_is_refused(
         package_of(app_env={"PIN": value})
 
 
-def test_a_bad_secrets_file_is_named_without_what_is_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["hush", "hush hush", "H='hush", "=hush"])
+def test_a_bad_secrets_file_is_named_without_what_is_in_it(tmp_path: Path, line: str) -> None:
     file = tmp_path / "secrets"
-    file.write_text("A=1\nhush\n")
+    file.write_text(f"A=1\n\n{line}\nB=1\n")
     with pytest.raises(DeployError) as caught:
-        package_of(app_secrets=["A"], app_secrets_file=str(file))
-    assert f"{file}:2: not of the form NAME=VALUE" in str(caught.value)
+        secrets_of(file, "A")
+    assert f"{file}:3: not of the form NAME=VALUE" in str(caught.value)
     assert "hush" not in str(caught.value)
 
 
@@ -269,7 +324,7 @@ def test_what_can_be_executed_stays_executable(tmp_path: Path) -> None:
         (source / name).write_text(name)
         (source / name).chmod(mode)
     package = package_of(app_source=str(source))
-    with tarfile.open(fileobj=io.BytesIO(package.archive())) as archive:
+    with archive_of(package) as archive:
         modes = {name: archive.getmember(name).mode for name in ("shop/run", "shop/data")}
     assert modes == {"shop/run": 0o755, "shop/data": 0o644}
     (source / "data").chmod(0o755)
@@ -281,52 +336,6 @@ def test_values_are_escaped_as_systemd_reads_them() -> None:
     assert environment.render({"B": 'a"b\\c$d`e', "A": "x y"}) == (
         'A="x y"\nB="a\\"b\\\\c\\$d\\`e"\n'
     )
-
-
-# --- The name of a release ---
-
-
-def test_a_release_is_named_after_the_last_change_of_its_source(tmp_path: Path) -> None:
-    source = tmp_path / "shop"
-    source.mkdir()
-    (source / "a.py").write_text("1\n")
-    git(tmp_path, "init", "--quiet")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--quiet", "-m", "one")
-    clean = _name(source, "0123456789abcdef")
-    assert len(clean) == 10
-    (tmp_path / "elsewhere").write_text("x")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--quiet", "-m", "two")
-    assert _name(source, "0123456789abcdef") == clean
-    (source / "a.py").write_text("2\n")
-    assert _name(source, "0123456789abcdef") == f"{clean}-dirty-01234567"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [(("a", File(b"12")),), (("a1", File(b"")),), (("a", File(b"1", 0o755)),), ()],
-)
-def test_the_hash_of_the_sources_is_of_everything_in_them(
-    other: tuple[tuple[str, File], ...],
-) -> None:
-    assert _digest((("a", File(b"1")),)) == _digest((("a", File(b"1")),)) != _digest(other)
-
-
-def test_only_what_git_tracks_is_sent(tmp_path: Path) -> None:
-    for name in ("a.py", "secret.env", "new.py"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / ".gitignore").write_text("*.env\n")
-    git(tmp_path, "init", "--quiet")
-    git(tmp_path, "add", "a.py", ".gitignore")
-    assert {path.name for path in _tracked(tmp_path)} == {"a.py", ".gitignore"}
-
-
-def test_a_repository_that_git_can_not_read_is_not_sent_whole(tmp_path: Path) -> None:
-    (tmp_path / ".git").mkdir()
-    (tmp_path / "secret.env").write_text("x")
-    with pytest.raises(DeployError, match="in a git repository that git can't read"):
-        _tracked(tmp_path)
 
 
 # --- Arguments, and what a failed build shows ---

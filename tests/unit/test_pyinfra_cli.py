@@ -1,5 +1,7 @@
 """`pyinfra inventory.py deploy/` is understood by the stock command."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,3 +36,48 @@ def test_a_folder_without_main_is_left_to_pyinfra(monkeypatch: pytest.MonkeyPatc
 
 def test_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments(monkeypatch, "/x/bin/locust", "deploy")[-1] == "deploy"
+
+
+# What is typed behind --data, and what comes of it.
+DATA: list[tuple[str, object]] = [
+    ("release=1.10", "1.10"),
+    ("release=007", "007"),
+    ("release=null", "null"),
+    ("release=1234e56", "1234e56"),
+    ("release=true", "true"),
+    ("release=spring", "spring"),
+    ('release="1.10"', "1.10"),
+    ("consul_version=1.10", "1.10"),
+    ("_sudo_password=0123", "0123"),
+    ("app_requirements=null", None),
+    ("check_ttl=9", 9),
+    ("purge=false", False),
+    ("batch=2", 2),
+    ("batch=25%", "25%"),
+    ('instances={"server1": 2001}', {"server1": 2001}),
+    ("ssh_port=22", 22),
+    ("nothing=1", 1),
+]
+
+
+def test_a_text_is_taken_as_it_is_typed_and_the_rest_as_pyinfra_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [arguments(monkeypatch, "pyinfra", "--data", typed)[2] for typed, _ in DATA]
+    # In a process of its own: importing this would patch the standard library of ours.
+    reads = "json.dumps([parse_cli_arg(word.partition('=')[2]) for word in sys.argv[1:]])"
+    program = f"import json, sys; from pyinfra_cli.util import parse_cli_arg; print({reads})"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *found], check=True, capture_output=True
+    )
+    assert json.loads(result.stdout) == [value for _, value in DATA]
+
+
+@pytest.mark.parametrize("words", [["--data", "release=1.10"], ["--data=release=1.10"]])
+def test_pyinfra_itself_has_it_as_it_was_typed(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "inventory.py").write_text('app_servers = ["drakar"]\n')
+    command = [str(Path(sys.executable).with_name("pyinfra")), *words, "inventory.py"]
+    command += ["debug-inventory", "--json"]
+    result = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (host,) = json.loads(result.stdout)
+    assert host["data"]["release"] == "1.10"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from uwsgi_consul_fleet.build.identity import HERE, PLUGIN_FOLDER
 from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.git import environment, git
 
 # How a plugin is compiled is part of what it is compiled from.
 RECIPE = ("scratch.sh", "compile.sh")
@@ -61,15 +62,9 @@ class Source:
     @property
     def revision(self) -> str:
         """The git revision, with ``-dirty`` where files have changed since; '' without git."""
-        command = ["git", "-C", str(self.folder)]
-        head = [*command, "log", "-1", "--format=%h", "--abbrev=10", "--", "."]
-        status = [*command, "status", "--porcelain", "--", "."]
-        try:
-            revision = subprocess.run(head, capture_output=True, text=True, check=True).stdout
-            changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-        return revision.strip() + "-dirty" * bool(changed)
+        revision = git(self.folder, "log", "-1", "--format=%h", "--abbrev=10", "--", ".") or b""
+        changed = git(self.folder, "status", "--porcelain", "--", ".")
+        return revision.decode().strip() + "-dirty" * bool(revision and changed)
 
     def archive(self) -> bytes:
         """The files as a .tar.gz."""
@@ -103,7 +98,9 @@ def find(place: str) -> Iterator[Source]:
     with tempfile.TemporaryDirectory(prefix="uwsgi-plugin-") as temporary:
         clone = Path(temporary) / "clone"
         command = ["git", "clone", "--quiet", "--depth", "1", "--", place, str(clone)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment(), check=False
+        )
         if result.returncode != 0:
             raise FleetError(f"--source {place}: git can't clone it: {result.stderr.strip()}")
         yield _other(clone, place)

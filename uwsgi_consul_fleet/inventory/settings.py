@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -110,14 +111,15 @@ class Settings(BaseModel):
     /srv."""
 
     app_source: str
-    """A folder on this machine: what git tracks in it is sent, and lands under its own name."""
+    """A folder on this machine, which lands under its own name: what git tracks in it is sent, or
+    without git what no .gitignore in it leaves out."""
 
     app_entry_point: Plain
     """MODULE:CALLABLE, as seen from the folder that holds app_source."""
 
     app_requirements: str | None
-    """What is installed into a virtual environment on each host; None where the application needs
-    nothing."""
+    """What is installed into a virtual environment on each host, with the files that it includes
+    (-r, -c); None where the application needs nothing."""
 
     app_ini: str
     """The Jinja2 template of each instance's uWSGI configuration."""
@@ -139,14 +141,14 @@ class Settings(BaseModel):
 
     app_secrets: tuple[EnvironmentName, ...] = ()
     """Names of variables that nobody may see: each value is read from this machine's environment,
-    or from app_secrets_file."""
+    or from app_secrets_file; where both have one, it must be the same."""
 
     app_secrets_file: str | None = None
-    """A file outside the repository with NAME=VALUE lines."""
+    """A .env file outside the repository."""
 
-    # pyinfra makes a number of `--data release=20` before it comes here.
+    # A number in group_data/ is taken too.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
-    """What a release is called; None for the git revision of app_source. Also: --data
+    """What a release is called; None for what git calls the content of app_source. Also: --data
     release=NAME"""
 
     # The one that serves, and at least the one to be put back to.
@@ -256,6 +258,23 @@ PYINFRA_KEYS = frozenset(
     """.split()  # noqa: SIM905 - a name a line would be two pages
 )
 KNOWN_KEYS = frozenset(Settings.model_fields) | PYINFRA_KEYS
+
+
+def is_text(key: str) -> bool:
+    """Whether a setting holds a text (or nothing) and never anything else."""
+    if key in PYINFRA_KEYS:
+        return key.endswith(("_user", "_password", "_hostname", "ssh_key"))
+    kinds = _kinds(Settings.model_fields[key].annotation) if key in Settings.model_fields else set()
+    return str in kinds <= {str, NoneType}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What a type is made of."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for each in get_args(annotation) for kind in _kinds(each)}
+    return {annotation}
 
 
 def nearest(word: str, known: frozenset[str] | set[str]) -> str:

@@ -1,7 +1,6 @@
 """The application on a host: its releases, and which of them serves."""
 
 import re
-from base64 import encodebytes
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
-from uwsgi_consul_fleet.operations.applications.package import REQUIREMENTS, Package
+from uwsgi_consul_fleet.operations.applications.archive import Base64
+from uwsgi_consul_fleet.operations.applications.package import Package
 from uwsgi_consul_fleet.operations.applications.package import prepare as prepare
 from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.operations.files import fail
@@ -60,12 +60,18 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
     if name in known.generations:
         host.noop(f"release {name} is installed")
         return
+    if here.run.pyinfra.is_executing:
+        try:
+            package.release.sources.packed()
+        except DeployError as error:
+            yield fail(f"{me.name}: {error}")
+            return
     wheels = binary(me.settings).rpartition("/")[0]
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
-        app_name, name, package.virtualenv, REQUIREMENTS,
+        app_name, name, package.virtualenv, QuoteString(package.requirements),
         plugin.path, me.settings.app_python, QuoteString(wheels),
-        _stdin=encodebytes(package.archive()).decode(),
+        _stdin=Base64(package.archive),
     )  # fmt: skip
     here.changed()
 

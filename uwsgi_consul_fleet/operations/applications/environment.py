@@ -5,7 +5,10 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from functools import cache
+from io import StringIO
 from pathlib import Path
+
+from dotenv.parser import parse_stream
 
 from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -14,19 +17,9 @@ from uwsgi_consul_fleet.operations.plan import DeployError
 def variables(settings: Settings) -> dict[str, str]:
     """Every variable with its value.
 
-    :raises DeployError: where a secret's value is nowhere to be found
+    :raises DeployError: where a secret's value is nowhere to be found, or two are
     """
-    found = dict(settings.app_env)
-    kept = _file(settings.app_secrets_file) if settings.app_secrets_file else {}
-    for name in settings.app_secrets:
-        value = os.environ.get(name, kept.get(name))
-        if value is None:
-            where = settings.app_secrets_file or "app_secrets_file, which is not set"
-            raise DeployError(
-                f"app_secrets: no value for {name}: it is neither in this machine's environment "
-                f"nor in {where}; nothing was changed"
-            )
-        found[name] = value
+    found = {**settings.app_env, **{name: _secret(name, settings) for name in settings.app_secrets}}
     for name, value in found.items():
         # systemd ignores such an assignment, and writes it into its journal.
         if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n" for char in value):
@@ -37,26 +30,45 @@ def variables(settings: Settings) -> dict[str, str]:
     return found
 
 
+def _secret(name: str, settings: Settings) -> str:
+    file = settings.app_secrets_file
+    kept = _file(file).get(name) if file else None
+    value = os.environ.get(name, kept)
+    if value is None:
+        where = file or "app_secrets_file, which is not set"
+        raise DeployError(
+            f"app_secrets: no value for {name}: it is neither in this machine's environment "
+            f"nor in {where}; nothing was changed"
+        )
+    if kept not in (None, value):
+        # A developer's own database, most likely: neither is taken for the other.
+        raise DeployError(
+            f"app_secrets: {name} has one value in this machine's environment and another in "
+            f"{file}: unset {name}, or take it out of the file; nothing was changed"
+        )
+    return value
+
+
 @cache
 def _file(name: str) -> Mapping[str, str]:
-    """A file of ``NAME=VALUE`` lines; empty ones and comments are skipped."""
+    """A .env file. Nothing in a value stands for another variable."""
     path = Path(name).expanduser()
     try:
-        lines = path.read_text().splitlines()
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DeployError(f"app_secrets_file: {path}: {error}; nothing was changed") from error
     found = {}
-    for number, line in enumerate(map(str.strip, lines), start=1):
-        if not line or line.startswith("#"):
-            continue
-        key, equals, value = line.partition("=")
-        if not equals:
+    for line in parse_stream(StringIO(text)):
+        if line.error or (line.key and line.value is None):
             # Not the line itself: it may be a secret.
+            blank = line.original.string[: -len(line.original.string.lstrip())]
+            number = line.original.line + blank.count("\n")
             raise DeployError(
                 f"app_secrets_file: {path}:{number}: not of the form NAME=VALUE; "
                 "nothing was changed"
             )
-        found[key.strip()] = value.strip()
+        if line.key and line.value is not None:
+            found[line.key] = line.value
     return found
 
 

@@ -1,23 +1,21 @@
 """A release as it is on one host: everything that it runs with."""
 
-import gzip
 import hashlib
-import io
 import json
-import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory.model import Host
-from uwsgi_consul_fleet.operations.applications import environment
-from uwsgi_consul_fleet.operations.applications.release import File, Release, read
+from uwsgi_consul_fleet.operations.applications import archive, environment
+from uwsgi_consul_fleet.operations.applications.archive import File
+from uwsgi_consul_fleet.operations.applications.release import Release, read
 from uwsgi_consul_fleet.operations.files import RemoteFile, render
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
 
 UNITS = Path(__file__).parent / "units"
-REQUIREMENTS = "requirements.txt"
 ENVIRONMENT = "environment"
 TRIAL = "RELEASE_TRIAL"
 
@@ -48,28 +46,26 @@ class Package:
         """A hash of everything that is in it, and of the plugin that it links to."""
         parts = [
             *sorted(self.files.items()),
-            ("sources", self.release.digest),
+            ("sources", self.release.sources.digest),
             ("plugin", plugin),
             ("virtualenv", self.virtualenv),
             ("environment", environment.digest(self.variables) if self.variables else ""),
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
-    def archive(self) -> bytes:
-        """A .tar.gz; the same files give the same bytes."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for path, file in sorted([*self.release.sources, *self.files.items()]):
-                _add(archive, path, file)
-            _add(archive, ENVIRONMENT, File(self.variables.encode(), 0o600))
-        return gzip.compress(buffer.getvalue(), mtime=0)
+    def archive(self) -> Iterator[bytes]:
+        """A .tar.gz, in pieces; the same files give the same bytes.
 
+        :raises DeployError: where the source is not any more what it was
+        """
+        variables = File(self.variables.encode(), 0o600)
+        files = [*sorted(self.files.items()), (ENVIRONMENT, variables)]
+        return archive.archive(self.release.sources, files)
 
-def _add(archive: tarfile.TarFile, path: str, file: File) -> None:
-    member = tarfile.TarInfo(path)
-    member.size = len(file.content)
-    member.mode = file.mode
-    archive.addfile(member, io.BytesIO(file.content))
+    @property
+    def requirements(self) -> str:
+        """The file that pip is given, by its path in the release; there may be none."""
+        return self.release.requirements.main if self.release.requirements else "-"
 
 
 def prepare(me: Host) -> Package | None:
@@ -98,7 +94,7 @@ def _files(me: Host, release: Release, settings: str) -> dict[str, File]:
     texts = {**_inis(me, release), **_units(me), "release.json": manifest}
     files = {path: File(text.encode()) for path, text in texts.items()}
     if release.requirements is not None:
-        files[REQUIREMENTS] = File(release.requirements)
+        files |= {path: File(text) for path, text in release.requirements.files.items()}
     return files
 
 
@@ -111,7 +107,8 @@ def _virtualenv(me: Host, release: Release) -> str:
     if not _has_virtualenv(me, release):
         return "-"
     settings = me.settings
-    parts = [release.requirements_digest, settings.app_python]
+    digest = release.requirements.digest if release.requirements else "-"
+    parts = [digest, settings.app_python]
     if settings.uwsgi_source == "pypi":
         parts.append(pypi_name(settings))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

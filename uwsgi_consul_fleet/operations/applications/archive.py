@@ -1,0 +1,116 @@
+"""What is sent to a host: the sources, packed once for all, and behind them what is its own."""
+
+import gzip
+import hashlib
+import os
+import tarfile
+import tempfile
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from threading import Lock
+from typing import IO, NamedTuple
+
+from uwsgi_consul_fleet.operations.applications import source
+from uwsgi_consul_fleet.operations.applications.source import Entry
+from uwsgi_consul_fleet.operations.plan import DeployError
+
+# Not /tmp, which is memory on many machines.
+LARGE = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - the file there has no name
+BLOCK = 64 * 1024  # bytes
+TAR_BLOCK = 512  # bytes
+
+
+class File(NamedTuple):
+    """A file of a release that is made here."""
+
+    content: bytes
+    mode: int = 0o644
+
+
+class Sources:
+    """The application's source; ``digest`` is a hash of everything in it."""
+
+    def __init__(self, entries: tuple[Entry, ...]) -> None:
+        """:raises DeployError: where one can't be read"""
+        self.entries = entries
+        self.digest = source.digest(entries)
+        self._packed: IO[bytes] | None = None
+        self._mutex = Lock()
+
+    def packed(self) -> IO[bytes]:
+        """The beginning of a .tar.gz, made at the first call, in a file without a name.
+
+        :raises DeployError: where the source is not any more what it was
+        """
+        with self._mutex:  # hosts come here side by side
+            if self._packed is None:
+                self._packed = self._pack()
+            return self._packed
+
+    def _pack(self) -> IO[bytes]:
+        seen = hashlib.sha256()
+        try:
+            found = tempfile.TemporaryFile(dir=LARGE)  # noqa: SIM115 - it goes with the process
+            with gzip.GzipFile("", "wb", 6, found, mtime=0) as archive:
+                for entry in self.entries:
+                    seen.update(source.header(entry))
+                    for block in _member(entry, _seen(entry.blocks(), seen.update)):
+                        archive.write(block)
+            found.flush()
+        except OSError as error:
+            raise DeployError(f"app_source: can't be packed: {error}; run it again") from error
+        if seen.hexdigest() != self.digest:
+            raise DeployError("app_source: it has changed since this run began; run it again")
+        return found
+
+
+def _seen(blocks: Iterable[bytes], see: Callable[[bytes], None]) -> Iterator[bytes]:
+    for block in blocks:
+        see(block)
+        yield block
+
+
+def _member(entry: Entry, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    member = tarfile.TarInfo(entry.path)
+    member.mode = entry.mode & 0o7777
+    if entry.link:
+        member.type, member.linkname = tarfile.SYMTYPE, entry.link
+    else:
+        member.size = entry.size
+    yield member.tobuf()
+    for block in blocks:
+        if not entry.link:
+            yield block
+    yield bytes(-member.size % TAR_BLOCK)
+
+
+def archive(sources: Sources, files: Iterable[tuple[str, File]]) -> Iterator[bytes]:
+    """A .tar.gz of the sources and these files, in pieces; the same give the same bytes."""
+    packed, offset = sources.packed().fileno(), 0
+    while block := os.pread(packed, BLOCK, offset):
+        offset += len(block)
+        yield block
+    ours = bytearray()
+    for path, file in files:
+        entry = Entry(path, Path(), file.mode, len(file.content))
+        ours += b"".join(_member(entry, [file.content]))
+    yield gzip.compress(ours + bytes(2 * TAR_BLOCK), mtime=0)
+
+
+class Base64(list[str]):
+    """For a command's standard input. pyinfra takes a list, and goes through it when it comes to
+    write: nothing of it is there before."""
+
+    def __init__(self, pieces: Callable[[], Iterable[bytes]]) -> None:
+        super().__init__([""])  # one that is empty would not be asked
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[str]:
+        rest = b""
+        for piece in self._pieces():
+            whole = rest + piece
+            end = len(whole) - len(whole) % 3
+            rest = whole[end:]
+            yield b64encode(whole[:end]).decode()
+        yield b64encode(rest).decode()

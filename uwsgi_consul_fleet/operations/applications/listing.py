@@ -1,0 +1,50 @@
+"""Which files of the source are sent: those that git tracks; without git, see unversioned.py."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyinfra import logger
+
+from uwsgi_consul_fleet.git import git
+from uwsgi_consul_fleet.operations.plan import DeployError
+
+
+def refusal(reason: str) -> DeployError:
+    """The error of a source that can't be released."""
+    return DeployError(f"app_source: {reason}; nothing was changed")
+
+
+def paths(folder: Path) -> list[Path]:
+    """Files, links and whatever else is to be sent, submodules' too; says what is not obvious.
+
+    :raises DeployError: where that is nothing, or can't be known, or has a secret's usual name
+    """
+    listing = git(folder, "ls-files", "--recurse-submodules", "-z")
+    if listing is None:
+        if any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+            # What is ignored there must not be sent because git is missing or mistrusts the owner.
+            raise refusal(
+                f"{folder} is in a git repository that git can't read; try: "
+                f"git -C {folder} ls-files"
+            )
+        # Here, because few need it and it takes time to load.
+        from uwsgi_consul_fleet.operations.applications import unversioned
+
+        return unversioned.paths(folder)
+    if not listing:
+        raise refusal(f"git tracks nothing in {folder}: git add what is to be sent")
+    others = git(folder, "ls-files", "--others", "--exclude-standard", "--directory", "-z") or b""
+    if names := _names(others):
+        logger.warning(f"    Warning: {folder}: git does not track, so not sent: {few(names)}")
+    return [folder / each for each in _names(listing)]
+
+
+def _names(listing: bytes) -> list[str]:
+    return [os.fsdecode(each) for each in listing.split(b"\0") if each]
+
+
+def few(names: Sequence[str]) -> str:
+    """The first ones, and how many more."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

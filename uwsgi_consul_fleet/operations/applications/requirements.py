@@ -1,0 +1,100 @@
+"""The requirements as they are written, with the files that they include."""
+
+import hashlib
+import os
+import re
+import shlex
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from uwsgi_consul_fleet.operations.plan import DeployError
+
+ALONE = "requirements.txt"
+# Where they lie in a release if they are several: as here, below what they have in common.
+FOLDER = "requirements.d"
+
+COMMENT = re.compile(r"(^|\s+)#.*$")
+_options = ArgumentParser(add_help=False, exit_on_error=False)
+_options.add_argument("-r", "--requirement", action="append", default=[])
+_options.add_argument("-c", "--constraint", action="append", default=[])
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """``files`` are by their path in the release; ``main`` is the one that pip is given."""
+
+    main: str
+    files: dict[str, bytes]
+
+    @property
+    def digest(self) -> str:
+        """Changes with any of them."""
+        found = hashlib.sha256()
+        if len(self.files) > 1:
+            found.update(repr(sorted(self.files.items())).encode())
+        else:
+            found.update(self.files[self.main])
+        return found.hexdigest()[:16]
+
+
+def read(main: Path) -> Requirements:
+    """The requirements in a file and in those that it includes.
+
+    :raises DeployError: where one is missing, or includes itself
+    """
+    found: dict[Path, bytes] = {}
+    _follow(Path(os.path.normpath(Path.cwd() / main)), found, (), f"app_requirements: {main}")
+    if len(found) == 1:
+        return Requirements(ALONE, {ALONE: found.popitem()[1]})
+    above = os.path.commonpath([path.parent for path in found])
+    files = {f"{FOLDER}/{path.relative_to(above)}": text for path, text in found.items()}
+    return Requirements(next(iter(files)), files)
+
+
+def _follow(path: Path, found: dict[Path, bytes], including: tuple[Path, ...], where: str) -> None:
+    if path in including:
+        raise DeployError(f"{where}: {path} includes itself; nothing was changed")
+    if path in found:
+        return
+    try:
+        found[path] = path.read_bytes()
+        text = found[path].decode("utf-8-sig")
+    except OSError as error:
+        raise DeployError(f"{where}: {path}: {error.strerror}; nothing was changed") from error
+    except UnicodeDecodeError as error:
+        raise DeployError(f"{where}: {path}: is not UTF-8; nothing was changed") from error
+    for name, number in _included(text):
+        here = f"app_requirements: {path}:{number}"
+        if "://" in name:
+            continue  # the hosts fetch it
+        if name.startswith("/"):
+            raise DeployError(
+                f"{here}: {name} is not there on the hosts: write it relative to {path.name}, and "
+                "it is sent too; nothing was changed"
+            )
+        _follow(Path(os.path.normpath(path.parent / name)), found, (*including, path), here)
+
+
+def _included(text: str) -> Iterator[tuple[str, int]]:
+    """Each file that is named, as pip reads it, and the line where that begins."""
+    begun, first = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        first = first if begun else number
+        begun += COMMENT.sub("", line)
+        if begun.endswith("\\"):
+            begun = begun[:-1] + " "
+            continue
+        if begun.lstrip().startswith("-"):
+            for name in _named(begun):
+                yield name, first
+        begun = ""
+
+
+def _named(line: str) -> list[str]:
+    try:
+        options, _ = _options.parse_known_args(shlex.split(line))
+    except (ArgumentError, ValueError):
+        return []  # pip will say what is wrong with it
+    return [*options.requirement, *options.constraint]
