@@ -337,7 +337,7 @@ def remove(here: Here) -> Generator[Any, None, None]:
     me, known = here.me, here.known
     ours = {UNIT, PROGRAM} & {*known.files}
     there = "consul" in known.users or ours or known.consul_binaries
-    left_over = me.settings.purge and known.consul_data
+    left_over = me.settings.purge and (known.consul_data or known.belongings.made)
     if not me.is_retired or CONSUL not in known.belongings.ours or not (there or left_over):
         host.noop("nothing of Consul is to be removed here")
         return

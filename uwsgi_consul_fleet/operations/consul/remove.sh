@@ -8,11 +8,12 @@ case $(readlink /usr/local/bin/consul) in
     /opt/uwsgi-consul-fleet/* | /opt/consul/*) rm -f /usr/local/bin/consul ;;
 esac
 rm -rf /opt/uwsgi-consul-fleet
-rm -f /etc/systemd/system/a-newer-uwsgi-consul-fleet-*.socket
-if [ "$1" = purge ]; then
-    rm -rf /var/lib/consul /etc/uwsgi-consul-fleet
-else # whose what stays is
-    find /etc/uwsgi-consul-fleet -mindepth 1 ! -name fleet.json -delete
-fi
-# The user last: as long as it is there, the next deploy looks here again.
+if [ "$1" = purge ]; then rm -rf /var/lib/consul; fi
 case $(getent passwd consul) in *:/nonexistent:*nologin) userdel consul ;; esac
+# The record last: by it the next deploy looks here again.
+if [ "$1" = purge ]; then
+    rm -f /etc/systemd/system/a-newer-uwsgi-consul-fleet-*.socket
+    rm -rf /etc/uwsgi-consul-fleet
+else # it says whose it is what stays
+    find /etc/uwsgi-consul-fleet -mindepth 1 ! -name fleet.json ! -name 'a-newer-*' -delete
+fi
