@@ -26,7 +26,7 @@ def paths(folder: Path) -> list[Path]:
             # What is ignored there must not be sent because git is missing or mistrusts the owner.
             raise refusal(
                 f"{folder} is in a git repository that git can't read; try: "
-                f"git -C {folder} ls-files"
+                f"git -C {folder} ls-files --recurse-submodules"
             )
         # Here, because few need it and it takes time to load.
         from uwsgi_consul_fleet.operations.applications import unversioned
