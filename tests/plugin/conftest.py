@@ -29,6 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--embedded-python", action="store_true", help="this uWSGI needs no plugin for Python"
     )
+    parser.addoption("--part", metavar="N/M", default="1/1", help="the Nth of M parts of the tests")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, parts = map(int, config.getoption("part").split("/"))
+    if parts > 1:
+        chosen = items[number - 1 :: parts]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 @pytest.fixture(scope="session")
