@@ -332,6 +332,10 @@ static int64_t start_tasks(struct consul_agent *agent, const struct consul_momen
     while (free_task(agent) && agent->retry_at <= now) {
         struct consul_choice choice;
         int64_t at;
+        /* More at a time are no help where nothing is answered. */
+        if (!agent->is_stopping && count_tasks(agent, 0) + count_tasks(agent, 1) > LOOKS &&
+            now - agent->answered_at > SILENCE_NOTED)
+            return CONSUL_NEVER;
         /* What is registered is registered with the token that it began with. */
         if (!is_registering(agent))
             refresh_token(agent, now);
