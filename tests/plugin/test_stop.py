@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import signal
 import threading
 import time
@@ -166,13 +167,23 @@ def test_a_list_that_lacks_one_is_no_proof(start: Start, fake: FakeAgent) -> Non
     assert set(fake.services) == {"a1"}
 
 
+@pytest.mark.parametrize("sees", ["all", "its own"])
 def test_two_tokens_at_one_agent_are_not_taken_for_each_other(
-    start: Start, fake: FakeAgent
+    start: Start, fake: FakeAgent, sees: str
 ) -> None:
-    """The list has the services of both; one is missing though there are enough for one token."""
+    """One is missing in the list, though with those of the other token there are enough."""
+
+    def hide(seen: Seen) -> tuple[int, str] | None:
+        if sees == "all" or not seen.path.endswith("/agent/services"):
+            return None
+        number = seen.headers["X-Consul-Token"].removeprefix("t")
+        return 200, json.dumps({i: s for i, s in fake.services.items() if i == f"a{number}"})
+
+    fake.behave = hide
     lines = [f"url={fake.url},name=a,id=a{number},token=t{number}" for number in range(2)]
     uwsgi = start(lines).ready()
     until(lambda: len(fake.services) == 2, "both are registered")
+    until(lambda: len(fake.requests("/agent/services")) > 4, "both have seen the list")
     fake.services["a1"] = {**fake.services["a1"], "Meta": {"uwsgi_owner": "another's"}}
     until(lambda: uwsgi.said("a1 is registered by another process"), "it is noticed")
     fake.services.pop("a0")
