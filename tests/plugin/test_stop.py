@@ -53,6 +53,7 @@ def reload_in_all_ways(uwsgi: Uwsgi) -> None:
     (uwsgi.folder / "touched").touch()
 
 
+@pytest.mark.everywhere
 def test_no_reload_takes_a_stop_back(start: Start, agent: Agent, name: str) -> None:
     options = ["master-fifo = fifo", "touch-reload = touched"]
     line = f"url={agent.url},name={name},drain=3"
@@ -96,6 +97,7 @@ def test_the_most_urgent_wish_counts(start: Start, agent: Agent, name: str) -> N
 # ---- stop_timeout ----
 
 
+@pytest.mark.everywhere
 def test_requests_under_way_are_waited_for(start: Start, agent: Agent, name: str) -> None:
     line = f"url={agent.url},name={name},drain=0,stop_timeout=30"
     uwsgi = start(line, processes=1).ready()
@@ -226,6 +228,7 @@ def test_a_mistake_in_what_a_reload_reads(
     assert uwsgi.said(f"deregistered {name}")
 
 
+@pytest.mark.everywhere
 def test_a_reload_hands_over_more_than_an_environment_holds(start: Start, fake: FakeAgent) -> None:
     """Also what only an agent may know: it does not get where the application could read it."""
     url = fake.url.replace("://", "://me:s3cr3t@")
