@@ -151,21 +151,21 @@ static struct consul_task *free_task(struct consul_agent *agent) {
 
 /* ---- what is due ---- */
 
-/* How many services the list should have. Ours at the same place with other tokens are in it too,
- * as far as this token may see them. */
-static size_t count_listed(const struct consul_agent *agent) {
+/* How many services the list should have, or those of ours at the same place with other tokens,
+ * which are in it too as far as this token may see them. */
+static size_t count_listed(const struct consul_agent *agent, int others) {
     const struct consul_service *service = agent->services;
     size_t listed = 0;
     for (; service; service = service->next)
-        listed += consul_same_place(&service->agent->access, &agent->access) &&
-                  consul_is_listed(&service->talk);
+        listed += (service->agent != agent) == others && consul_is_listed(&service->talk) &&
+                  consul_same_place(&service->agent->access, &agent->access);
     return listed;
 }
 
 /* Whether the list is to be asked for, and whether it would be of use. */
 static int64_t list_at(const struct consul_agent *agent, int can_look) {
     if (!agent->list_url || !can_look || agent->list_misses >= LIST_MISSES ||
-        find_task(agent, NULL, 1) || !count_listed(agent))
+        find_task(agent, NULL, 1) || !count_listed(agent, 0))
         return CONSUL_NEVER;
     /* At a stop it comes before all look-ups: one answer for all. */
     return agent->is_stopping && is_registering(agent) ? CONSUL_NEVER : agent->list_due;
@@ -270,6 +270,7 @@ static void fail(struct consul_agent *agent, struct consul_task *task, int64_t n
         agent->retry_at = now + pause;
     } else {
         agent->list_due = now + pause;
+        agent->list_misses = agent->is_stopping ? LIST_MISSES : agent->list_misses;
     }
     task->exchange.too_long = 0;
     task->ask = CONSUL_ASK_NOTHING;
@@ -294,8 +295,10 @@ static void start_task(struct consul_agent *agent, const struct consul_choice *c
     struct consul_task *task = free_task(agent);
     task->ask = choice->step.ask;
     task->service = choice->service;
-    if (task->ask == CONSUL_ASK_LIST)
-        agent->list_expected = count_listed(agent);
+    if (task->ask == CONSUL_ASK_LIST) {
+        agent->list_ours = count_listed(agent, 0);
+        agent->list_others = count_listed(agent, 1);
+    }
     if (!start_request(agent, task, now))
         return;
     note_trouble(agent, CURLE_OUT_OF_MEMORY, "out of memory", now);
@@ -332,6 +335,10 @@ static int64_t start_tasks(struct consul_agent *agent, const struct consul_momen
     while (free_task(agent) && agent->retry_at <= now) {
         struct consul_choice choice;
         int64_t at;
+        /* More at a time are no help where nothing is answered. */
+        if (!agent->is_stopping && count_tasks(agent, 0) + count_tasks(agent, 1) > LOOKS &&
+            now - agent->answered_at > SILENCE_NOTED)
+            return CONSUL_NEVER;
         /* What is registered is registered with the token that it began with. */
         if (!is_registering(agent))
             refresh_token(agent, now);
@@ -353,8 +360,11 @@ int64_t consul_agent_step(struct consul_agent *agent, const struct consul_moment
 /* ---- what an answer means ---- */
 
 /* Where all that may be ours is in it, nothing else has to be looked up before it goes. */
-static void use_list_at_stop(struct consul_agent *agent, int64_t now) {
+static void use_list_at_stop(struct consul_agent *agent, size_t found, int64_t now) {
     struct consul_service *service = find(agent, agent->services);
+    if (found < agent->list_ours + agent->list_others ||
+        found < count_listed(agent, 0) + count_listed(agent, 1))
+        return;
     for (; service; service = find(agent, service->next)) {
         if (service->talk.state == CONSUL_UNWANTED_UNVERIFIED)
             tell(service, CONSUL_ON_OURS, now);
@@ -364,17 +374,21 @@ static void use_list_at_stop(struct consul_agent *agent, int64_t now) {
 static void finish_list(struct consul_agent *agent, const struct consul_task *task, int64_t now) {
     long http = task->exchange.http;
     size_t found = task->exchange.answer->owners;
+    size_t more = found > agent->list_ours ? found - agent->list_ours : 0;
+    size_t others =
+        agent->list_visible < agent->list_others ? agent->list_visible : agent->list_others;
     struct consul_service *service = find(agent, agent->services);
     agent->list_due = now + (http >= 400 && http < 500 ? LIST_PAUSE : LIST_INTERVAL);
     if (agent->is_stopping) {
         agent->list_misses = LIST_MISSES;
-        if (http == 200 && found >= agent->list_expected && found >= count_listed(agent))
-            use_list_at_stop(agent, now);
+        if (http == 200)
+            use_list_at_stop(agent, found, now);
         return;
     }
     if (http != 200)
         return;
-    if (found >= agent->list_expected) {
+    agent->list_visible = more;
+    if (found >= agent->list_ours + others) {
         agent->list_misses = 0;
         return;
     }

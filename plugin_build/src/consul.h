@@ -203,8 +203,10 @@ struct consul_agent {
     struct consul_task tasks[CONSUL_TASKS];
     struct consul_token token;
     int64_t list_due;
-    size_t list_expected; /* how many services, when it was asked for */
-    int list_misses;      /* how often the list lacked what a look-up then found */
+    size_t list_ours;    /* how many services it should have, when it was asked for */
+    size_t list_others;  /* and how many there are with other tokens */
+    size_t list_visible; /* of which it had so many the last time */
+    int list_misses;     /* how often the list lacked what a look-up then found */
     int is_stopping;
     int64_t answered_at;
     int64_t retry_at;

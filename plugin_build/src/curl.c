@@ -17,6 +17,7 @@
 /* As the functions are called with the types of their parameters, not those of curl's macros. */
 #undef curl_easy_setopt
 #undef curl_easy_getinfo
+#undef curl_multi_setopt
 
 /* Debian's three builds of it differ in the TLS library, not in what is used here. */
 static const char *const files[] = {"libcurl.so.4", "libcurl-gnutls.so.4", "libcurl-nss.so.4"};
@@ -32,6 +33,7 @@ static const char *const files[] = {"libcurl.so.4", "libcurl-gnutls.so.4", "libc
     DO(struct curl_slist *, slist_append, (struct curl_slist *, const char *))                     \
     DO(void, slist_free_all, (struct curl_slist *))                                                \
     DO(CURLM *, multi_init, (void))                                                                \
+    DO(CURLMcode, multi_setopt, (CURLM *, CURLMoption, ...))                                       \
     DO(CURLMcode, multi_add_handle, (CURLM *, CURL *))                                             \
     DO(CURLMcode, multi_remove_handle, (CURLM *, CURL *))                                          \
     DO(CURLMcode, multi_perform, (CURLM *, int *))                                                 \
@@ -113,6 +115,18 @@ void curl_slist_free_all(struct curl_slist *list) {
 
 CURLM *curl_multi_init(void) {
     return loaded.multi_init();
+}
+
+CURLMcode curl_multi_setopt(CURLM *multi, CURLMoption option, ...) {
+    CURLMcode code;
+    va_list values;
+    va_start(values, option);
+    if ((int)option < CURLOPTTYPE_OBJECTPOINT)
+        code = loaded.multi_setopt(multi, option, va_arg(values, long));
+    else
+        code = loaded.multi_setopt(multi, option, va_arg(values, void *));
+    va_end(values);
+    return code;
 }
 
 CURLMcode curl_multi_add_handle(CURLM *multi, CURL *curl) {

@@ -105,6 +105,15 @@ static void set_progress(int64_t now) {
 
 /* ---- the thread ---- */
 
+/* How many connections to each agent are kept when no request needs them. */
+static void keep_connections(CURLM *multi, long each) {
+    const struct consul_agent *agent;
+    long count = 0;
+    for (agent = plugin.agents; agent; agent = agent->next)
+        count += each;
+    curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, count);
+}
+
 static void start_loop(struct loop *loop) {
     struct consul_agent *agent;
     const struct consul_service *service;
@@ -123,6 +132,8 @@ static void start_loop(struct loop *loop) {
     }
     for (agent = plugin.agents; agent; agent = agent->next)
         consul_agent_start(agent, loop->multi, plugin.services, loop->started_at);
+    if (loop->multi)
+        keep_connections(loop->multi, 1);
 }
 
 /* A hook or an application that takes long, or fails over and over, is not seen elsewhere. */
@@ -162,6 +173,7 @@ static void begin_to_stop(struct loop *loop) {
         return;
     loop->stopping_since = loop->moment.now;
     set_progress(loop->moment.now);
+    keep_connections(loop->multi, CONSUL_TASKS);
     for (agent = plugin.agents; agent; agent = agent->next)
         consul_agent_stop(agent, loop->moment.now);
 }

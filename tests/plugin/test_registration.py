@@ -99,6 +99,26 @@ def test_an_id_and_tags_arrive_as_written(start: Start, agent: Agent, name: str,
     assert service_id not in agent.get("/v1/agent/services")
 
 
+CONFIGURATIONS = {
+    "yaml": "uwsgi:\n  consul-register: url={url},name={name},id={name}-yaml,tags=a b\n",
+    "json": '{{"uwsgi": {{"consul-register": "url={url},name={name},id={name}-json,tags=a b"}}}}',
+    "xml": "<uwsgi><consul-register>url={url},name={name},id={name}-xml,tags=a b"
+    "</consul-register></uwsgi>",
+}
+
+
+def test_the_same_line_in_other_kinds_of_configuration(
+    start: Start, agent: Agent, name: str
+) -> None:
+    def write(folder: Path) -> None:
+        for kind, text in CONFIGURATIONS.items():
+            (folder / f"more.{kind}").write_text(text.format(url=agent.url, name=name))
+
+    start([], options=[f"{kind} = more.{kind}" for kind in CONFIGURATIONS], before=write)
+    for kind in CONFIGURATIONS:
+        assert registered(agent, f"{name}-{kind}")["Tags"] == ["a", "b"]
+
+
 def test_a_backslash_before_a_comma(start: Start, agent: Agent, name: str) -> None:
     start(f"url={agent.url},name={name},tags=a\\,b c=d")
     assert registered(agent, name)["Tags"] == ["a,b", "c=d"]

@@ -22,7 +22,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_key_of_the_plugin_has_its_line() -> None:
     keys = re.findall(
-        r"^    (?:TEXT|NUMBER|SWITCH)_KEY\((\w+)",
+        r"^    (?:TEXT|LIST|NUMBER|SWITCH)_KEY\((\w+)",
         (ROOT / "plugin_build/src/options.c").read_text(),
         re.MULTILINE,
     )
