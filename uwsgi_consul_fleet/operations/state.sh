@@ -52,7 +52,8 @@ if [ -L /usr/local/bin/consul ]; then
     echo "consul_in_use ${binary##*/}"
 fi
 
-# Whichever applications of ours are here, and their ports.
+# Whichever applications of ours are here, and their ports. It sets these two.
+carried='' marks=''
 look_around "$app" "$2"
 recorded=$(printf %s "$carried" | tr ',' '\n' | sed -n 's/.*"app:\([^"]*\)".*/\1/p')
 for name in $recorded $(printf %s "$marks" | sed 's/app://g'); do
