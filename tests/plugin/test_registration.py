@@ -459,9 +459,10 @@ def far_away(secure_agent: Agent) -> Iterator[Callable[[float], int]]:
 
     def join(client: socket.socket, delay: float) -> None:
         time.sleep(delay)
-        agent = socket.create_connection(("127.0.0.1", https_port))
-        threading.Thread(target=pass_on, args=(client, agent), daemon=True).start()
-        pass_on(agent, client)
+        with contextlib.suppress(OSError):
+            agent = socket.create_connection(("127.0.0.1", https_port))
+            threading.Thread(target=pass_on, args=(client, agent), daemon=True).start()
+            pass_on(agent, client)
 
     def make(delay: float) -> int:
         listeners.append(socket.create_server(("127.0.0.1", 0)))
