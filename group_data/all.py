@@ -6,7 +6,8 @@ from uwsgi_consul_fleet.lab import ssh_config
 # --- The fleet --------------------------------------------------------------
 
 # What the fleet is called, such as shop-production; a run stops where the hosts carry another
-# name. None takes what they carry, and at the first deploy the application's name.
+# name. None takes what they carry, and at the first deploy the application's name; a fleet keeps
+# the name that it got then.
 fleet = None
 
 # --- The application --------------------------------------------------------

@@ -132,7 +132,9 @@ def test_of_two_at_the_same_time_one_is_told(
     second = fleet.deploy("--data", "app_processes=3", "--limit", "cheetah", check=False)
     print(f"the second is told after {time.monotonic() - begin:.1f} s")
     assert second.returncode == 75, output(second)
-    assert re.search(r"locked: \S+ on \S+ runs a deploy of \S+, since 20", output(second))
+    assert re.search(
+        r"locked: \S+ on \S+ runs a deploy of \S+ to the fleet \S+, since 20", output(second)
+    )
     assert "if it is stale: invoke unlock" in output(second)
     assert lab.ssh("cheetah", FOOTPRINT).stdout == before
     code, said = first.ends()

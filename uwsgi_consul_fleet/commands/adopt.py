@@ -17,13 +17,18 @@ def adopt(fleet: Fleet, host: str, yes: bool = False) -> None:
     """Hand a host over to this fleet, with what is on it, after showing what that is."""
     from uwsgi_consul_fleet.ownership import hosts
     from uwsgi_consul_fleet.ownership.belongings import told
+    from uwsgi_consul_fleet.ownership.identity import ForeignError
 
     if host not in {each.name for each in fleet.hosts}:
         raise FleetError(f"{host}: is not in the inventory; put it there first")
     me = fleet.host(host)
     found = hosts.look(me)
-    identity = found.identity
-    print(f"{host}: {f'is of the fleet {identity}' if identity else 'is of no fleet'}")
+    try:
+        identity = str(found.identity or "")
+        print(f"{host}: {f'is of the fleet {identity}' if identity else 'is of no fleet'}")
+    except ForeignError:
+        identity = found.record
+        print(f"{host}: what says whose it is is damaged: {identity}")
     for what in (*sorted(found.ours), *found.strangers):
         for text in found.strangers.get(what, ["put there by a deploy"]):
             print(f"    {told(what, text)}")
@@ -36,7 +41,10 @@ def adopt(fleet: Fleet, host: str, yes: bool = False) -> None:
     if not yes and not sys.stdin.isatty():
         raise FleetError("nothing was changed: without a terminal to ask at, say --yes")
     if not yes:
-        print("The next deploy overwrites that. If you mean it, type the host's name: ", end="")
+        print(
+            "Its Consul, if there is one, is stopped now and forgets its cluster; the next deploy"
+        )
+        print("overwrites the rest. If you mean it, type the host's name: ", end="")
         sys.stdout.flush()
         if sys.stdin.readline().strip() != host:
             raise Exit("nothing was changed", 1)

@@ -14,6 +14,7 @@ from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.consul import FLEET
 from uwsgi_consul_fleet.host.lock_session import RELEASES
 from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity, agreed
 from uwsgi_consul_fleet.ssh import connection as ssh
 
@@ -151,8 +152,8 @@ def identity(asked: consul.Consul) -> Identity | None:
 
 
 def refuse_other(fleet: Fleet, asked: consul.Consul) -> None:
-    """:raises ForeignError: where the cluster is not that of the inventory"""
-    agreed({"its Consul": identity(asked)}, fleet.name)
+    """:raises ForeignError: where the cluster is not that of the inventory and its hosts"""
+    agreed({"its Consul": identity(asked), "its hosts": hosts.identity(fleet)}, fleet.name)
 
 
 def expected_releases(asked: consul.Consul) -> dict[str, str]:

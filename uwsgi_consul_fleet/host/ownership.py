@@ -35,6 +35,7 @@ def mark(fleet: str, id: str, layout: int, made: list[str], ports: list[int]) ->
     if there.get("id", id) != id:
         raise ReleaseError(f"belongs to the fleet {there.get('fleet')} ({there['id'][:8]})")
     names = sorted({*made, *there.get("made", ())})
+    layout = max(layout, there.get("layout", 0))  # a newer version may have been here
     _write({"fleet": fleet, "id": id, "layout": layout, "made": names})
     store.write(store.POINTERS / f"{NEWER}.conf", WHY)
     for port in ports:

@@ -37,8 +37,10 @@ def running(app: str) -> list[str]:
 def remove(app: str, purge: bool) -> None:
     """Remove its user and, where ``purge``, its releases."""
     ownership.expect(app)
-    ownership.remove_user(app)
     if purge:
         shutil.rmtree(store.folder(app), ignore_errors=True)
+    # By the user, and then by the record, the next deploy looks here again.
+    ownership.remove_user(app)
+    if purge:
         ownership.forget(app)
     say(f"{app}: removed" + ("" if purge else f", but for {store.folder(app)}"))

@@ -42,7 +42,7 @@ EnvironmentName = Annotated[
     AfterValidator(lambda name: _not_ours(name)),
 ]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
-Line = Annotated[str, StringConstraints(pattern=r"^[^\r\n]*$")]
+Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 # What a host can't have of its own: there is one roll-out over all hosts.
 FLEET_WIDE = ("fleet", "canary", "batch", "on_failure", "max_unavailable")
@@ -104,7 +104,8 @@ class Settings(BaseModel):
 
     fleet: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """What the fleet is called, such as shop-production; a run stops where the hosts carry another
-    name. None takes what they carry, and at the first deploy the application's name."""
+    name. None takes what they carry, and at the first deploy the application's name; a fleet keeps
+    the name that it got then."""
 
     app_name: AppName
     """The application's name: of its service in Consul, its user, its units and its folder under

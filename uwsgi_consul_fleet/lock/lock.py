@@ -20,7 +20,7 @@ from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, Un
 from uwsgi_consul_fleet.host.lock_session import AUDIT, LOCK, Message, claim_in, now, seconds_since
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import handle as keeper
-from uwsgi_consul_fleet.ownership.identity import Identity, agreed
+from uwsgi_consul_fleet.ownership.identity import ForeignError, Identity
 from uwsgi_consul_fleet.ssh.options import plain
 
 INTERVAL = 0.25  # seconds between two tries while waiting for Consul
@@ -77,7 +77,11 @@ class Lock:
                     continue
                 raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
             if reply["state"] == "foreign":
-                agreed({"this inventory's hosts": identity, "its Consul": _identity(reply)}, None)
+                raise ForeignError(
+                    f"the hosts are of the fleet {identity}, and their Consul is of "
+                    f"{_identity(reply)}: where another first deploy went on at the same time, run "
+                    "this one again; nothing was changed"
+                )
             if time.monotonic() > deadline:
                 raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
             time.sleep(INTERVAL)

@@ -11,10 +11,12 @@ from pyinfra.api import operation
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.operations import program
+from uwsgi_consul_fleet.operations.consul.cluster import host_of
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.belongings import CONSUL, told, wanted
 from uwsgi_consul_fleet.ownership.identity import LAYOUT, Identity, agreed
 
@@ -44,7 +46,7 @@ def _settle(run: Run) -> Settled:
         each.name: run.state_of(each.name) for each in ours if each.name in run.pyinfra.connected
     }
     try:
-        identity = agreed(_carried(states), run.fleet.name)
+        identity = agreed(_carried(states) | _carried_by_others(run), run.fleet.name)
     except FleetError as error:
         raise DeployError(str(error)) from error
     _refuse_other_clusters(run.fleet, states)
@@ -65,10 +67,20 @@ def _carried(states: States) -> dict[str, Identity | None]:
     return found
 
 
+def _carried_by_others(run: Run) -> dict[str, Identity | None]:
+    """Of the Consul servers that --limit leaves out, who were marked first."""
+    others = [each for each in run.fleet.consul_servers if each.name in _left_out(run)]
+    return {"the Consul servers": hosts.identity(run.fleet, others)} if others else {}
+
+
+def _left_out(run: Run) -> list[str]:
+    about = run.pyinfra.connected | run.pyinfra.failed
+    return [each.name for each in run.fleet.hosts if each.name not in about]
+
+
 def _new(run: Run) -> Identity:
     """Made by a run that asked all Consul servers: others may know better than the rest."""
-    about = run.pyinfra.connected | run.pyinfra.failed
-    left_out = [each.name for each in run.fleet.hosts if each.name not in about]
+    left_out = _left_out(run)
     servers = {each.name for each in run.fleet.consul_servers}
     missing = sorted(servers - run.pyinfra.connected)
     if left_out or missing:
@@ -83,30 +95,33 @@ def _new(run: Run) -> Identity:
 
 def _refuse_other_clusters(fleet: Fleet, states: States) -> None:
     """A host from before identities is of this fleet where its Consul agent is."""
-    servers = {each.address for each in fleet.consul_servers}
     asked = next((s for n, s in states.items() if s.consul_peers and _serves(fleet, n)), None)
-    if asked:
-        servers |= _hosts(asked.consul_peers)
+    peers = _addresses(asked.consul_peers) if asked else set()
+    servers = {each.address for each in fleet.consul_servers} | peers
     for name, known in states.items():
-        peers = _hosts(known.consul_peers)
-        knows = peers or known.belongings.joins
-        other = asked and peers and _serves(fleet, name) and not peers & _hosts(asked.consul_peers)
-        if CONSUL not in known.belongings.marks or not knows or (knows & servers and not other):
+        its_peers = _addresses(known.consul_peers)
+        knows = its_peers or known.belongings.joins
+        if CONSUL not in known.belongings.marks or not knows:
+            continue
+        if its_peers and not asked:
+            continue  # all servers are to be replaced, which is refused with what to do instead
+        # A server in the inventory is by itself among those that are meant.
+        if knows & (peers if its_peers and _serves(fleet, name) else servers):
             continue
         raise DeployError(
             f"{name}: its Consul agent is of the cluster of {', '.join(sorted(knows))}, and this "
-            f"fleet's is that of {', '.join(sorted(servers - (peers if other else set())))}: take "
-            f"it out of the inventory, or hand it over with: invoke adopt {name}; nothing was "
-            "changed"
+            f"fleet's is that of {', '.join(sorted(peers or servers))}: take it out of the "
+            "inventory; or, where it missed a change of this fleet's servers or is to be handed "
+            f"over: invoke adopt {name}; nothing was changed"
         )
+
+
+def _addresses(peers: tuple[str, ...]) -> set[str]:
+    return {host_of(peer) for peer in peers}
 
 
 def _serves(fleet: Fleet, name: str) -> bool:
     return fleet.host(name).is_consul_server and fleet.host(name).is_member
-
-
-def _hosts(addresses: tuple[str, ...]) -> set[str]:
-    return {address.rpartition(":")[0].strip("[]") for address in addresses}
 
 
 def refuse_strangers(me: Host, known: HostState) -> None:
@@ -132,7 +147,9 @@ def _record(me: Host, known: HostState) -> set[str]:
 
 def _lacks(me: Host, known: HostState) -> bool:
     record, there = _record(me, known), known.belongings
-    return bool(record) and not (there.identity and record <= there.made)
+    ports = {instance.port for instance in me.instances}
+    fine = there.identity and record <= there.made and ports <= there.guards
+    return bool(record) and not fine
 
 
 @operation()

@@ -48,8 +48,8 @@ class HostState:
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
     could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there.
-    ``consul_before`` are binaries, by their label, and files of configuration, by their path, in
-    the places of versions before 0.3.
+    ``kept`` are applications of which only data is left. ``consul_before`` are binaries, by their
+    label, and files of configuration, by their path, in the places of versions before 0.3.
     """
 
     architecture: str = ""
@@ -64,6 +64,7 @@ class HostState:
     consul_binaries: set[str] = field(default_factory=set)
     consul_before: set[str] = field(default_factory=set)
     applications: dict[str, set[int]] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
     generations: set[str] = field(default_factory=set)
     current_generation: str = ""
     consul_data: str = ""
@@ -151,12 +152,13 @@ def parse(output: list[str]) -> HostState:
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
-        elif kind in ("package", "user", "consul_binary", "consul_before", "generation"):
+        elif kind in ("package", "user", "consul_binary", "consul_before", "kept", "generation"):
             collection: set[str] = {
                 "package": found.packages,
                 "user": found.users,
                 "consul_binary": found.consul_binaries,
                 "consul_before": found.consul_before,
+                "kept": found.kept,
                 "generation": found.generations,
             }[kind]
             collection.add(rest)

@@ -36,34 +36,36 @@ for binary in /opt/uwsgi-consul-fleet/consul/*/consul; do
     if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi
 done
 
-# Until 0.3 these were where HashiCorp's package has its data and its configuration.
-for binary in /opt/consul/debian-*/consul /opt/consul/release-*/consul /opt/consul/file-*/consul; do
-    if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_before ${binary##*/}"; fi
-done
-if grep -qs '"data_dir": "/var/lib/consul"' /etc/consul.d/consul.json; then
-    for file in /etc/consul.d/*.json /etc/consul.d/*.hcl; do
-        if [ -e "$file" ]; then echo "consul_before $file"; fi
-    done
-fi
-
 if [ -L /usr/local/bin/consul ]; then
     binary=$(readlink /usr/local/bin/consul)
     binary=${binary%/consul}
     echo "consul_in_use ${binary##*/}"
 fi
 
-# Whichever applications of ours are here, and their ports. It sets these two.
-carried='' marks=''
+# Whichever applications of ours are here, and their ports. It sets these.
+unit='' made='' marks=''
 look_around "$app" "$2"
-recorded=$(printf %s "$carried" | tr ',' '\n' | sed -n 's/.*"app:\([^"]*\)".*/\1/p')
+recorded=$(printf %s "$made" | tr ',' '\n' | sed -n 's/.*"app:\([^"]*\)".*/\1/p')
 for name in $recorded $(printf %s "$marks" | sed 's/app://g'); do
     sockets=$(cd /etc/systemd/system && ls -d "$name"-*.socket 2>/dev/null)
     ports=$(echo "$sockets" | sed -n "s/^$name-\([0-9]*\)\.socket$/\1/p" | tr '\n' ' ')
     # What a host keeps of one that is gone has no user any more.
     if getent passwd "$name" >/dev/null || [ -e "/etc/uwsgi-consul-fleet/$name.conf" ]; then
         echo "application $name $ports"
+    elif [ -e "/srv/$name" ]; then
+        echo "kept $name"
     fi
 done
+# Until 0.3 these were where HashiCorp's package has its data and its configuration.
+for binary in /opt/consul/debian-*/consul /opt/consul/release-*/consul /opt/consul/file-*/consul; do
+    if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_before ${binary##*/}"; fi
+done
+if is_ours "$unit" && grep -q -e '-config-dir=/etc/consul.d$' "$unit"; then
+    for file in /etc/consul.d/*.json /etc/consul.d/*.hcl; do
+        if [ -e "$file" ]; then echo "consul_before $file"; fi
+    done
+fi
+
 for place in "/srv/$app/releases"/*; do
     if [ -d "$place" ]; then echo "generation ${place##*/}"; fi
 done

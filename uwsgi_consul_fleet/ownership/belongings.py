@@ -41,13 +41,15 @@ class Belongings:
     ``record`` is what the host carries: its fleet, and what was made on it, ``consul`` and
     ``app:NAME``; ``marks`` are the same, of a version that kept no record. ``joins`` are the
     servers that its Consul agent looks for. ``strangers`` is what lies where the fleet would put
-    something of its own, by such a word or ``port:N``.
+    something of its own, by such a word or ``port:N``. ``guards`` are ports at which a version
+    stops that knows no fleets.
     """
 
     record: str = ""
     marks: set[str] = field(default_factory=set)
     joins: set[str] = field(default_factory=set)
     strangers: dict[str, list[str]] = field(default_factory=dict)
+    guards: set[int] = field(default_factory=set)
 
     @property
     def identity(self) -> Identity | None:
@@ -75,6 +77,8 @@ class Belongings:
             self.marks.add(rest)
         elif kind == "joins":
             self.joins.update(rest.split())
+        elif kind == "guard":
+            self.guards.add(int(rest))
         elif kind == "stranger":
             what, _, text = rest.partition(" ")
             self.strangers.setdefault(what, []).append(text)

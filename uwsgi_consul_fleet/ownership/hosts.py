@@ -2,20 +2,23 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
-from uwsgi_consul_fleet.ownership.belongings import LOOK, Belongings, parse, wanted
+from uwsgi_consul_fleet.ownership.belongings import CONSUL, LOOK, Belongings, parse, wanted
 from uwsgi_consul_fleet.ownership.identity import FILE, Identity, agreed
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 
-def identity(fleet: Fleet) -> Identity | None:
-    """The fleet that these hosts are of; None where none says so. Those out of reach do not count.
+def identity(fleet: Fleet, hosts: Sequence[Host] | None = None) -> Identity | None:
+    """The fleet that hosts are of; None where none says so. Those out of reach do not count.
 
+    :param hosts: None for all that are not retired
     :raises ForeignError: where they are of several, or not what the inventory says
     """
-    hosts = [host for host in fleet.hosts if not host.is_retired]
+    if hosts is None:
+        hosts = [host for host in fleet.hosts if not host.is_retired]
     with ssh.side_by_side(len(hosts)) as pool:
         found = zip((host.name for host in hosts), pool.map(_record, hosts), strict=True)
         return agreed(dict(found), fleet.name)
@@ -39,16 +42,30 @@ def look(host: Host) -> Belongings:
     return parse(found.stdout.decode(errors="replace").splitlines())
 
 
-def adopt(host: Host, found: Belongings) -> None:
-    """Hand the host over to the fleet that deploys to it next, with what is in its way there.
+# An agent that remembers its cluster would join it with the one that it is to be of.
+FORGET_CLUSTER = """\
+systemctl --quiet disable --now consul 2>/dev/null
+for process in /proc/[0-9]*; do
+    if read -r name 2>/dev/null <"$process/comm" && [ "$name" = consul ]; then
+        echo "consul still runs as process ${process#/proc/}: stop it first" >&2
+        exit 1
+    fi
+done
+rm -rf /var/lib/consul/raft /var/lib/consul/serf
+"""
 
-    :raises FleetError: where it can't be written down
+
+def adopt(host: Host, found: Belongings) -> None:
+    """Hand the host over to the fleet that deploys to it next, with what is in its way there. A
+    Consul there is stopped, and forgets its cluster.
+
+    :raises FleetError: where that can't be done
     """
     made = sorted(found.ours | (wanted(host) & {*found.strangers}))
     record = shlex.quote(json.dumps({"made": made}))
-    script = (
-        f"mkdir -p {FILE.rpartition('/')[0]} && echo {record} >{FILE}.part && mv {FILE}.part {FILE}"
-    )
+    forget = FORGET_CLUSTER if CONSUL in found.ours | {*found.strangers} else ""
+    write = f"mkdir -p {FILE.rpartition('/')[0]} && echo {record} >{FILE}.part"
+    script = f"{forget}{write} && mv {FILE}.part {FILE}"
     with ssh.connect(host) as connection:
         done = ssh.run_script(connection, script)
     if done.exit_code:

@@ -39,7 +39,8 @@ class Identity:
             return cls(found["fleet"], found["id"], found["layout"]) if found.get("id") else None
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ForeignError(
-                f"{FILE}, or the key in Consul, is damaged: {text[:80]!r}; nothing was changed"
+                f"{FILE}, or the key in Consul, is damaged: {text[:80]!r}; invoke adopt HOST "
+                "writes a host's anew; nothing was changed"
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,7 +69,8 @@ def agreed(found: Mapping[str, Identity | None], setting: str | None) -> Identit
         )
     if not carried:
         return None
-    where, one = next(iter(carried.items()))
+    # As after a newer version that missed a host.
+    where, one = max(carried.items(), key=lambda item: item[1].layout)
     if setting and setting != one.fleet:
         raise ForeignError(
             f"{where}: belongs to the fleet {one}, and this inventory is of {setting!r} "

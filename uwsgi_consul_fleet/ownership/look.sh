@@ -1,15 +1,26 @@
 # look_around APP PORTS: prints whose this host is, and what lies where the fleet of APP would put
 # something of its own; a line for each, see belongings.py:
 #   fleet JSON          what the host carries
+#   guard PORT          what stops versions that know no fleets
 #   mark WHAT           made by a version of ours that kept no record: consul, or app:NAME
 #   joins ADDRESS ...   the Consul servers that such an agent looks for
 #   stranger WHAT TEXT  not ours: WHAT is consul, app:NAME, or port:N
+# It sets $made, what the record names, and $marks.
 look_around() {
+    unit=/etc/systemd/system/consul.service marks='' made=''
     carried=$(cat /etc/uwsgi-consul-fleet/fleet.json 2>/dev/null)
-    if [ -n "$carried" ]; then echo "fleet $carried"; fi
-    case $carried in *'"consul"'*) ;; *) look_for_consul ;; esac
-    look_for_marks
-    case "$carried $marks " in
+    if [ -n "$carried" ]; then
+        echo "fleet $carried"
+        made=${carried##*\"made\":}
+    else
+        look_for_marks
+    fi
+    for guard in /etc/systemd/system/a-newer-uwsgi-consul-fleet-*.socket; do
+        guard=${guard##*-} guard=${guard%.socket}
+        [ "$guard" = '*' ] || echo "guard $guard"
+    done
+    look_for_consul
+    case "$made $marks " in
         *"\"app:$1\""* | *" app:$1 "*) ;;
         *) look_for_application "$1" ;;
     esac
@@ -19,22 +30,43 @@ look_around() {
 # Whether the first line of a file says that we wrote it.
 is_ours() { read -r first 2>/dev/null <"$1" && case $first in '# Written by uwsgi-consul-fleet'*) ;; *) false ;; esac; }
 
+# Whether a user is as we make them, on a host on which a version without records was at work.
+is_our_user() {
+    [ -z "$carried" ] && [ -e /opt/uwsgi-consul-fleet ] &&
+        case $(getent passwd "$1") in *:/nonexistent:*nologin) ;; *) false ;; esac
+}
+
 look_for_consul() {
-    unit=/etc/systemd/system/consul.service
     if is_ours "$unit"; then
+        case $made in *'"consul"'*) return ;; esac
         echo "mark consul"
-        tr -d ' \n"' </etc/consul.d/consul.json 2>/dev/null |
-            sed -n 's/.*retry_join:\[\([^]]*\)\].*/joins \1/p' | tr ',' ' '
+        cat /etc/consul.d/consul.json /etc/uwsgi-consul-fleet/consul.d/consul.json 2>/dev/null |
+            tr -d ' \n"' | sed -n 's/.*retry_join:\[\([^]]*\)\].*/joins \1/p' | tr ',' ' '
         echo
         return
     fi
-    for place in "$unit" /lib/systemd/system/consul.service /usr/local/bin/consul /var/lib/consul; do
+    look_for_a_running_consul
+    # A record stays where data was kept; what came since is its owner's.
+    case $made in *'"consul"'*) return ;; esac
+    for place in "$unit" /lib/systemd/system/consul.service /usr/local/bin/consul; do
         if [ -e "$place" ] || [ -L "$place" ]; then echo "stranger consul $place"; fi
     done
-    if getent passwd consul >/dev/null; then echo "stranger consul the user consul"; fi
+    # What a version without records kept of a host that retired has no user any more.
+    if [ -e /var/lib/consul ] && [ -z "$(find /var/lib/consul -prune -nouser)" ]; then
+        is_our_user consul || echo "stranger consul /var/lib/consul"
+    fi
+    if getent passwd consul >/dev/null && ! is_our_user consul; then
+        echo "stranger consul the user consul"
+    fi
+}
+
+look_for_a_running_consul() {
     for process in /proc/[0-9]*; do
         if read -r name 2>/dev/null <"$process/comm" && [ "$name" = consul ]; then
-            echo "stranger consul the process ${process#/proc/} ($(tr '\0' ' ' <"$process/cmdline"))"
+            command=$(tr '\0' ' ' <"$process/cmdline")
+            # Ours, of which the unit is gone.
+            case $command in /opt/uwsgi-consul-fleet/*) return ;; esac
+            echo "stranger consul the process ${process#/proc/} ($command)"
         fi
     done
     listening 8300 8301 8302 8500 | while read -r port who; do
@@ -44,23 +76,35 @@ look_for_consul() {
 
 # Applications of ours from before there was a record.
 look_for_marks() {
-    marks=
     for place in /etc/uwsgi-consul-fleet/*.conf /srv/*/releases/*/release.json; do
         name=${place#/srv/} name=${name#/etc/uwsgi-consul-fleet/} name=${name%%/*} name=${name%.conf}
-        case $place in *.conf) is_ours "$place" ;; *) [ -e "$place" ] ;; esac || continue
-        case "$carried $marks " in *"\"app:$name\""* | *" app:$name "*) continue ;; esac
-        [ "$name" = a-newer-uwsgi-consul-fleet ] && continue
+        case $name in *[!a-z0-9-]* | a-newer-uwsgi-consul-fleet) continue ;; esac
+        case "$marks " in *" app:$name "*) continue ;; esac
+        case $place in *.conf) is_ours "$place" ;; *) grep -qs '"health_path"' "$place" ;; esac || continue
         marks="$marks app:$name"
         echo "mark app:$name"
     done
 }
 
 look_for_application() {
-    for place in "/srv/$1" "/etc/systemd/system/$1.target" "/etc/systemd/system/$1"-[0-9]*.socket \
-        "/etc/systemd/system/$1"-[0-9]*@*.service; do
-        if [ -e "$place" ]; then echo "stranger app:$1 $place"; fi
+    user=theirs
+    if is_our_user "$1"; then user=ours; fi
+    # An installation that failed has left these two.
+    if [ -e "/srv/$1" ]; then
+        more=$(find "/srv/$1" -mindepth 1 -maxdepth 1 ! -name releases ! -name venvs)
+        if [ $user = theirs ] || [ -n "$more" ]; then echo "stranger app:$1 /srv/$1"; fi
+    fi
+    for place in "/lib/systemd/system/$1.target" "/etc/systemd/system/$1.target"; do
+        if [ -e "$place" ] && ! is_ours "$place"; then echo "stranger app:$1 $place"; fi
     done
-    if getent passwd "$1" >/dev/null; then echo "stranger app:$1 the user $1"; fi
+    find /etc/systemd/system -maxdepth 1 -regextype posix-extended \
+        -regex ".*/$1-[0-9]+(\.socket|@.*\.service)" -printf "stranger app:$1 %p\n"
+    if [ $user = ours ]; then return; fi
+    if getent passwd "$1" >/dev/null; then
+        echo "stranger app:$1 the user $1"
+    elif getent group "$1" >/dev/null; then
+        echo "stranger app:$1 the group $1"
+    fi
 }
 
 # look_for_ports APP PORTS: those on which something else listens.
@@ -70,6 +114,7 @@ look_for_ports() {
         [ -e "/etc/systemd/system/$1-$port.socket" ] || new="$new $port"
     done
     [ -z "$new" ] && return
+    # shellcheck disable=SC2086 # a word for each port
     listening $new | while read -r port who; do echo "stranger port:$port $who"; done
 }
 

@@ -170,7 +170,7 @@ def _to_go(here: Here) -> list[str]:
     me, known = here.me, here.known
     there = {*known.applications} if START in known.files else set()
     if me.is_retired:
-        return sorted(there)
+        return sorted(there | (known.kept if me.settings.purge else set()))
     mine = {me.settings.app_name} if me.instances else set()
     return sorted(there & {*here.run.fleet.services} - mine)
 

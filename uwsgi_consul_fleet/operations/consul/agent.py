@@ -66,11 +66,13 @@ def install(here: Here, source: Source) -> Generator[Any, None, None]:
 def configure(here: Here, source: Source) -> Generator[Any, None, None]:
     """The consul user, the agent's configuration and its unit, and the program that asks it."""
     yield from system_user(here, "consul")
-    wanted = files(here.me, here.run.fleet, source.label)
-    yield from converge(here, [*wanted, program.program()])
+    # Before the unit, which reads them from then on.
     for path in sorted(_not_ours(here)):
         host.log(f"{path}: the agent reads a copy of it in {CONFIGURATION} from now on")
-        yield StringCommand("cp", "--no-clobber", "--preserve", path, CONFIGURATION)
+        folder = StringCommand("mkdir", "-p", CONFIGURATION)
+        yield StringCommand(folder, "&&", "cp", "--preserve", QuoteString(path), CONFIGURATION)
+    wanted = files(here.me, here.run.fleet, source.label)
+    yield from converge(here, [*wanted, program.program()])
 
 
 def _not_ours(here: Here) -> set[str]:
@@ -308,7 +310,8 @@ def leave(here: Here, servers: bool) -> Generator[Any, None, None]:
     me, known, run = here.me, here.known, here.run
     unit = known.units.get("consul.service")
     runs = unit is not None and unit.active in ("active", "activating")
-    if not me.is_retired or not runs or bool(known.consul_raft) != servers:
+    ours = CONSUL in known.belongings.ours and UNIT in known.files
+    if not me.is_retired or not ours or not runs or bool(known.consul_raft) != servers:
         host.noop("this host does not leave now")
         return
     remover = cluster.remover(run)
@@ -335,8 +338,7 @@ def _why_not_leave(here: Here, remover: str) -> str | None:
 def remove(here: Here) -> Generator[Any, None, None]:
     """Remove everything that was put here for Consul, and its data with ``purge``."""
     me, known = here.me, here.known
-    ours = {UNIT, PROGRAM} & {*known.files}
-    there = "consul" in known.users or ours or known.consul_binaries
+    there = {UNIT, PROGRAM} & {*known.files} or known.consul_binaries
     left_over = me.settings.purge and (known.consul_data or known.belongings.made)
     if not me.is_retired or CONSUL not in known.belongings.ours or not (there or left_over):
         host.noop("nothing of Consul is to be removed here")

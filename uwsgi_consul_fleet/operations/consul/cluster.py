@@ -18,6 +18,11 @@ from uwsgi_consul_fleet.operations.run import Run
 UNIT = "/etc/systemd/system/consul.service"
 
 
+def host_of(address: str) -> str:
+    """Of HOST:PORT, where IPv6 has brackets."""
+    return address.rpartition(":")[0].strip("[]")
+
+
 @dataclass(frozen=True)
 class Peer:
     """A Consul server as Raft knows it; ``address`` is HOST:PORT."""
@@ -29,7 +34,7 @@ class Peer:
     voter: bool
 
     def is_on(self, host: Host) -> bool:
-        return self.node == host.name or self.address.rpartition(":")[0] == host.address
+        return self.node == host.name or host_of(self.address) == host.address
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def _ask_a_server(run: Run) -> tuple[tuple[str, ...], str, bool]:
 
 def _name(run: Run, address: str) -> str:
     """Whose address it is, as the inventory says; a server that is not in it keeps it as name."""
-    found = address.rpartition(":")[0]
+    found = host_of(address)
     return next((host.name for host in run.fleet.hosts if host.address == found), found)
 
 

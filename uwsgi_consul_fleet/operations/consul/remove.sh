@@ -1,15 +1,21 @@
 # Removes from a host that has left the cluster what was put there for Consul, and what asked it,
 # and nothing else; usage: remove.sh purge|keep
-systemctl --quiet disable --now consul 2>/dev/null
-rm -f /etc/systemd/system/consul.service
-systemctl daemon-reload
-systemctl reset-failed consul 2>/dev/null
+if [ -e /etc/systemd/system/consul.service ]; then
+    systemctl --quiet disable --now consul 2>/dev/null
+    rm -f /etc/systemd/system/consul.service
+    systemctl daemon-reload
+    systemctl reset-failed consul 2>/dev/null
+elif [ -e /lib/systemd/system/consul.service ]; then
+    theirs=yes # which came when ours had gone
+fi
+if [ -z "${theirs:-}" ]; then
+    if [ "$1" = purge ]; then rm -rf /var/lib/consul; fi
+    case $(getent passwd consul) in *:/nonexistent:*nologin) userdel consul ;; esac
+fi
 case $(readlink /usr/local/bin/consul) in
     /opt/uwsgi-consul-fleet/* | /opt/consul/*) rm -f /usr/local/bin/consul ;;
 esac
 rm -rf /opt/uwsgi-consul-fleet
-if [ "$1" = purge ]; then rm -rf /var/lib/consul; fi
-case $(getent passwd consul) in *:/nonexistent:*nologin) userdel consul ;; esac
 # The record last: by it the next deploy looks here again.
 if [ "$1" = purge ]; then
     rm -f /etc/systemd/system/a-newer-uwsgi-consul-fleet-*.socket

@@ -49,7 +49,7 @@ def choose(here: Here) -> Source:
         if kind == "file":
             return _from_file(settings.consul_file, known.architecture)
         release = f"release-{settings.consul_version}"
-        if release in known.consul_binaries:
+        if release in known.consul_binaries | known.consul_before:
             return Source(release, f"the release archive, version {settings.consul_version}", None)
         return _from_release(
             settings.consul_release_url,
