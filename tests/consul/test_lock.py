@@ -262,7 +262,9 @@ class TestHolding:
         one.ask("take", claim=ANNA)
         agent.kill()
         assert one.ask("beat")["state"] == "unavailable"
-        agent.start()
+        agent.start(wait=False)
+        # Before a server has read its log again it knows no sessions.
+        until(lambda: one.ask("beat")["state"] != "unavailable", "an answer", 30)
         assert one.ask("beat") == {"state": "held"}
 
     def test_who_was_unlocked_notices_and_writes_no_expectation(

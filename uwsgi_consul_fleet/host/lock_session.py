@@ -118,7 +118,8 @@ class Keys(Consul):
 
     def holder(self) -> Message | None:
         """Who has the lock: the claim, and the ``session``."""
-        entries = self.call("GET", f"/v1/kv/{LOCK}")
+        # A server that was just restarted knows nothing yet, and does not say so otherwise.
+        entries = self.call("GET", f"/v1/kv/{LOCK}?consistent")
         if not entries:
             return None
         claim = claim_in(b64decode(entries[0]["Value"] or ""))
@@ -193,7 +194,9 @@ class Lock:
         """Say that the lock is still wanted."""
         if not self.session:
             return {"state": "none"}
-        if not self.keys.renew(self.session) or not self._holds():
+        # Only the key tells: see `holder` for what a server may say of the session.
+        self.keys.renew(self.session)
+        if not self._holds():
             raise LostError
         return {"state": "held"}
 
