@@ -45,12 +45,17 @@ def look(host: Host) -> Belongings:
 # An agent that remembers its cluster would join it with the one that it is to be of.
 FORGET_CLUSTER = """\
 systemctl --quiet disable --now consul 2>/dev/null
-for process in /proc/[0-9]*; do
-    if read -r name 2>/dev/null <"$process/comm" && [ "$name" = consul ]; then
-        echo "consul still runs as process ${process#/proc/}: stop it first" >&2
-        exit 1
-    fi
-done
+running() {
+    for process in /proc/[0-9]*; do
+        read -r name 2>/dev/null <"$process/comm" && [ "$name" = consul ] && return
+    done
+    false
+}
+for _ in $(seq 50); do running && sleep 0.2; done # it takes a moment to be gone
+if running; then
+    echo "consul still runs as process ${process#/proc/}: stop it first" >&2
+    exit 1
+fi
 rm -rf /var/lib/consul/raft /var/lib/consul/serf
 """
 
