@@ -37,7 +37,7 @@ struct consul_tagged {
  * separated by CONSUL_BETWEEN_WORDS, which no value has, and are as they are meant. */
 #define CONSUL_BETWEEN_WORDS "\n"
 struct consul_options {
-    char *name;
+    char *name; /* NULL for what only the configuration before a reload has */
     char *id;
     char *address;
     char *tags;
@@ -214,6 +214,7 @@ struct consul_agent {
     int trouble; /* what was logged, 0 if all is well */
     int64_t trouble_since;
 
+    struct consul_agent *first; /* of all agents */
     struct consul_agent *next;
 };
 

@@ -74,6 +74,9 @@ enum consul_ask {
     CONSUL_ASK_DEREGISTER
 };
 
+/* The HTTP status of an agent at its limit: it says nothing of the request. */
+#define CONSUL_AT_LIMIT 429
+
 /* Moments are milliseconds of the monotonic clock. */
 #define CONSUL_NEVER INT64_MAX
 
