@@ -189,7 +189,7 @@ static struct consul_choice choose(const struct consul_agent *agent,
     int can_look = count_tasks(agent, 1) < (agent->is_stopping ? LOOKS_STOPPING : LOOKS);
     struct consul_choice first = {{CONSUL_ASK_LIST, list_at(agent, can_look)}, NULL};
     struct consul_service *service = find(agent, agent->services);
-    can_look = can_look && !waits_for_list(agent, moment->now);
+    can_look = can_look && moment->now >= agent->looks_at && !waits_for_list(agent, moment->now);
     for (; service; service = find(agent, service->next)) {
         struct consul_step step =
             consul_next_step(&service->talk, moment, can_look && !find_task(agent, service, 1));
@@ -266,11 +266,13 @@ static void fail(struct consul_agent *agent, struct consul_task *task, int64_t n
         pause = TOO_LONG;
     if (task->service) {
         tell(task->service, consul_event_of(task->ask, 0, 0), now);
-        /* Beats do not wait for a look-up's answer that does not end. */
+        /* Beats do not wait for a look-up's answer that does not end, nor look-ups for a beat's. */
         if (task->exchange.too_long && only_asks(task->ask))
-            task->service->talk.due = now + pause;
+            agent->looks_at = now + pause;
         else
             agent->retry_at = now + pause;
+        if (task->ask == CONSUL_ASK_BEAT)
+            task->service->talk.since = now;
     } else {
         agent->list_due = now + pause;
         agent->list_misses = agent->is_stopping ? LIST_MISSES : agent->list_misses;

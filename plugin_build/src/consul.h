@@ -210,6 +210,7 @@ struct consul_agent {
     int is_stopping;
     int64_t answered_at;
     int64_t retry_at;
+    int64_t looks_at; /* no look-ups before this */
     int failures;
     int trouble; /* what was logged, 0 if all is well */
     int64_t trouble_since;

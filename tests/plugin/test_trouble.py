@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from consul_processes import until
-from uwsgi_processes import Agent, FakeAgent, Uwsgi
+from uwsgi_processes import Agent, FakeAgent, Seen, Uwsgi
 
 Start = Callable[..., Uwsgi]
 
@@ -188,6 +188,20 @@ def test_look_ups_that_fail_put_off_no_beat(start: Start, fake: FakeAgent, how: 
 
     until(lambda: len(beating()) == 2, "both beat, after half of their interval", 4)
     assert len(fake.requests("/service/register")) == 2
+
+
+def test_beats_without_an_answer_put_off_no_look_up(start: Start, fake: FakeAgent) -> None:
+    start(f"url={fake.url},name=a,ttl=1")
+    until(lambda: fake.services, "it is registered")
+
+    def behave(seen: Seen) -> str | None:
+        looks = len(fake.requests("/agent/service/a", "GET"))
+        is_early = seen.path.endswith("/agent/service/a") and looks < 6
+        return "close" if is_early or "/check/" in seen.path else None
+
+    fake.behave = behave
+    fake.services.clear()
+    until(lambda: fake.services, "it is registered again", 6)
 
 
 def test_an_agent_at_its_limit_hears_on(start: Start, fake: FakeAgent) -> None:
