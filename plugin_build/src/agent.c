@@ -151,14 +151,13 @@ static struct consul_task *free_task(struct consul_agent *agent) {
 
 /* ---- what is due ---- */
 
-/* How many services the list should have, or those of ours at the same place with other tokens,
- * which are in it too as far as this token may see them. */
+/* How many services the list should have, or those of ours with another access. They may be in it
+ * too: with other tokens, as far as this one may see them, and where one agent has two names. */
 static size_t count_listed(const struct consul_agent *agent, int others) {
     const struct consul_service *service = agent->services;
     size_t listed = 0;
     for (; service; service = service->next)
-        listed += (service->agent != agent) == others && consul_is_listed(&service->talk) &&
-                  consul_same_place(&service->agent->access, &agent->access);
+        listed += (service->agent != agent) == others && consul_is_listed(&service->talk);
     return listed;
 }
 
@@ -190,7 +189,7 @@ static struct consul_choice choose(const struct consul_agent *agent,
     int can_look = count_tasks(agent, 1) < (agent->is_stopping ? LOOKS_STOPPING : LOOKS);
     struct consul_choice first = {{CONSUL_ASK_LIST, list_at(agent, can_look)}, NULL};
     struct consul_service *service = find(agent, agent->services);
-    can_look = can_look && !waits_for_list(agent, moment->now);
+    can_look = can_look && moment->now >= agent->looks_at && !waits_for_list(agent, moment->now);
     for (; service; service = find(agent, service->next)) {
         struct consul_step step =
             consul_next_step(&service->talk, moment, can_look && !find_task(agent, service, 1));
@@ -267,7 +266,13 @@ static void fail(struct consul_agent *agent, struct consul_task *task, int64_t n
         pause = TOO_LONG;
     if (task->service) {
         tell(task->service, consul_event_of(task->ask, 0, 0), now);
-        agent->retry_at = now + pause;
+        /* Beats do not wait for a look-up's answer that does not end, nor look-ups for a beat's. */
+        if (task->exchange.too_long && only_asks(task->ask))
+            agent->looks_at = now + pause;
+        else
+            agent->retry_at = now + pause;
+        if (task->ask == CONSUL_ASK_BEAT)
+            task->service->talk.since = now;
     } else {
         agent->list_due = now + pause;
         agent->list_misses = agent->is_stopping ? LIST_MISSES : agent->list_misses;
@@ -287,7 +292,7 @@ void consul_agent_start(struct consul_agent *agent, CURLM *multi, struct consul_
         agent->tasks[i].agent = agent;
     }
     for (service = find(agent, services); service; service = find(agent, service->next))
-        service->talk.since = now;
+        service->talk.since = service->talk.due = now;
 }
 
 static void start_task(struct consul_agent *agent, const struct consul_choice *choice,
@@ -359,11 +364,12 @@ int64_t consul_agent_step(struct consul_agent *agent, const struct consul_moment
 
 /* ---- what an answer means ---- */
 
-/* Where all that may be ours is in it, nothing else has to be looked up before it goes. */
+/* Where all that may be ours is in it, and no more, nothing else has to be looked up before it
+ * goes. One more may be an agent of two names, where it hides that another one is missing. */
 static void use_list_at_stop(struct consul_agent *agent, size_t found, int64_t now) {
     struct consul_service *service = find(agent, agent->services);
-    if (found < agent->list_ours + agent->list_others ||
-        found < count_listed(agent, 0) + count_listed(agent, 1))
+    if (found != agent->list_ours + agent->list_others ||
+        found != count_listed(agent, 0) + count_listed(agent, 1))
         return;
     for (; service; service = find(agent, service->next)) {
         if (service->talk.state == CONSUL_UNWANTED_UNVERIFIED)
@@ -378,7 +384,8 @@ static void finish_list(struct consul_agent *agent, const struct consul_task *ta
     size_t others =
         agent->list_visible < agent->list_others ? agent->list_visible : agent->list_others;
     struct consul_service *service = find(agent, agent->services);
-    agent->list_due = now + (http >= 400 && http < 500 ? LIST_PAUSE : LIST_INTERVAL);
+    agent->list_due =
+        now + (http >= 400 && http < 500 && http != CONSUL_AT_LIMIT ? LIST_PAUSE : LIST_INTERVAL);
     if (agent->is_stopping) {
         agent->list_misses = LIST_MISSES;
         if (http == 200)
@@ -400,6 +407,20 @@ static void finish_list(struct consul_agent *agent, const struct consul_task *ta
     }
 }
 
+/* Another token of this place may take back what a reload's configuration does not have: its own
+ * may be revoked by now. */
+static void move_leftover(struct consul_service *service, int64_t now) {
+    struct consul_agent *agent = service->agent;
+    struct consul_agent *next = agent;
+    do
+        next = next->next ? next->next : agent->first;
+    while (next != agent && !consul_same_place(&next->access, &agent->access));
+    if (next == agent)
+        return;
+    service->agent = next;
+    tell(service, CONSUL_ON_SHORT_LIST, now); /* it may see whose it is */
+}
+
 static void finish_service(struct consul_agent *agent, const struct consul_task *task,
                            int64_t now) {
     struct consul_service *service = task->service;
@@ -413,6 +434,8 @@ static void finish_service(struct consul_agent *agent, const struct consul_task 
         service->refusal = 0;
     if (event == CONSUL_ON_REGISTERED)
         agent->list_due = now + LIST_INTERVAL;
+    if (event == CONSUL_ON_REFUSED && task->exchange.http == 403 && !service->options.name)
+        move_leftover(service, now);
 }
 
 void consul_task_finish(struct consul_task *task, int64_t now) {

@@ -37,7 +37,7 @@ struct consul_tagged {
  * separated by CONSUL_BETWEEN_WORDS, which no value has, and are as they are meant. */
 #define CONSUL_BETWEEN_WORDS "\n"
 struct consul_options {
-    char *name;
+    char *name; /* NULL for what only the configuration before a reload has */
     char *id;
     char *address;
     char *tags;
@@ -210,10 +210,12 @@ struct consul_agent {
     int is_stopping;
     int64_t answered_at;
     int64_t retry_at;
+    int64_t looks_at; /* no look-ups before this */
     int failures;
     int trouble; /* what was logged, 0 if all is well */
     int64_t trouble_since;
 
+    struct consul_agent *first; /* of all agents */
     struct consul_agent *next;
 };
 

@@ -57,6 +57,10 @@ static int64_t sooner(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+static int64_t later(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
 /* ---- what is asked next ---- */
 
 /* While uWSGI reloads it beats four times as often: nobody beats while the program starts. */
@@ -79,7 +83,7 @@ struct consul_step consul_next_step(const struct consul_talk *talk,
     int may_register = moment->ready || !talk->wait_workers;
     if (talk->state == CONSUL_OUTDATED && may_register) {
         step.ask = CONSUL_ASK_REGISTER;
-        step.at = 0;
+        step.at = talk->since;
     } else if (step.ask == CONSUL_ASK_NOTHING ||
                (step.ask == CONSUL_ASK_REGISTER && !may_register)) {
         step.at = CONSUL_NEVER;
@@ -87,7 +91,7 @@ struct consul_step consul_next_step(const struct consul_talk *talk,
         step.at = beat_at(talk, moment);
     } else if (step.ask == CONSUL_ASK_LOOKUP) {
         int64_t beat = unverified_beat_at(talk);
-        if (!can_look || beat < step.at)
+        if (!can_look || beat <= step.at || beat <= moment->now)
             step = (struct consul_step){CONSUL_ASK_BEAT, beat};
     }
     if (step.at < talk->retry_at)
@@ -99,10 +103,11 @@ struct consul_step consul_next_step(const struct consul_talk *talk,
 
 enum consul_event consul_event_of(enum consul_ask ask, long http, size_t owners) {
     int accepted = http >= 200 && http < 300;
+    int in_trouble = http >= 500 || http == CONSUL_AT_LIMIT;
     if (!http)
         return ask == CONSUL_ASK_REGISTER ? CONSUL_ON_UNCONFIRMED : CONSUL_ON_SILENCE;
     if (ask == CONSUL_ASK_LOOKUP) {
-        if (http >= 500)
+        if (in_trouble)
             return CONSUL_ON_FAILED;
         if (http != 200)
             return http == 404 ? CONSUL_ON_NOTHING : CONSUL_ON_UNCLEAR;
@@ -113,9 +118,9 @@ enum consul_event consul_event_of(enum consul_ask ask, long http, size_t owners)
     if (ask == CONSUL_ASK_DEREGISTER && (accepted || http == 404))
         return CONSUL_ON_DEREGISTERED;
     /* An unknown check is 404, and was 500 in older versions. */
-    if (ask == CONSUL_ASK_BEAT && http != 403)
+    if (ask == CONSUL_ASK_BEAT && http != 403 && http != CONSUL_AT_LIMIT)
         return accepted ? CONSUL_ON_BEAT : CONSUL_ON_BEAT_REFUSED;
-    return http >= 500 ? CONSUL_ON_FAILED : CONSUL_ON_REFUSED;
+    return in_trouble ? CONSUL_ON_FAILED : CONSUL_ON_REFUSED;
 }
 
 static enum consul_state state_after(const struct consul_talk *talk, enum consul_event event) {
@@ -135,7 +140,11 @@ static void hold_back(struct consul_talk *talk, enum consul_event event, int64_t
     /* After the first refusal of a beat comes a look-up instead. */
     int needs_pause = event != CONSUL_ON_BEAT_REFUSED || talk->refusals;
     talk->refusals++;
-    talk->since = now;
+    /* Look-ups that fail do not put off for ever the beat that would go without them. */
+    if (event == CONSUL_ON_FAILED)
+        talk->since = later(talk->since, sooner(again - talk->beat_interval / 2, now));
+    else
+        talk->since = now;
     if (needs_pause && states[talk->state].ask == CONSUL_ASK_LOOKUP)
         talk->due = again; /* beats go on meanwhile */
     else if (needs_pause)

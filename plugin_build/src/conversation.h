@@ -21,7 +21,7 @@
  * A registration is not wanted any more when uWSGI stops, and when a reload's configuration does
  * not have it. What leads from one state to another is the table in conversation.c.
  *
- * A look-up may take its time: while it does, or can't be made, UNVERIFIED services beat on.
+ * A look-up may take its time: while it does, fails, or can't be made, UNVERIFIED services beat on.
  */
 #ifndef CONSUL_CONVERSATION_H
 #define CONSUL_CONVERSATION_H
@@ -73,6 +73,9 @@ enum consul_ask {
     CONSUL_ASK_BEAT,
     CONSUL_ASK_DEREGISTER
 };
+
+/* The HTTP status of an agent at its limit: it says nothing of the request. */
+#define CONSUL_AT_LIMIT 429
 
 /* Moments are milliseconds of the monotonic clock. */
 #define CONSUL_NEVER INT64_MAX

@@ -64,7 +64,10 @@ const char *consul_curl_load(void) {
             return "libcurl is too old: 7.28 or later is required";
     }
     memcpy(&loaded, functions, sizeof(loaded));
-    return loaded.global_init(CURL_GLOBAL_ALL) ? "can't initialise libcurl" : NULL;
+    if (!loaded.global_init(CURL_GLOBAL_ALL))
+        return NULL;
+    memset(&loaded, 0, sizeof(loaded));
+    return "can't initialise libcurl";
 }
 
 CURL *curl_easy_init(void) {

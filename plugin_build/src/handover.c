@@ -27,11 +27,17 @@ static int write_all(int fd, const char *text) {
 
 int consul_handover_leave(const char *text) {
     char value[64];
+    struct stat file;
     int fd = memfd_create("consul", 0);
     if (fd < 0)
         return -1;
-    snprintf(value, sizeof(value), "%ld:fd:%d", (long)getpid(), fd);
-    if (write_all(fd, text) || setenv(VARIABLE, value, 1)) {
+    if (fstat(fd, &file) || write_all(fd, text)) {
+        close(fd);
+        return -1;
+    }
+    snprintf(value, sizeof(value), "%ld:fd:%d:%llu", (long)getpid(), fd,
+             (unsigned long long)file.st_ino);
+    if (setenv(VARIABLE, value, 1)) {
         close(fd);
         return -1;
     }
@@ -39,15 +45,11 @@ int consul_handover_leave(const char *text) {
     return 0;
 }
 
-static char *read_all(int fd) {
-    struct stat file;
+static char *read_all(int fd, size_t size) {
     size_t length = 0;
-    char *text;
-    if (fstat(fd, &file))
-        return NULL;
-    text = malloc((size_t)file.st_size + 1);
-    while (text && length < (size_t)file.st_size) {
-        ssize_t found = pread(fd, text + length, (size_t)file.st_size - length, (off_t)length);
+    char *text = malloc(size + 1);
+    while (text && length < size) {
+        ssize_t found = pread(fd, text + length, size - length, (off_t)length);
         if (found <= 0)
             break;
         length += (size_t)found;
@@ -57,16 +59,28 @@ static char *read_all(int fd) {
     return text;
 }
 
+/* `place` is FD:INODE, or only FD as the version before left it. The number may be another file's
+ * by now: a program without this plugin, started by a reload in between, has closed ours. */
+static char *take_fd(const char *place) {
+    char *text;
+    struct stat file;
+    int fd = atoi(place);
+    const char *inode = strchr(place, ':');
+    if (fstat(fd, &file) || !S_ISREG(file.st_mode) || file.st_nlink ||
+        (inode && strtoull(inode + 1, NULL, 10) != (unsigned long long)file.st_ino))
+        return NULL;
+    text = read_all(fd, (size_t)file.st_size);
+    close(fd);
+    return text;
+}
+
 char *consul_handover_take(void) {
     const char *value = getenv(VARIABLE);
     char *text = NULL;
     char *end = NULL;
     if (value && strtol(value, &end, 10) == (long)getpid() && *end == ':') {
-        int fd = strncmp(end, ":fd:", 4) ? -1 : atoi(end + 4);
-        /* As the version before left it: here and now. */
-        text = fd < 0 ? strdup(end + 1) : read_all(fd);
-        if (fd >= 0)
-            close(fd);
+        /* As an older version left it: here and now. */
+        text = strncmp(end, ":fd:", 4) ? strdup(end + 1) : take_fd(end + 4);
     }
     unsetenv(VARIABLE);
     return text;

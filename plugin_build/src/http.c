@@ -47,6 +47,9 @@ static int read_token_file(struct consul_token *token, const char *path) {
         return -1;
     line[length] = 0;
     line[strcspn(line, "\r\n")] = 0;
+    /* Somebody is about to write it. */
+    if (!*line)
+        return -1;
     changed = strcmp(line, token->text) != 0;
     memcpy(token->text, line, sizeof(line));
     read_stamp(&file, token->stamp);
@@ -214,7 +217,7 @@ static void stop_attempt(struct consul_attempt *attempt) {
     attempt->headers = NULL;
 }
 
-static int start_attempt(struct consul_exchange *exchange, size_t number) {
+static int start_attempt(struct consul_exchange *exchange, size_t number, int fresh) {
     struct consul_attempt *attempt = &exchange->attempts[number];
     const struct consul_request *request = &exchange->request;
     stop_attempt(attempt);
@@ -227,7 +230,7 @@ static int start_attempt(struct consul_exchange *exchange, size_t number) {
     consul_answer_start(&attempt->answer, request->owner);
     if (build_headers(attempt, request))
         return -1;
-    set_transport(attempt->curl, request->access, number > 0);
+    set_transport(attempt->curl, request->access, fresh);
     set_request(attempt->curl, attempt, request);
     if (curl_multi_add_handle(exchange->multi, attempt->curl) != CURLM_OK)
         return -1;
@@ -240,7 +243,7 @@ int consul_exchange_start(struct consul_exchange *exchange, CURLM *multi,
     exchange->multi = multi;
     exchange->request = *request;
     exchange->started_at = exchange->attempt_at = now;
-    return start_attempt(exchange, 0);
+    return start_attempt(exchange, 0, 0);
 }
 
 int64_t consul_exchange_watch(struct consul_exchange *exchange, int64_t now) {
@@ -251,7 +254,9 @@ int64_t consul_exchange_watch(struct consul_exchange *exchange, int64_t now) {
     }
     if (now - exchange->attempt_at >= SECOND_ATTEMPT) {
         exchange->attempt_at = now;
-        (void)start_attempt(exchange, 1); /* tried again, like one that hangs */
+        /* Beside the one that still may be answered. If it fails, it is tried again, like one that
+         * hangs. */
+        (void)start_attempt(exchange, exchange->attempts[0].active ? 1 : 0, 1);
     }
     return exchange->attempt_at + SECOND_ATTEMPT;
 }

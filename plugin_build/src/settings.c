@@ -64,13 +64,13 @@ static int locate(struct consul_access *access, const char *source, const char *
     const char *tls = from_environment("CONSUL_HTTP_SSL");
     const char *scheme = "";
     char *located;
-    if (!strncmp(url, "unix://", 7)) {
+    if (!strncasecmp(url, "unix://", 7)) {
         if (url[7] != '/')
             return refuse_url(error, source, url);
         access->socket = url + 7;
         url = "http://localhost";
     } else if (strstr(url, "://")) {
-        if ((strncmp(url, "http://", 7) && strncmp(url, "https://", 8)) ||
+        if ((strncasecmp(url, "http://", 7) && strncasecmp(url, "https://", 8)) ||
             !strcspn(strstr(url, "://") + 3, "/?#"))
             return refuse_url(error, source, url);
     } else {
@@ -89,10 +89,18 @@ static int locate(struct consul_access *access, const char *source, const char *
 static int locate_by_register_url(struct consul_access *access, const char *url, char *error) {
     size_t length = strlen(url);
     size_t path = strlen(REGISTER_PATH);
-    if (length <= path || strcmp(url + length - path, REGISTER_PATH))
+    char *place;
+    int failed;
+    if (length <= path || strcmp(url + length - path, REGISTER_PATH) ||
+        !strncasecmp(url, "unix:", 5))
         return 0;
-    access->url = strndup(url, length - path);
-    return access->url ? 0 : out_of_memory(error);
+    /* Without a scheme it is HTTP, as to curl. */
+    if (asprintf(&place, "%s%.*s", strstr(url, "://") ? "" : "http://", (int)(length - path), url) <
+        0)
+        return out_of_memory(error);
+    failed = locate(access, "register_url", place, error);
+    free(place);
+    return failed;
 }
 
 static int find_agent_url(struct consul_access *access, const struct consul_options *options,
@@ -182,11 +190,15 @@ int consul_same_place(const struct consul_access *a, const struct consul_access 
     return same(a->url, b->url) && same(a->socket, b->socket);
 }
 
-static int same_access(const struct consul_access *a, const struct consul_access *b) {
+static int same_credentials(const struct consul_access *a, const struct consul_access *b) {
     return consul_same_place(a, b) && same(a->token, b->token) &&
            same(a->token_file, b->token_file) && same(a->ca_file, b->ca_file) &&
            same(a->cert_file, b->cert_file) && same(a->key_file, b->key_file) &&
-           a->ssl_no_verify == b->ssl_no_verify && a->connect_timeout == b->connect_timeout;
+           a->ssl_no_verify == b->ssl_no_verify;
+}
+
+static int same_access(const struct consul_access *a, const struct consul_access *b) {
+    return same_credentials(a, b) && a->connect_timeout == b->connect_timeout;
 }
 
 static void name_agent(struct consul_agent *agent, const struct consul_service *service) {
@@ -207,7 +219,7 @@ static int build_list_url(struct consul_agent *agent, const char *owner, char *e
     return 0;
 }
 
-/* The agent for this access, or with the token that its place is sent now. Takes over `access`. */
+/* The agent for this access. Takes over `access`. */
 static struct consul_agent *find_agent(struct consul_plugin *plugin, struct consul_access *access,
                                        const struct consul_service *service,
                                        int (*is_same)(const struct consul_access *,
@@ -227,6 +239,7 @@ static struct consul_agent *find_agent(struct consul_plugin *plugin, struct cons
     }
     (*last)->access = *access;
     (*last)->owner = plugin->owner;
+    (*last)->first = plugin->agents;
     name_agent(*last, service);
     return build_list_url(*last, plugin->owner, error) ? NULL : *last;
 }
@@ -405,7 +418,7 @@ static int add_leftover(struct consul_plugin *plugin, const struct consul_option
     if (!service)
         return out_of_memory(error);
     service->options = *options;
-    service->agent = find_agent(plugin, access, service, consul_same_place, error);
+    service->agent = find_agent(plugin, access, service, same_credentials, error);
     if (!service->agent || build_urls(service, error))
         return -1;
     service->talk.state = CONSUL_UNWANTED_UNVERIFIED;
@@ -425,8 +438,11 @@ static int import_service(struct consul_plugin *plugin, char *line, char *error)
     options.url = fields[URL];
     options.id = fields[ID];
     memset(&access, 0, sizeof(access));
-    if (find_no_proxy(&access, error) || locate(&access, "url", options.url, error))
+    if (find_no_proxy(&access, error))
         return -1;
+    /* Only a version that took what this one does not has written such a line. */
+    if (locate(&access, "url", options.url, error))
+        return 0;
     access.token = fields[TOKEN];
     access.token_file = fields[TOKEN_FILE];
     access.ca_file = fields[CA_FILE];

@@ -72,11 +72,41 @@ static int urgency(function it) {
     return it == kill_them_all ? 2 : it == reap_them_all ? 1 : 0;
 }
 
+/*
+ * What gracefully_kill_them_all() did up to uWSGI 2.0.27. Since then it waits inside until every
+ * worker is gone: deaf to signals, and without the mercy's end for one that never goes.
+ */
+static void end_gracefully(void) {
+    int i;
+    uwsgi_log_verbose("graceful shutdown triggered...\n");
+    uwsgi.status.gracefully_destroying = 1;
+    uwsgi_unsubscribe_all();
+    for (i = 1; i <= uwsgi.numproc; i++) {
+        if (uwsgi.workers[i].pid <= 0)
+            continue;
+        if (uwsgi.shutdown_sockets)
+            uwsgi.workers[i].shutdown_sockets = 1;
+        uwsgi_curse(i, SIGHUP);
+    }
+    for (i = 0; i < uwsgi.mules_cnt; i++) {
+        if (uwsgi.mules[i].pid > 0)
+            uwsgi_curse_mule(i, SIGHUP);
+    }
+    uwsgi_destroy_processes();
+}
+
+static void do_it(function it, int signum) {
+    if (it != gracefully_kill_them_all)
+        it(signum);
+    else if (!uwsgi_instance_is_dying)
+        end_gracefully();
+}
+
 /* In the master: what it is asked to do waits, is done, or isn't any more. */
 static void ask(function it, int signum) {
     /* Its workers are on their way out already: there is nothing to hold back. */
     if (uwsgi_instance_is_reloading) {
-        it(signum);
+        do_it(it, signum);
         return;
     }
     if (!is_stop(it)) {
@@ -276,7 +306,7 @@ static void release(int gracefully) {
     /* uWSGI's functions do not expect the same signal again while they are at work. */
     if (stop.signum)
         uwsgi_block_signal(stop.signum);
-    it(stop.signum);
+    do_it(it, stop.signum);
     if (stop.signum)
         uwsgi_unblock_signal(stop.signum);
 }

@@ -134,6 +134,22 @@ def test_what_hangs_is_waited_for_as_well(http: Path, fake: FakeAgent) -> None:
     assert (ended.http, ended.attempts, ended.text) == (200, 2, "first")
 
 
+def test_the_only_attempt_is_not_begun_again(http: Path, fake: FakeAgent) -> None:
+    """The first one fails while the second is under way, which is answered after a second."""
+
+    def behave(_: Seen) -> object:
+        if len(fake.seen) == 1:
+            time.sleep(0.9)
+            return "close"
+        time.sleep(1)
+        return 200, "there"
+
+    fake.behave = behave
+    ended = exchange(http, fake.url)
+    assert (ended.http, ended.text) == (200, "there")
+    assert ended.seconds < 3
+
+
 def test_silence_is_given_up(http: Path, fake: FakeAgent) -> None:
     fake.behave = lambda _: "hang"
     ended = exchange(http, fake.url)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from consul_processes import until
-from uwsgi_processes import Agent, Uwsgi
+from uwsgi_processes import SOURCES, Agent, FakeAgent, Uwsgi
 
 Start = Callable[..., Uwsgi]
 
@@ -156,3 +157,26 @@ def application(environ, start_response):
 
 def _write_handler(folder: Path) -> None:
     (folder / "handler.py").write_text(HANDLER)
+
+
+def test_what_only_looks_like_a_handover_is_left_alone(start: Start, fake: FakeAgent) -> None:
+    """A reload to a configuration without the plugin closes it, and its number goes to others."""
+    script = 'UWSGI_CONSUL_OWNER=$$:fd:9:1 exec "$@" 9<"$0"'
+    wrapper = ["sh", "-c", script, __file__]
+    uwsgi = start(f"url={fake.url},name=a", wrapper=wrapper).ready()
+    until(lambda: fake.services, "it is registered")
+    assert str((uwsgi.proc(uwsgi.pid) / "fd/9").readlink()) == __file__
+
+
+def test_a_libcurl_that_can_not_be_initialised(
+    start: Start, fake: FakeAgent, tmp_path: Path
+) -> None:
+    """It is asked twice, and fails twice."""
+    names = re.findall(r"^    DO\([^,]*, (\w+)", (SOURCES / "src/curl.c").read_text(), re.M)
+    functions = "".join(f"int curl_{name}(void) {{ return 2; }}\n" for name in names)
+    (tmp_path / "curl.c").write_text(functions)
+    command = ["gcc", "-shared", "-fPIC", "curl.c", "-o", "libcurl.so.4"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    uwsgi = start(f"url={fake.url},name=a", env={"LD_LIBRARY_PATH": str(tmp_path)})
+    assert uwsgi.wait() == 1
+    assert uwsgi.said("can't initialise libcurl")

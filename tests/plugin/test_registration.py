@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -326,14 +327,32 @@ def _make_token(secure_agent: Agent) -> dict[str, str]:
     return made
 
 
-def test_a_token_file_that_vanishes_later(
-    start: Start, secure_agent: Agent, name: str, service_token: str, tmp_path: Path
+def test_a_register_url_without_a_scheme_is_the_same_place(start: Start, fake: FakeAgent) -> None:
+    """Legal for curl: a reload does not take its own service for one that it has to take back."""
+    place = fake.url.removeprefix("http://") + "/v1/agent"
+    uwsgi = start(
+        f"name=a,ttl=1,register_url={place}/service/register,"
+        f"deregister_url={place}/service/deregister/a,check_url={place}/check/pass/service:a"
+    ).ready()
+    until(lambda: fake.services, "it is registered")
+    uwsgi.signal(signal.SIGHUP)
+    until(lambda: len(fake.requests("/service/register")) == 2, "it has reloaded")
+    until(lambda: fake.requests("/check/")[1:], "it beats")
+    assert fake.requests("/service/deregister/") == []
+
+
+@pytest.mark.parametrize("how", ["vanishes", "is written anew"])
+def test_a_token_file_without_a_token(
+    start: Start, secure_agent: Agent, name: str, service_token: str, tmp_path: Path, how: str
 ) -> None:
     token = tmp_path / "token"
     token.write_text(service_token)
     uwsgi = start(f"url={secure_agent.url},name={name},token_file={token},ttl=1")
     registered(secure_agent, name)
-    token.unlink()
+    if how == "vanishes":
+        token.unlink()
+    else:
+        token.write_text("\n")
     until(lambda: uwsgi.said("going on with the last token"), "it is noticed")
     until(lambda: secure_agent.check(name)["Output"] == "2 workers", "a beat arrives")
     assert sum("last token" in line for line in uwsgi.consul_lines()) == 1

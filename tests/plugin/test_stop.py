@@ -126,6 +126,21 @@ def test_requests_are_not_waited_for_longer_than_stop_timeout(
     assert answers[0].startswith("failed")
 
 
+@pytest.mark.everywhere
+def test_a_worker_that_hangs_in_its_import_does_not_keep_uwsgi(
+    start: Start, fake: FakeAgent
+) -> None:
+    """Not longer than uWSGI's own mercy: the master is there to end it by force."""
+    options = ["lazy-apps = true", "worker-reload-mercy = 2"]
+    line = f"url={fake.url},name=a,wait_workers=0,drain=0,stop_timeout=3"
+    uwsgi = start(line, options=options, env={"APP_LOADS_FOR": "60"})
+    until(lambda: fake.services, "it is registered")
+    until(lambda: "spawned uWSGI worker 2 " in uwsgi.log, "the workers have started")
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait(8) == 0
+    assert fake.services == {}
+
+
 # ---- many services ----
 
 
@@ -195,10 +210,36 @@ def test_two_tokens_at_one_agent_are_not_taken_for_each_other(
     assert set(fake.services) == {"a1"}
 
 
-def test_an_agent_in_trouble_is_no_proof(start: Start, fake: FakeAgent) -> None:
+def test_two_names_of_one_agent_hide_nothing(start: Start, fake: FakeAgent) -> None:
+    """Its list has the services of both: one that another process has taken over is missed."""
+
+    def only_ours(seen: Seen) -> tuple[int, str] | None:
+        if not seen.path.endswith("/agent/services"):
+            return None
+        ours = {i: s for i, s in fake.services.items() if s["Meta"]["uwsgi_owner"] in seen.query}
+        return 200, json.dumps(ours)
+
+    fake.behave = only_ours
+    names = (fake.url, fake.url.replace("127.0.0.1", "localhost"))
+    uwsgi = start([f"url={url},name=a,id=a{n},drain=0" for n, url in enumerate(names)]).ready()
+    until(lambda: len(fake.services) == 2, "both are registered")
+    until(lambda: len(fake.requests("/agent/services")) > 4, "both have seen the list")
+    fake.services["a0"] = {**fake.services["a0"], "Meta": {"uwsgi_owner": "another's"}}
+    until(lambda: uwsgi.said("a0 is registered by another process"), "it is noticed", 5)
+    # At once before the stop, so that nobody has noticed it.
+    fake.services["a1"] = {**fake.services["a1"], "Meta": {"uwsgi_owner": "another's"}}
+    uwsgi.signal(signal.SIGINT)
+    assert uwsgi.wait() == 0
+    assert set(fake.services) == {"a0", "a1"}
+
+
+@pytest.mark.parametrize("answer", [(500, "no leader"), (429, "slow down")])
+def test_an_agent_in_trouble_is_no_proof(
+    start: Start, fake: FakeAgent, answer: tuple[int, str]
+) -> None:
     uwsgi = start(f"url={fake.url},name=a,drain=0").ready()
     until(lambda: fake.services, "it is registered")
-    fake.behave = lambda seen: (500, "no leader") if seen.method == "GET" else None
+    fake.behave = lambda seen: answer if seen.method == "GET" else None
     uwsgi.signal(signal.SIGINT)
     assert uwsgi.wait() == 0
     assert fake.requests("/deregister/") == []
@@ -261,3 +302,23 @@ def test_a_leftover_is_taken_back_with_its_own_token(
     uwsgi.signal(signal.SIGHUP)
     is_passing(agent, name)
     until(lambda: not secure_agent.entries(name), "it is gone where it was before")
+
+
+@pytest.mark.parametrize("may", [{"a": "a", "b": "b"}, {"a": "ab", "b": ""}])
+def test_a_leftover_at_the_same_agent(start: Start, fake: FakeAgent, may: dict[str, str]) -> None:
+    """Its own token takes it back; where that is revoked, one that the place is sent now."""
+    uwsgi = start([f"url={fake.url},name={token},token={token},ttl=1" for token in "ab"]).ready()
+    until(lambda: len(fake.services) == 2, "both are registered")
+
+    def behave(seen: Seen) -> tuple[int, str] | None:
+        if seen.path.endswith(("/register", "/agent/services")):
+            return None
+        service_id = seen.path.rpartition("/")[2].removeprefix("service:")
+        allowed = service_id in may[seen.headers["X-Consul-Token"]]
+        return None if allowed else (403, "Permission denied")
+
+    fake.behave = behave
+    lines = uwsgi.ini.read_text().splitlines(keepends=True)
+    uwsgi.ini.write_text("".join(line for line in lines if "name=b" not in line))
+    uwsgi.signal(signal.SIGHUP)
+    until(lambda: set(fake.services) == {"a"}, "the other one is gone", 5)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from consul_processes import until
-from uwsgi_processes import Agent, FakeAgent, Uwsgi
+from uwsgi_processes import Agent, FakeAgent, Seen, Uwsgi
 
 Start = Callable[..., Uwsgi]
 
@@ -174,6 +174,48 @@ def test_a_list_that_hangs_delays_no_beat(start: Start, fake: FakeAgent) -> None
         assert max(gaps) < 1, f"a{number} was not critical"
 
 
+@pytest.mark.parametrize("how", [(500, "no leader"), (429, "slow down"), "close"])
+def test_look_ups_that_fail_put_off_no_beat(start: Start, fake: FakeAgent, how: object) -> None:
+    uwsgi = start([f"url={fake.url},name=a,id=a{number},ttl=10" for number in range(2)])
+    until(lambda: len(fake.services) == 2, "they are registered")
+    fake.behave = lambda seen: how if seen.method == "GET" else None
+    uwsgi.signal(signal.SIGHUP)  # after which each is looked up
+    until(lambda: "gracefully (RE)spawned" in uwsgi.log, "it has reloaded")
+    begin = len(fake.seen)
+
+    def beating() -> set[str]:
+        return {seen.path for seen in fake.seen[begin:] if "/check/" in seen.path}
+
+    until(lambda: len(beating()) == 2, "both beat, after half of their interval", 4)
+    assert len(fake.requests("/service/register")) == 2
+
+
+def test_beats_without_an_answer_put_off_no_look_up(start: Start, fake: FakeAgent) -> None:
+    start(f"url={fake.url},name=a,ttl=1")
+    until(lambda: fake.services, "it is registered")
+
+    def behave(seen: Seen) -> str | None:
+        looks = len(fake.requests("/agent/service/a", "GET"))
+        is_early = seen.path.endswith("/agent/service/a") and looks < 6
+        return "close" if is_early or "/check/" in seen.path else None
+
+    fake.behave = behave
+    fake.services.clear()
+    until(lambda: fake.services, "it is registered again", 6)
+
+
+def test_an_agent_at_its_limit_hears_on(start: Start, fake: FakeAgent) -> None:
+    uwsgi = start(f"url={fake.url},name=a,ttl=1").ready()
+    until(lambda: fake.requests("/check/"), "it beats")
+    fake.behave = lambda _: (429, "slow down")
+    begin = len(fake.seen)
+    until(lambda: len([1 for seen in fake.seen[begin:] if "/check/" in seen.path]) > 2, "beats", 5)
+    fake.behave = lambda _: None
+    until(lambda: [1 for seen in fake.seen[begin:] if "/agent/services" in seen.path], "lists", 3)
+    assert len(fake.requests("/service/register")) == 1, "a limit says nothing of a registration"
+    assert uwsgi.said_times("HTTP 429") == 1
+
+
 # ---- agents that answer nonsense ----
 
 NONSENSE = {
@@ -226,6 +268,19 @@ def test_an_answer_without_an_end_is_not_fetched_all_the_time(
     time.sleep(3)
     assert len(fake.requests("/agent/services")) <= 2
     assert len(fake.requests("/check/")) >= 6
+
+
+def test_a_look_up_without_an_end_delays_no_other_beat(start: Start, fake: FakeAgent) -> None:
+    uwsgi = start([f"url={fake.url},name=a,id=a{number},ttl=1" for number in range(2)])
+    until(lambda: len(fake.services) == 2, "they are registered")
+    fake.behave = lambda seen: "huge" if seen.path.endswith("/agent/service/a0") else None
+    uwsgi.signal(signal.SIGHUP)  # after which each is looked up
+    until(lambda: fake.requests("/agent/service/a0"), "it is asked")
+    began = time.monotonic()
+    time.sleep(3)
+    beats = [seen.at for seen in fake.requests("/check/pass/service:a1")]
+    moments = [began, *[at for at in beats if at > began], time.monotonic()]
+    assert max(after - before for before, after in itertools.pairwise(moments)) < 1
 
 
 def test_a_token_that_the_agent_repeats_is_not_logged(start: Start, fake: FakeAgent) -> None:

@@ -108,7 +108,8 @@ static void check_every_step(void) {
     size_t i;
     story = name;
     for (i = 0; i < LENGTH(asked); i++) {
-        struct consul_talk talk = {.can_look_up = 1, .beat_interval = 1000, .wait_workers = 1};
+        struct consul_talk talk = {
+            .can_look_up = 1, .beat_interval = 1000, .wait_workers = 1, .since = 5000};
         enum consul_ask hasty = asked[i].starting;
         name[sizeof(name) - 2] = asked[i].state;
         talk.state = (enum consul_state)(strchr(letters, asked[i].state) - letters);
@@ -134,6 +135,7 @@ static const struct {
     {CONSUL_ASK_REGISTER, 301, 0, CONSUL_ON_REFUSED},
     {CONSUL_ASK_REGISTER, 400, 0, CONSUL_ON_REFUSED},
     {CONSUL_ASK_REGISTER, 404, 0, CONSUL_ON_REFUSED},
+    {CONSUL_ASK_REGISTER, 429, 0, CONSUL_ON_FAILED},
     {CONSUL_ASK_REGISTER, 500, 0, CONSUL_ON_FAILED},
     {CONSUL_ASK_LOOKUP, 0, 0, CONSUL_ON_SILENCE},
     {CONSUL_ASK_LOOKUP, 200, 0, CONSUL_ON_OTHERS},
@@ -141,17 +143,20 @@ static const struct {
     {CONSUL_ASK_LOOKUP, 204, 1, CONSUL_ON_UNCLEAR},
     {CONSUL_ASK_LOOKUP, 403, 1, CONSUL_ON_UNCLEAR},
     {CONSUL_ASK_LOOKUP, 404, 1, CONSUL_ON_NOTHING},
+    {CONSUL_ASK_LOOKUP, 429, 0, CONSUL_ON_FAILED},
     {CONSUL_ASK_LOOKUP, 500, 1, CONSUL_ON_FAILED},
     {CONSUL_ASK_LOOKUP, 503, 0, CONSUL_ON_FAILED},
     {CONSUL_ASK_BEAT, 0, 0, CONSUL_ON_SILENCE},
     {CONSUL_ASK_BEAT, 200, 0, CONSUL_ON_BEAT},
     {CONSUL_ASK_BEAT, 403, 0, CONSUL_ON_REFUSED},
     {CONSUL_ASK_BEAT, 404, 0, CONSUL_ON_BEAT_REFUSED},
+    {CONSUL_ASK_BEAT, 429, 0, CONSUL_ON_FAILED},
     {CONSUL_ASK_BEAT, 500, 0, CONSUL_ON_BEAT_REFUSED},
     {CONSUL_ASK_DEREGISTER, 0, 0, CONSUL_ON_SILENCE},
     {CONSUL_ASK_DEREGISTER, 200, 0, CONSUL_ON_DEREGISTERED},
     {CONSUL_ASK_DEREGISTER, 404, 0, CONSUL_ON_DEREGISTERED},
     {CONSUL_ASK_DEREGISTER, 403, 0, CONSUL_ON_REFUSED},
+    {CONSUL_ASK_DEREGISTER, 429, 0, CONSUL_ON_FAILED},
     {CONSUL_ASK_DEREGISTER, 503, 0, CONSUL_ON_FAILED},
 };
 
@@ -214,7 +219,7 @@ static void play_common(void) {
          {12001, CONSUL_ON_BEAT, 'R', BEAT, 22001}, {15000, CONSUL_ON_STOP, 'w', LOOKUP, 15000},
          {15001, CONSUL_ON_OURS, 'W', DEREGISTER, 15000},
          {15002, CONSUL_ON_DEREGISTERED, 'G', NOTHING, NEVER});
-    PLAY("a reload", CONSUL_OUTDATED_UNVERIFIED, {100, CONSUL_ON_OURS, 'O', REGISTER, 0},
+    PLAY("a reload", CONSUL_OUTDATED_UNVERIFIED, {100, CONSUL_ON_OURS, 'O', REGISTER, 100},
          {101, CONSUL_ON_REGISTERED, 'R', BEAT, 10101});
     PLAY("a reload that lost it", CONSUL_OUTDATED_UNVERIFIED,
          {100, CONSUL_ON_NOTHING, 'A', REGISTER, 0});
@@ -231,7 +236,7 @@ static void play_common(void) {
          {602, CONSUL_ON_BEAT, 'R', BEAT, 10602});
     PLAY("a lost check", CONSUL_ABSENT, {100, CONSUL_ON_REGISTERED, 'R', BEAT, 10100},
          {10100, CONSUL_ON_BEAT_REFUSED, 'J', LOOKUP, 10100},
-         {10101, CONSUL_ON_OURS, 'O', REGISTER, 0},
+         {10101, CONSUL_ON_OURS, 'O', REGISTER, 10101},
          {10102, CONSUL_ON_REGISTERED, 'R', BEAT, 20102});
     PLAY("taken over", CONSUL_ABSENT, {100, CONSUL_ON_REGISTERED, 'R', BEAT, 10100},
          {600, CONSUL_ON_SHORT_LIST, 'r', LOOKUP, 600}, {601, CONSUL_ON_OTHERS, 'T', LOOKUP, 1351},
@@ -256,21 +261,33 @@ static void play_trouble(void) {
          {1500, CONSUL_ON_FAILED, 'A', REGISTER, 2500},
          {2500, CONSUL_ON_REGISTERED, 'R', BEAT, 12500});
     PLAY("beats and look-ups fail", CONSUL_REGISTERED,
-         {100, CONSUL_ON_BEAT_REFUSED, 'J', LOOKUP, 0}, {101, CONSUL_ON_UNCLEAR, 'O', REGISTER, 0},
-         {102, CONSUL_ON_FAILED, 'O', REGISTER, 1102},
+         {100, CONSUL_ON_BEAT_REFUSED, 'J', LOOKUP, 0},
+         {101, CONSUL_ON_UNCLEAR, 'O', REGISTER, 101}, {102, CONSUL_ON_FAILED, 'O', REGISTER, 1102},
          {1102, CONSUL_ON_REGISTERED, 'R', BEAT, 11102});
     PLAY("silence", CONSUL_ABSENT, {100, CONSUL_ON_UNCONFIRMED, 'U', REGISTER, 100},
          {700, CONSUL_ON_UNCONFIRMED, 'U', REGISTER, 700}, {800, CONSUL_ON_STOP, 'w', LOOKUP, 0},
          {900, CONSUL_ON_SILENCE, 'w', LOOKUP, 900}, {1000, CONSUL_ON_OURS, 'W', DEREGISTER, 900},
          {1100, CONSUL_ON_SILENCE, 'W', DEREGISTER, 1100});
     PLAY("another token", CONSUL_ABSENT, {100, CONSUL_ON_REGISTERED, 'R', BEAT, 10100},
-         {200, CONSUL_ON_REFUSED, 'R', BEAT, 10100}, {300, CONSUL_ON_TOKEN, 'O', REGISTER, 0},
+         {200, CONSUL_ON_REFUSED, 'R', BEAT, 10100}, {300, CONSUL_ON_TOKEN, 'O', REGISTER, 300},
          {301, CONSUL_ON_REGISTERED, 'R', BEAT, 10301});
     PLAY("an agent in trouble proves nothing", CONSUL_REGISTERED,
          {100, CONSUL_ON_STOP, 'w', LOOKUP, 0}, {101, CONSUL_ON_FAILED, 'w', LOOKUP, 601},
          {601, CONSUL_ON_FAILED, 'w', LOOKUP, 1601}, {1601, CONSUL_ON_OTHERS, 'G', NOTHING, NEVER});
     PLAY("a reload while the agent is in trouble", CONSUL_OUTDATED_UNVERIFIED,
-         {100, CONSUL_ON_FAILED, 'o', LOOKUP, 600}, {600, CONSUL_ON_OURS, 'O', REGISTER, 0});
+         {100, CONSUL_ON_FAILED, 'o', LOOKUP, 600}, {600, CONSUL_ON_OURS, 'O', REGISTER, 600});
+    PLAY("look-ups that fail put off no beat", CONSUL_OUTDATED_UNVERIFIED,
+         {100, CONSUL_ON_FAILED, 'o', LOOKUP, 600}, {600, CONSUL_ON_FAILED, 'o', LOOKUP, 1600},
+         {1600, CONSUL_ON_FAILED, 'o', LOOKUP, 2600}, {2600, CONSUL_ON_FAILED, 'o', LOOKUP, 3600},
+         {3600, CONSUL_ON_FAILED, 'o', LOOKUP, 4600}, {4600, CONSUL_ON_FAILED, 'o', BEAT, 5600},
+         {5600, CONSUL_ON_FAILED, 'o', BEAT, 6600}, {6600, CONSUL_ON_BEAT, 'o', LOOKUP, 6600},
+         {6601, CONSUL_ON_FAILED, 'o', LOOKUP, 7101});
+    PLAY("look-ups without an answer put off no beat", CONSUL_OUTDATED_UNVERIFIED,
+         {100, CONSUL_ON_SILENCE, 'o', LOOKUP, 100}, {4999, CONSUL_ON_SILENCE, 'o', LOOKUP, 4999},
+         {5000, CONSUL_ON_SILENCE, 'o', BEAT, 5000}, {5001, CONSUL_ON_BEAT, 'o', LOOKUP, 5001},
+         {5002, CONSUL_ON_SILENCE, 'o', LOOKUP, 5002});
+    PLAY("an agent at its limit", CONSUL_REGISTERED, {100, CONSUL_ON_FAILED, 'R', BEAT, 600},
+         {600, CONSUL_ON_FAILED, 'R', BEAT, 1600}, {1600, CONSUL_ON_BEAT, 'R', BEAT, 11600});
     PLAY("a registration under way at the stop", CONSUL_ABSENT,
          {100, CONSUL_ON_STOP, 'G', NOTHING, NEVER},
          {101, CONSUL_ON_REGISTERED, 'W', DEREGISTER, 101},

@@ -10,11 +10,15 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum holds { NOTHING, OURS, OLD, OTHERS };
-enum mood { HONEST, FORBIDS, FAILS, IS_DEAF, IS_MUTE, MOODS };
+enum mood { HONEST, FORBIDS, FAILS, IS_DEAF, IS_MUTE, IS_AT_LIMIT, MOODS };
+
+static const long statuses[MOODS] = {
+    [FORBIDS] = 403, [FAILS] = 500, [IS_AT_LIMIT] = 429}; /* 0: no answer */
 
 #define NO_WAIT_LIMIT 12 /* requests in a row */
 #define LIST_INTERVAL 500
-#define REST 100000 /* more than the longest pause and the longest time between two beats */
+#define LONGEST_PAUSE 1010 /* after a look-up that failed */
+#define REST 100000        /* more than the longest pause and the longest time between two beats */
 
 static struct {
     struct consul_talk talk;
@@ -24,6 +28,7 @@ static struct {
     int stopped;
     int excused; /* it can't know whose registration it takes back */
     int in_a_row;
+    int64_t heard_at; /* the last beat, or what one may wait after */
 } world;
 
 static void demand(int condition) {
@@ -31,9 +36,17 @@ static void demand(int condition) {
         abort();
 }
 
+static int is_unverified(void) {
+    return world.talk.state == CONSUL_REGISTERED_UNVERIFIED ||
+           world.talk.state == CONSUL_OUTDATED_UNVERIFIED;
+}
+
 static void happen(enum consul_event event) {
+    enum consul_state before = world.talk.state;
     consul_transition(&world.talk, event, world.moment.now);
     demand(world.talk.state > CONSUL_UNCHANGED && world.talk.state < CONSUL_STATES);
+    if (world.talk.state != before || event == CONSUL_ON_TOKEN)
+        world.heard_at = world.moment.now;
     demand(!world.stopped || world.talk.state == CONSUL_GONE || consul_is_unwanted(&world.talk));
 }
 
@@ -78,6 +91,14 @@ static void note_wait(int64_t at, enum mood mood) {
         world.moment.now = at;
 }
 
+/* However often look-ups fail, the beats that go without them are not put off for ever. */
+static void note_beat(enum consul_ask ask) {
+    if (ask == CONSUL_ASK_BEAT || world.heard_at < world.talk.retry_at)
+        world.heard_at = world.moment.now;
+    else if (ask == CONSUL_ASK_LOOKUP && is_unverified() && world.talk.beat_interval)
+        demand(world.moment.now - world.heard_at <= world.talk.beat_interval / 2 + LONGEST_PAUSE);
+}
+
 /* One request, if one will ever be made; returns whether it was. */
 static int converse(enum mood mood, int stop_meanwhile, int can_look) {
     struct consul_step step = consul_next_step(&world.talk, &world.moment, can_look);
@@ -86,11 +107,12 @@ static int converse(enum mood mood, int stop_meanwhile, int can_look) {
     if (step.at == CONSUL_NEVER)
         return 0;
     note_wait(step.at, mood);
+    note_beat(step.ask);
     ours = world.holds == OURS || world.holds == OLD;
     if (mood == HONEST || mood == IS_MUTE)
         http = obey(step.ask);
     if (mood != HONEST)
-        http = mood == FORBIDS ? 403 : mood == FAILS ? 500 : 0;
+        http = statuses[mood];
     world.excused |= step.ask == CONSUL_ASK_LOOKUP && mood == FORBIDS;
     world.moment.now++;
     if (stop_meanwhile && step.ask == CONSUL_ASK_REGISTER)
@@ -152,6 +174,7 @@ static void begin(uint8_t how) {
                                       .can_look_up = (how & 8) == 0 || how % 4 != 0,
                                       .beat_interval = how & 16 ? 0 : 400 << (how / 32)};
     world.moment = (struct consul_moment){.now = 1000};
+    world.talk.since = world.talk.due = world.heard_at = world.moment.now;
     world.holds = how % 4 == 0 ? NOTHING : how % 4 == 3 ? OTHERS : OLD;
     world.has_check = world.holds != NOTHING;
     world.stopped = how % 4 == 2; /* to this service it is the same */
