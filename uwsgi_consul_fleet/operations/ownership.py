@@ -16,7 +16,6 @@ from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import HostState
-from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.belongings import CONSUL, told, wanted
 from uwsgi_consul_fleet.ownership.identity import LAYOUT, Identity, agreed
 
@@ -70,7 +69,12 @@ def _carried(states: States) -> dict[str, Identity | None]:
 def _carried_by_others(run: Run) -> dict[str, Identity | None]:
     """Of the Consul servers that --limit leaves out, who were marked first."""
     others = [each for each in run.fleet.consul_servers if each.name in _left_out(run)]
-    return {"the Consul servers": hosts.identity(run.fleet, others)} if others else {}
+    if not others:
+        return {}
+    # Only here: it takes as long to load as a host takes to tell of itself.
+    from uwsgi_consul_fleet.ownership import hosts
+
+    return {"the Consul servers": hosts.identity(run.fleet, others)}
 
 
 def _left_out(run: Run) -> list[str]:
