@@ -356,13 +356,15 @@ static int check_duration(const struct consul_options *options, char *error) {
     return -1;
 }
 
+/* Of the name before the colon, in a word of `meta`, `tagged_addresses` or `check_header`. */
+static const char name_characters[] =
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+
 /* One word of `meta`, against the rules of Consul's agent. */
 static int check_meta_word(const char *word, size_t length) {
-    static const char allowed[] =
-        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
     const char *colon = memchr(word, ':', length);
     size_t name = colon ? (size_t)(colon - word) : 0;
-    if (!name || name > 128 || length - name - 1 > 512 || strspn(word, allowed) < name)
+    if (!name || name > 128 || length - name - 1 > 512 || strspn(word, name_characters) < name)
         return -1;
     if (!strncmp(word, "consul-", 7))
         return -1;
@@ -426,14 +428,12 @@ int consul_options_tagged(struct consul_tagged *tagged, const char *word, size_t
 }
 
 static int check_tagged_addresses(const struct consul_options *options, char *error) {
-    static const char allowed[] =
-        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
     const char *word = options->tagged_addresses ? options->tagged_addresses : "";
     for (; *word; word = next_word(word)) {
         size_t length = strcspn(word, CONSUL_BETWEEN_WORDS);
         struct consul_tagged tagged;
         if (consul_options_tagged(&tagged, word, length) ||
-            strspn(word, allowed) != tagged.tag_length ||
+            strspn(word, name_characters) != tagged.tag_length ||
             strcspn(tagged.address, " /") < tagged.address_length ||
             is_repeated(options->tagged_addresses, word, tagged.tag_length))
             return refuse_word(error, "tagged_addresses", word, length,
@@ -502,11 +502,9 @@ static int check_uses(const struct consul_options *options, char *error) {
 }
 
 static int check_headers(const struct consul_options *options, char *error) {
-    static const char allowed[] =
-        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
     const char *word = options->check_header ? options->check_header : "";
     for (; *word; word = next_word(word)) {
-        size_t name = strspn(word, allowed);
+        size_t name = strspn(word, name_characters);
         if (!name || word[name] != ':' || is_repeated(options->check_header, word, name))
             return refuse(error, "check_header", "",
                           "NAME:VALUE words are allowed, each NAME once; \\\\ before a blank "
