@@ -128,21 +128,20 @@ def test_an_application_that_did_not_load(start: Start, agent: Agent, name: str,
     becomes(agent, name, "critical", "no application is loaded, every request is refused")
 
 
-@pytest.mark.parametrize("how", ["wsgi-lite = nowhere", "web3 = nowhere", "pump = nowhere"])
+@pytest.mark.parametrize(
+    ("how", "language"),
+    [
+        ("wsgi-lite = nowhere", {}),
+        ("web3 = nowhere", {}),
+        ("pump = nowhere", {}),
+        ("psgi = nowhere.psgi", {"language": "psgi"}),
+    ],
+)
 def test_whatever_names_the_application_that_did_not_load(
-    start: Start, agent: Agent, name: str, how: str
+    start: Start, agent: Agent, name: str, how: str, language: dict[str, str]
 ) -> None:
-    start(f"url={agent.url},name={name},ttl=1", module=None, options=[how])
-    until(lambda: agent.entries(name), "it is registered")
-    becomes(agent, name, "critical", "no application is loaded, every request is refused")
-
-
-def test_an_application_of_another_language_that_did_not_load(
-    start: Start, agent: Agent, name: str
-) -> None:
-    options = ["psgi = nowhere.psgi"]
     line = f"url={agent.url},name={name},ttl=1"
-    start(line, language="psgi", module=None, options=options)
+    start(line, module=None, options=[how], **language)
     until(lambda: agent.entries(name), "it is registered")
     becomes(agent, name, "critical", "no application is loaded, every request is refused")
 
