@@ -77,8 +77,7 @@ def configure(here: Here, source: Source) -> Generator[Any, None, None]:
 
 def _not_ours(here: Here) -> set[str]:
     """What the agent reads today from the place of before, and others have put there."""
-    before = {path for path in here.known.consul_before if path.startswith("/")}
-    return before - {CONFIG_BEFORE} if CONFIG_BEFORE in before else set()
+    return {path for path in here.known.consul_before if path.startswith("/")} - {CONFIG_BEFORE}
 
 
 def files(me: Host, fleet: Fleet, label: str) -> list[RemoteFile]:
