@@ -64,9 +64,12 @@ def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
 def _missing(asked: Sequence[HostReleases], missing: Sequence[str], name: str) -> str:
     what = f"no release {name}" if name else "no release before the one that serves"
     there = sorted({one.release for each in asked for one in each.generations})
+    deploy = "pyinfra --data release=NAME …"
+    # One that was rolled back from is there, and is gone to by its name alone.
+    go = f"go to one by its name: invoke rollback NAME; or deploy another: {deploy}"
     return (
         f"{', '.join(missing)}: {what}; there is: {', '.join(there) or 'none'}. Nothing was "
-        "changed; deploy it instead: pyinfra --data release=NAME …"
+        f"changed; {f'deploy it instead: {deploy}' if name else go}"
     )
 
 
