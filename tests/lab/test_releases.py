@@ -146,7 +146,9 @@ def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
     fleet.hosts(["drakar"], ["drakar", ("cheetah", other)])
     fleet.deploy(*options)
     listed = json.loads(lab.ssh("cheetah", f"{program} list {SERVICE}").stdout)
-    look = f"ss -Hltn | awk '{{print $4}}' | sort; systemctl list-units '{SERVICE}*' --plain | sort"
+    # A socket's own sub-state is "listening" until the first connection, and "running" from then.
+    units = f"systemctl list-units '{SERVICE}*' --plain --no-legend | awk '{{print $1, $3}}'"
+    look = f"ss -Hltn | awk '{{print $4}}' | sort; {units} | sort"
     before = lab.ssh("cheetah", look).stdout
     lab.ssh("cheetah", "sudo systemctl stop consul")
     result = lab.ssh(
