@@ -33,9 +33,7 @@ def run(what: str, *words: str) -> None:
 
 def deploy(what: str, apps: list[str], retired: list[str], *options: str) -> None:
     servers = apps[:3] if len(apps) > len(FEW) else FEW[:1]
-    INVENTORY.write_text(
-        f"consul_servers = {servers}\napp_servers = {apps}\nretired = {retired}\n"
-    )
+    INVENTORY.write_text(f"consul_servers = {servers}\napp_servers = {apps}\nretired = {retired}\n")
     run(what, "pyinfra", "-y", *options, str(INVENTORY), "deploy/")
 
 

@@ -21,7 +21,7 @@ def once(name: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("name", ["client_latency", "plugin_endurance"])
+@pytest.mark.parametrize("name", ["client_latency", "inventory", "plugin_endurance"])
 def test_on_this_machine(name: str) -> None:
     assert once(name)
 
