@@ -81,3 +81,25 @@ def test_pyinfra_itself_has_it_as_it_was_typed(tmp_path: Path, words: list[str])
     result = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     (host,) = json.loads(result.stdout)
     assert host["data"]["release"] == "1.10"
+
+
+def test_one_host_is_asked_by_many_one_after_the_other(tmp_path: Path) -> None:
+    """In a process of its own, patched as pyinfra's is. Two at a time would fail on the file."""
+    program = """
+import sys
+import pyinfra_cli.main
+import gevent
+from pyinfra.api import Config, Inventory, State, StringCommand
+from pyinfra.api.connect import connect_all
+from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
+
+state = State(Inventory((["@local"], {})), Config())
+connect_all(state)
+ask = PyinfraRun(state).executor("@local")
+command = StringCommand("flock --nonblock", sys.argv[1], "sleep 0.2")
+asked = [gevent.spawn(ask, command, False) for _ in range(3)]
+print([each.get()[0] for each in asked])
+"""
+    words = [sys.executable, "-c", program, str(tmp_path / "lock")]
+    result = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert result.stdout == "[True, True, True]\n"

@@ -15,6 +15,7 @@ from uwsgi_consul_fleet.operations import packages
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.ssh.client import LOST
 
 
 @cache
@@ -38,7 +39,10 @@ def command(here: Here, *words: str) -> StringCommand:
 
 def on(run: Run, name: str, *words: str) -> str | None:
     """Run it on another host than the one in context; why it failed, if it did."""
-    done, output = run.pyinfra.executor(name)(_command(run.state_of(name), words), False)
+    try:
+        done, output = run.pyinfra.executor(name)(_command(run.state_of(name), words), False)
+    except LOST as error:
+        return f"{name}: {error}"
     return None if done else f"{name}: {output.stderr or 'the connection was lost'}"
 
 

@@ -4,6 +4,7 @@ Nothing else here does, so this is what a new version of pyinfra is held against
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from threading import Lock
@@ -44,6 +45,7 @@ class PyinfraRun:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._turns: defaultdict[str, Lock] = defaultdict(Lock)
 
     def __iter__(self) -> Iterator[Any]:
         """pyinfra's hosts, reached or not."""
@@ -109,18 +111,20 @@ class PyinfraRun:
 
     def executor(self, name: str) -> Callable[[StringCommand, bool], tuple[bool, Any]]:
         """Runs commands on a host as an operation of its own would (sudo and the like), also
-        from another host's operation. The second argument is whether output is always shown."""
+        from another host's operation: one at a time, since sshd allows few sessions on one
+        connection. The second argument is whether output is always shown."""
         target = self.host(name)
         arguments, _ = pop_global_arguments(self._state, target, {})
         known = {key: value for key, value in arguments.items() if key in CONNECTOR_ARGUMENT_KEYS}
 
         def execute(command: StringCommand, show: bool) -> tuple[bool, Any]:
-            fine, output = target.run_shell_command(
-                command,
-                print_output=show or self._state.print_output,
-                print_input=self._state.print_input,
-                **{**known, **command.connector_arguments},
-            )
+            with self._turns[name]:
+                fine, output = target.run_shell_command(
+                    command,
+                    print_output=show or self._state.print_output,
+                    print_input=self._state.print_input,
+                    **{**known, **command.connector_arguments},
+                )
             return bool(fine), output
 
         return execute
