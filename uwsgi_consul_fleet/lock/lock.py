@@ -43,9 +43,15 @@ class Lock:
         self._began = 0.0
         self._held = False
         self._checked = 0.0
+        self._seen: str | None = None
         self._keeper = keeper.get()
         known = [{"name": host.name, "data": plain(host.data)} for host in servers]
         self._keeper.send({"servers": known})
+
+    def look(self) -> None:
+        """Note who had the lock last, before anything is decided: :meth:`take` refuses where
+        somebody has changed the fleet since. Where Consul does not answer, nobody can."""
+        self._seen = self._keeper.ask({"do": "look"}, FAR_ANSWER).get("seen")
 
     def take(
         self,
@@ -60,7 +66,7 @@ class Lock:
         :param releases: the release that is to serve, for each service
         :param wait: seconds in which Consul may come up
         :param identity: whose the Consul must be; it is written down there, where nobody has yet
-        :raises LockedError: saying who holds it
+        :raises LockedError: saying who holds it, or had it since the look
         :raises ForeignError: where the Consul is another fleet's
         :raises UnreachableError: where no Consul server can be asked
         """
@@ -87,6 +93,20 @@ class Lock:
             time.sleep(INTERVAL)
         self._held = True
         self._checked = time.monotonic()
+        self._expect_seen(reply["last"])
+
+    def _expect_seen(self, last: Message) -> None:
+        if self._seen not in (None, last.get("id", "")):
+            self.release()
+            raise LockedError(
+                f"the fleet was changed while this run looked at it ({_run(last)}): what it was "
+                "about to do may be wrong by now. The same command again looks anew"
+            )
+
+    @property
+    def held(self) -> bool:
+        """Whether it was taken, and not finished."""
+        return self._held
 
     def check(self, patience: float = 0) -> None:
         """Make sure that nobody else can have it.
@@ -160,19 +180,6 @@ class Lock:
                 self.finish("interrupted")
 
 
-def take(
-    fleet: Fleet, what: str, releases: Mapping[str, str], identity: Identity | None = None
-) -> Lock:
-    """The lock, taken; see :meth:`Lock.take`."""
-    lock = Lock(fleet.consul_servers)
-    try:
-        lock.take(what, releases, identity=identity)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
-
-
 def holder(fleet: Fleet) -> Message | None:
     """Who holds the lock: the claim and its ``session``.
 
@@ -210,13 +217,20 @@ def _consul(fleet: Fleet) -> Iterator[Any]:
 def told(held: Message) -> str:
     """Who holds the lock, for the operator."""
     since = held.get("since", "")
-    release = ", ".join(sorted(set((held.get("releases") or {}).values())))
-    fleet = held.get("fleet")
     return (
-        f"locked: {held.get('who', 'somebody')} on {held.get('from', 'an unknown machine')} runs "
-        f"a {held.get('what', 'deploy')}{' of ' + release if release else ''}"
-        f"{' to the fleet ' + fleet['fleet'] if fleet else ''}"
+        f"locked: {_run(held, 'runs')}"
         f"{f', since {since[:19]}Z ({_ago(since)} ago)' if since else ''}"
+    )
+
+
+def _run(claim: Message, does: str = "ran") -> str:
+    """Who does what, or did."""
+    release = ", ".join(sorted(set((claim.get("releases") or {}).values())))
+    fleet = claim.get("fleet")
+    return (
+        f"{claim.get('who', 'somebody')} on {claim.get('from', 'an unknown machine')} {does} "
+        f"a {claim.get('what', 'deploy')}{' of ' + release if release else ''}"
+        f"{' to the fleet ' + fleet['fleet'] if fleet else ''}"
     )
 
 
