@@ -131,9 +131,9 @@ def told(process: subprocess.Popen[str], words: str) -> None:
         said += letter
 
 
-def answered(process: subprocess.Popen[str], answer: str) -> str:
-    """What it says then, until it ends."""
-    said, _ = process.communicate(f"{answer}\n", 60)
+def entered(process: subprocess.Popen[str]) -> str:
+    """Press enter; what it says then, until it ends."""
+    said, _ = process.communicate("\n", 60)
     return said
 
 
@@ -182,11 +182,11 @@ def test_in_the_tail_of_another_it_stops_and_says_so(
     """One that looked at the hosts while another deploy went on, and acts when that is over."""
     first = locked(lab, deploy(*slow))
     second = pyinfra(fleet, "--data", "app_processes=3")
-    told(second, "execute these changes")
+    told(second, "Detected changes displayed above")
     code, said = first.ends()
     assert code == 0, said
     before = footprints(lab), fleet.releases(), last(fleet)
-    said = answered(second, "y")
+    said = entered(second)
     assert second.returncode == 75, said
     assert re.search(r"changed while this run looked at it \(\S+ on \S+ ran a deploy of slow", said)
     assert "Nothing was touched" in said
@@ -197,9 +197,9 @@ def test_in_the_tail_of_another_it_stops_and_says_so(
 def test_a_run_that_changes_nothing_is_in_nobodys_way(fleet: Fleet, slow: list[str]) -> None:
     fleet.deploy(*slow)
     waiting = pyinfra(fleet, "--data", "app_processes=3")
-    told(waiting, "execute these changes")
+    told(waiting, "Detected changes displayed above")
     assert fleet.changes(*slow) == {}
-    said = answered(waiting, "y")
+    said = entered(waiting)
     assert waiting.returncode == 0, said
 
 
