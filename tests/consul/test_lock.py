@@ -7,8 +7,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from consul_processes import Agent, until
@@ -18,6 +20,8 @@ from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.host import lock_session
 from uwsgi_consul_fleet.host.consul import FLEET, Access, UnavailableError
 from uwsgi_consul_fleet.host.lock_session import AUDIT, HELD, KEPT, LOCK, RELEASES, Keys, Lock
+from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.lock import lock
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
 TWICE_THE_TTL = 20  # seconds; Consul takes no shorter ttl than 10 s
@@ -200,6 +204,23 @@ class TestLooking:
         claim = {**ANNA, "id": "anna", "fleet": {"id": "ours", "fleet": "o", "layout": 2}}
         assert Lock(keys(agent)).answer({"do": "take", "claim": claim})["state"] == "foreign"
         assert keys(agent).last() == {}
+
+
+def test_whose_the_hosts_are_is_asked_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def api(_fleet: Any) -> Iterator[tuple[str, int]]:
+        yield "drakar", urlsplit(agent.url).port or 0
+
+    asked: list[Any] = []
+    monkeypatch.setattr(catalog, "api", api)
+    monkeypatch.setattr(catalog, "refuse_other", lambda fleet, _consul: asked.append(fleet))
+    Lock(keys(agent)).answer({"do": "take", "claim": ANNA})
+    fleet = Fleet(())
+    found = lock.holder(fleet)
+    assert found and ANNA.items() <= found.items()
+    lock.unlock(fleet, found)
+    assert is_free(agent)
+    assert asked == [fleet]
 
 
 class TestLettingGo:

@@ -83,10 +83,11 @@ class Lock:
                     continue
                 raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
             if reply["state"] == "foreign":
+                other = Identity.parse(json.dumps(reply["fleet"]))
                 raise ForeignError(
-                    f"the hosts are of the fleet {identity}, and their Consul is of "
-                    f"{_identity(reply)}: where another first deploy went on at the same time, run "
-                    "this one again; nothing was changed"
+                    f"the hosts are of the fleet {identity}, and their Consul is of {other}: where "
+                    "another first deploy went on at the same time, run this one again; nothing "
+                    "was changed"
                 )
             if time.monotonic() > deadline:
                 raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
@@ -184,14 +185,16 @@ def holder(fleet: Fleet) -> Message | None:
     """Who holds the lock: the claim and its ``session``.
 
     :raises UnreachableError: where no Consul server can be asked
+    :raises ForeignError: where it is not that of the inventory and its hosts
     """
     with _consul(fleet) as consul:
+        _catalog().refuse_other(fleet, consul)
         _, entry = consul.kv.get(LOCK)
     return {**claim_in(entry["Value"]), "session": entry.get("Session", "")} if entry else None
 
 
 def unlock(fleet: Fleet, held: Message) -> None:
-    """Take the lock away from this holder, and from no other; whoever it is notices.
+    """Take the lock away from this :func:`holder`, and from no other; whoever it is notices.
 
     :raises UnreachableError: where no Consul server can be asked
     """
@@ -206,12 +209,16 @@ def unlock(fleet: Fleet, held: Message) -> None:
 
 @contextmanager
 def _consul(fleet: Fleet) -> Iterator[Any]:
+    catalog = _catalog()
+    with catalog.api(fleet) as (server, port), catalog.client(server, port) as consul:
+        yield consul
+
+
+def _catalog() -> Any:
     # Not above: a deploy takes the lock without it, and it takes a tenth of a second to load.
     from uwsgi_consul_fleet.consul import catalog
 
-    with catalog.api(fleet) as (server, port), catalog.client(server, port) as consul:
-        catalog.refuse_other(fleet, consul)
-        yield consul
+    return catalog
 
 
 def told(held: Message) -> str:
@@ -245,12 +252,6 @@ def _lost(reply: Message) -> str:
 def _ago(since: str) -> str:
     seconds = max(0, round(seconds_since(since)))
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
-
-
-def _identity(reply: Message) -> Identity:
-    """Of another version, it may hold more."""
-    other = reply["fleet"]
-    return Identity(other.get("fleet", "?"), other.get("id", "?"), other.get("layout", 0))
 
 
 def _operator() -> Message:
