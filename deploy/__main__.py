@@ -6,15 +6,15 @@ from uwsgi_consul_fleet.operations import lock, ownership, run
 from uwsgi_consul_fleet.operations.applications import application as app
 from uwsgi_consul_fleet.operations.consul import agent as consul
 from uwsgi_consul_fleet.operations.uwsgi import uwsgi
-from uwsgi_consul_fleet.releases.batches import batches
 
 here = run.here()
 me, fleet = here.me, here.run.fleet
+lock.guard(here)
 package = app.prepare(me)
+lock.look(here)
 app.refuse_taken_ports(here)
 # Refuses what is not this fleet's.
 unmarked = ownership.settled(here.run).unmarked
-lock.guard(here)
 
 if unmarked:
     ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
@@ -50,7 +50,7 @@ if me.is_member:
         lock.announce(here, package.release.name)
         lock.require(name="Lock: go on only with it", here=here)
         app.install(name="Application: install the release", here=here, package=package)
-        for batch in host.loop(batches(fleet)):  # type: ignore[no-untyped-call]
+        for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]
             if me in batch.hosts:
                 app.switch(
                     name=f"Application: switch the {batch.label}: {batch.names}",

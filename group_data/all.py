@@ -97,6 +97,10 @@ on_failure = "rollback"
 # same.
 max_unavailable = 0
 
+# How many of an application's hosts may fail before their switch, as by a full disk, for the
+# others to be switched all the same; they are left as they are, and named.
+max_failed_hosts = 0
+
 # Whether a retired host also loses its releases and Consul's data.
 purge = True
 

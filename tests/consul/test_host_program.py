@@ -19,6 +19,7 @@ from versions import BEFORE
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.consul.access import Access as OperatorsAccess
+from uwsgi_consul_fleet.host import health
 from uwsgi_consul_fleet.host.consul import Access, Consul, UnavailableError
 
 SECRET = "open-sesame"  # of the guarded agent
@@ -347,3 +348,39 @@ def test_a_lock_that_the_other_version_holds_is_understood(
     assert moved["state"] == "held"
     assert ask(one, do="beat")["state"] == "lost"
     assert ask(other, do="finish")["state"] == "finished"
+
+
+# --- What a switch asks --------------------------------------------------------------
+
+
+def test_a_host_is_told_of_its_own_instances_alone(unlocked_agent: Agent) -> None:
+    """A service on many hosts would be told of whole at each change, to each that is switched."""
+    agent = unlocked_agent
+    for node, status in (("here", "passing"), ("there", "passing"), ("sick", "critical")):
+        told = {
+            "Node": node,
+            "Address": "10.0.0.1",
+            "Service": {"ID": "one", "Service": "shop", "Meta": {"release": "r1"}},
+            "Check": {"Name": "c", "ServiceID": "one", "Status": status},
+        }
+        agent.call("PUT", "/v1/catalog/register", json=told)
+    told_of: list[str] = []
+
+    class Noting(Consul):
+        def watch(self, path: str, index: str, wait: int) -> tuple[Any, str]:
+            answer, index = super().watch(path, index, wait)
+            told_of.extend(entry["Node"]["Node"] for entry in answer)
+            return answer, index
+
+    consul = Noting(Access(agent.url))
+    try:
+        left, index = health.missing(consul, "shop", "r1", "", ["here/one", "here/two"], "0")
+        assert (left, told_of) == (["here/two"], ["here"])
+        assert int(index)
+        left, _ = health.missing(consul, "shop", "r2", "", ["here/one"], "0")
+        assert left == ["here/one"]
+        left, _ = health.missing(consul, "shop", "r1", "", ["here/one", "sick/one"], "0")
+        assert left == ["sick/one"]
+    finally:
+        for node in ("here", "there", "sick"):
+            agent.call("PUT", "/v1/catalog/deregister", json={"Node": node})

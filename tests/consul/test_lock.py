@@ -7,8 +7,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from consul_processes import Agent, until
@@ -16,8 +18,10 @@ from consul_processes import Agent, until
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.host import lock_session
-from uwsgi_consul_fleet.host.consul import Access, UnavailableError
-from uwsgi_consul_fleet.host.lock_session import AUDIT, KEPT, LOCK, RELEASES, Keys, Lock
+from uwsgi_consul_fleet.host.consul import FLEET, Access, UnavailableError
+from uwsgi_consul_fleet.host.lock_session import AUDIT, HELD, KEPT, LOCK, RELEASES, Keys, Lock
+from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.lock import lock
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
 TWICE_THE_TTL = 20  # seconds; Consul takes no shorter ttl than 10 s
@@ -150,6 +154,73 @@ class TestTaking:
         one.process.wait()
         assert reply["state"] == "unavailable"
         assert "Connection refused" in reply["reason"]
+
+
+class TestLooking:
+    """What a run is told of others since it looked; see Lock.look in lock/lock.py."""
+
+    def look(self, agent: Agent) -> Any:
+        return Lock(keys(agent)).answer({"do": "look"})["seen"]
+
+    def take(self, agent: Agent, who: str) -> tuple[Lock, dict[str, Any]]:
+        one = Lock(keys(agent))
+        reply = one.answer({"do": "take", "claim": {**ANNA, "id": who, "attempt": 1}})
+        return one, reply["last"]
+
+    def test_who_changed_something_since_is_seen(self, agent: Agent) -> None:
+        before = self.look(agent)
+        one, last = self.take(agent, "anna")
+        assert last.get("id", "") == before
+        assert self.look(agent) == HELD
+        one.answer({"do": "finish", "entry": {"outcome": "ok"}})
+        assert self.look(agent) == "anna"
+        two, last = self.take(agent, "bert")
+        assert ANNA.items() <= last.items()
+        assert last["id"] == "anna" != before
+        two.abandon()
+        assert self.look(agent) == "bert"
+
+    def test_who_changed_nothing_is_not(self, agent: Agent) -> None:
+        one, _ = self.take(agent, "anna")
+        one.abandon()
+        two, _ = self.take(agent, "bert")
+        two.answer({"do": "finish"})
+        assert self.look(agent) == "anna"
+
+    def test_who_goes_on_elsewhere_is_the_same(self, agent: Agent) -> None:
+        before = self.look(agent)
+        one = Lock(keys(agent))
+        claim = {**ANNA, "id": "anna", "attempt": 1}
+        taken = one.answer({"do": "take", "claim": claim})
+        successor = Lock(keys(agent))
+        again = {**taken["claim"], "attempt": 2}
+        reply = successor.answer({"do": "take", "claim": again, "session": taken["session"]})
+        assert reply["last"] == taken["last"]
+        successor.answer({"do": "finish"})
+        assert self.look(agent) == before
+
+    def test_another_fleets_consul_is_left_as_it_is(self, agent: Agent) -> None:
+        agent.call("PUT", f"/v1/kv/{FLEET}", json={"id": "theirs", "fleet": "t", "layout": 2})
+        claim = {**ANNA, "id": "anna", "fleet": {"id": "ours", "fleet": "o", "layout": 2}}
+        assert Lock(keys(agent)).answer({"do": "take", "claim": claim})["state"] == "foreign"
+        assert keys(agent).last() == {}
+
+
+def test_whose_the_hosts_are_is_asked_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def api(_fleet: Any) -> Iterator[tuple[str, int]]:
+        yield "drakar", urlsplit(agent.url).port or 0
+
+    asked: list[Any] = []
+    monkeypatch.setattr(catalog, "api", api)
+    monkeypatch.setattr(catalog, "refuse_other", lambda fleet, _consul: asked.append(fleet))
+    Lock(keys(agent)).answer({"do": "take", "claim": ANNA})
+    fleet = Fleet(())
+    found = lock.holder(fleet)
+    assert found and ANNA.items() <= found.items()
+    lock.unlock(fleet, found)
+    assert is_free(agent)
+    assert asked == [fleet]
 
 
 class TestLettingGo:

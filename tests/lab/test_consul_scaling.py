@@ -20,6 +20,7 @@ from shared_fleet import SharedFleet
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory import reading as inventory
 from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.lock.lock import Lock
 from uwsgi_consul_fleet.ssh import options
 
 pytestmark = [pytest.mark.takes(240), pytest.mark.usefixtures("fresh")]
@@ -198,7 +199,8 @@ def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, 
     # A server votes when it was well for so long: by default for 10 s, as in the first test.
     lab.ssh("drakar", f"{AUTOPILOT} -server-stabilization-time=1s")
     known = inventory.read(fleet.path, options.address)
-    with lock.take(known, "test", {}) as held:
+    with Lock(known.consul_servers) as held:
+        held.take("test", {})
         lab.kill("drakar")
 
         def is_confirmed_without_it() -> bool:
@@ -223,7 +225,8 @@ def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, 
 
 def test_a_deploy_that_comes_second_is_told_once(fleet: SharedFleet) -> None:
     """However many hosts are asked at the same time; of two alone none would be in the way."""
-    with lock.take(inventory.read(fleet.path, options.address), "test", {}):
+    with Lock(inventory.read(fleet.path, options.address).consul_servers) as held:
+        held.take("test", {})
         result = fleet.deploy(check=False)
     assert result.returncode == 75, output(result)
     assert output(result).count("locked: ") == 1

@@ -108,6 +108,39 @@ def locked(lab: Lab, one: Deploy) -> Deploy:
     return one
 
 
+def pyinfra(fleet: Fleet, *options: str) -> subprocess.Popen[str]:
+    """A deploy that asks before it begins."""
+    return subprocess.Popen(
+        [str(BIN / "pyinfra"), *options, str(fleet.path), "deploy/"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def told(process: subprocess.Popen[str], words: str) -> None:
+    """Wait until it has said that."""
+    assert process.stdout
+    said = ""
+    while words not in said:
+        letter = process.stdout.read(1)
+        assert letter, said
+        said += letter
+
+
+def entered(process: subprocess.Popen[str]) -> str:
+    """Press enter; what it says then, until it ends."""
+    said, _ = process.communicate("\n", 60)
+    return said
+
+
+def footprints(lab: Lab) -> list[str]:
+    return [lab.ssh(name, FOOTPRINT).stdout for name in ("drakar", "cheetah")]
+
+
 def command(fleet: Fleet, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return run("invoke", *words, "--inventory", str(fleet.path), check=check)
 
@@ -141,6 +174,33 @@ def test_of_two_at_the_same_time_one_is_told(
     assert code == 0, said
     entry = last(fleet)
     assert (entry["outcome"], entry["changed"]) == ("ok", ["drakar"])
+
+
+def test_in_the_tail_of_another_it_stops_and_says_so(
+    fleet: Fleet, lab: Lab, deploy: Start, slow: list[str]
+) -> None:
+    """One that looked at the hosts while another deploy went on, and acts when that is over."""
+    first = locked(lab, deploy(*slow))
+    second = pyinfra(fleet, "--data", "app_processes=3")
+    told(second, "Detected changes displayed above")
+    code, said = first.ends()
+    assert code == 0, said
+    before = footprints(lab), fleet.releases(), last(fleet)
+    said = entered(second)
+    assert second.returncode == 75, said
+    assert re.search(r"changed while this run looked at it \(\S+ on \S+ ran a deploy of slow", said)
+    assert "Nothing was touched" in said
+    assert (footprints(lab), fleet.releases(), last(fleet)) == before
+    assert fleet.changes(*slow) == {}
+
+
+def test_a_run_that_changes_nothing_is_in_nobodys_way(fleet: Fleet, slow: list[str]) -> None:
+    fleet.deploy(*slow)
+    waiting = pyinfra(fleet, "--data", "app_processes=3")
+    told(waiting, "Detected changes displayed above")
+    assert fleet.changes(*slow) == {}
+    said = entered(waiting)
+    assert waiting.returncode == 0, said
 
 
 def test_killed_it_is_free_for_the_next_at_once(

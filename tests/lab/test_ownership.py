@@ -159,6 +159,7 @@ def test_another_fleets_host_is_refused_by_every_command(
         refused(fleet.deploy(check=False), *mixed)
     fleet.hosts(["drakar"], ["drakar", "cheetah"])
     refused(fleet.build(check=False), *mixed)
+    assert "built" in output(fleet.build("--list"))  # which changes nothing
     refused(fleet.rollback(check=False), *mixed)
     # An inventory whose hosts all agree, and which is the wrong one.
     fleet.hosts(["cheetah"], ["cheetah"])

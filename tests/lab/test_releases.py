@@ -21,9 +21,15 @@ from applications import (
     slow_requests,
     slow_start,
 )
+from consul_processes import until
+from fleet_commands import output
 from lab_commands import Lab
 from load import SERVICE, Load, instances
 from releasing import Releases
+
+from uwsgi_consul_fleet.inventory import reading
+from uwsgi_consul_fleet.lock.lock import Lock
+from uwsgi_consul_fleet.ssh import options
 
 pytestmark = pytest.mark.takes(200)
 
@@ -133,6 +139,59 @@ def test_a_full_disk_hurts_nobody(
     releases.expect_everywhere()
 
 
+def test_one_host_may_fail_and_the_others_go_on(
+    releases: Releases, load: Load, lab: Lab, rng: random.Random
+) -> None:
+    sick = rng.choice(releases.hosts)
+    (well,) = set(releases.hosts) - {sick}
+    source, name = releases.revision()
+    may_fail = (*released(source, name), "--data", "max_failed_hosts=1")
+    begin, before = time.time(), releases.serving
+    disk = SmallDisk(lab, sick)
+    try:
+        with disk.full():
+            result = releases.fleet.deploy(*may_fail, check=False)
+        assert result.returncode == 1
+        said = output(result)
+        assert f"{sick} stayed as it was; the others are on {name}" in said
+        assert releases.fleet.releases() == {sick: before, well: name}
+        assert "wrong release" in releases.fleet.verify(check=False).stdout
+        releases.fleet.deploy(*may_fail)
+    finally:
+        disk.remove()
+    releases.serves(name)
+    expect_nothing_lost(load, begin, before, name)
+    releases.expect_everywhere()
+
+
+def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load, lab: Lab) -> None:
+    fleet, good = releases.fleet, releases.serving
+    begin = time.time()
+    bad = releases.deploy()
+    with Lock(reading.read(fleet.path, options.address).consul_servers) as held:
+        held.take("test", {})
+        refused = fleet.rollback("--without-consul", check=False)
+        assert refused.returncode == 75, output(refused)
+    lab.ssh("drakar", "sudo systemctl stop consul")
+    try:
+        refused = fleet.rollback(check=False)
+        assert refused.returncode == 2, output(refused)
+        assert "Nothing was changed. In an emergency: invoke rollback --without-consul" in output(
+            refused
+        )
+        assert fleet.releases() == dict.fromkeys(releases.hosts, bad)
+        said = fleet.rollback("--without-consul").stdout
+        assert "WITHOUT CONSUL: no lock is held" in said
+        assert fleet.releases() == dict.fromkeys(releases.hosts, good)
+    finally:
+        lab.ssh("drakar", "sudo systemctl start consul")
+    releases.serves(good)
+    until(lambda: fleet.verify("--wait", "10", check=False).returncode < 2, "Consul is back", 30)
+    window = load.window(begin)
+    print(f"\n{window}")
+    assert not window.failed
+
+
 def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
     releases: Releases, lab: Lab
 ) -> None:
@@ -140,11 +199,11 @@ def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
     fleet, program = releases.fleet, "sudo /opt/uwsgi-consul-fleet/release"
     source, name = releases.revision()
     # Also what is good has to be there within this time, on a machine that has much to do.
-    options = (*released(source, name), "--data", "health_timeout=10")
-    fleet.deploy(*options)
+    words = (*released(source, name), "--data", "health_timeout=10")
+    fleet.deploy(*words)
     other = {"instances": {"server1": 2001, "server3": 2003}}
     fleet.hosts(["drakar"], ["drakar", ("cheetah", other)])
-    fleet.deploy(*options)
+    fleet.deploy(*words)
     listed = json.loads(lab.ssh("cheetah", f"{program} list {SERVICE}").stdout)
     # A socket's own sub-state is "listening" until the first connection, and "running" from then.
     units = f"systemctl list-units '{SERVICE}*' --plain --no-legend | awk '{{print $1, $3}}'"
@@ -161,5 +220,5 @@ def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
     ports = [line for line in lab.ssh("cheetah", look).stdout.splitlines() if ":8" not in line]
     assert ports == [line for line in before.splitlines() if ":8" not in line]
     fleet.verify("--wait", "20", "--probe")
-    assert fleet.changes(*options) == {}
+    assert fleet.changes(*words) == {}
     fleet.hosts(["drakar"], ["drakar", "cheetah"])

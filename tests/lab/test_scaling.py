@@ -8,6 +8,7 @@ starts from what the one before it left. Two, six, two is in bench/scaling.py.
 from pathlib import Path
 
 import pytest
+from applications import application
 from fleet_commands import output
 from growing import TOUCHED, grow_and_shrink, rows
 from lab_commands import Lab
@@ -85,7 +86,9 @@ def test_without_a_purge_releases_and_data_stay(
     assert {row["node"] for row in rows(fleet)} == {"drakar", "ormen"}
 
 
-def test_two_applications_are_released_together(fleet: SharedFleet, lab: Lab) -> None:
+def test_two_applications_are_released_together(
+    fleet: SharedFleet, lab: Lab, tmp_path: Path
+) -> None:
     """Each is known by its own name, also to who takes it away when nothing says its name."""
     fleet.hosts(["drakar"], ["drakar", ("ormen", {"app_name": "other-server"})])
     said = output(fleet.deploy(check=False))
@@ -98,6 +101,16 @@ def test_two_applications_are_released_together(fleet: SharedFleet, lab: Lab) ->
     assert found == {
         ("drakar", "consul-demo-server", "1.10"),
         ("ormen", "other-server", "1.10"),
+    }
+    # Each has its own canary and its own end.
+    bad = {**other, "app_source": str(application(tmp_path, "raise RuntimeError('no wind')"))}
+    fleet.hosts(["drakar"], ["drakar", ("ormen", bad)])
+    result = fleet.deploy("--data", "release=1.11", "--data", "app_processes=3", check=False)
+    assert result.returncode == 1
+    assert "switch the canary: ormen" in output(result)
+    assert {(row["node"], row["release"]) for row in rows(fleet)} == {
+        ("drakar", "1.11"),
+        ("ormen", "1.10"),
     }
     fleet.hosts(["drakar"], ["drakar"], ["ormen"])
     fleet.deploy()

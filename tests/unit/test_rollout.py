@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
+from threading import Barrier
 from typing import Any
 
 import pytest
 
+from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases.batches import batches
@@ -36,7 +39,7 @@ def fleet_of(count: int, **settings: Any) -> Fleet:
 def test_canaries_first_and_then_batches(
     count: int, settings: dict[str, Any], expected: list[str]
 ) -> None:
-    found = batches(fleet_of(count, **settings))
+    found = batches(fleet_of(count, **settings).app_servers)
     assert [f"{batch.label}: {batch.names}" for batch in found] == expected
 
 
@@ -47,10 +50,14 @@ class Hosts:
         self.fleet = fleet_of(4, **settings)
         self.told: list[str] = []
         self.failing: set[str] = set()
+        self.lost: set[str] = set()
         self.lines: list[str] = []
+        self.rollout = Rollout(self.fleet.app_servers)
 
     def step(self, name: str, before: str = "old") -> Step:
         def execute(words: Sequence[str]) -> bool:
+            if name in self.lost:
+                raise UnreachableError(f"no connection to {name}")
             told = " ".join([words[0], *words[2:3]])
             self.told.append(f"{name}: {told}")
             return f"{name} {told}" not in self.failing
@@ -60,36 +67,35 @@ class Hosts:
 
 
 def test_each_host_is_switched_when_those_before_it_are_well() -> None:
-    hosts, rollout = Hosts(), Rollout()
+    hosts = Hosts()
+    rollout = hosts.rollout
     assert rollout.run(hosts.step("h0"))
     assert rollout.run(hosts.step("h1"))
     assert hosts.told == ["h0: switch new", "h1: passing r", "h1: switch new"]
 
 
-def test_those_before_it_are_of_the_same_application() -> None:
-    hosts, rollout = Hosts(), Rollout()
+def test_those_before_it_are_those_with_the_same_release() -> None:
+    """Hosts of one application may have an app_source of their own."""
+    hosts = Hosts()
     asked: list[Sequence[str]] = []
 
-    def step(name: str, app: str, instances: tuple[str, ...]) -> Step:
-        given = hosts.step(name)
-        settings = given.host.settings.model_copy(update={"app_name": app})
-        host = replace(given.host, settings=settings)
-
+    def step(name: str, release: str, instances: tuple[str, ...]) -> Step:
         def execute(words: Sequence[str]) -> bool:
             asked.append(words)
             return True
 
-        return replace(given, host=host, instances=instances, execute=execute)
+        return replace(hosts.step(name), release=release, instances=instances, execute=execute)
 
     # The ids are those of the release that came, whatever the inventory has by now.
-    for each in (("h0", "shop", ("x",)), ("h1", "blog", ("a",)), ("h2", "shop", ("a",))):
-        assert rollout.run(step(*each))
+    for each in (("h0", "r1", ("x",)), ("h1", "r2", ("a",)), ("h2", "r1", ("a",))):
+        assert hosts.rollout.run(step(*each))
     passing = [words for words in asked if words[0] == "passing"]
-    assert passing == [["passing", "shop", "r", "--missing=0", "h0/x"]]
+    assert passing == [["passing", "consul-demo-server", "r1", "--missing=0", "h0/x"]]
 
 
 def test_a_failure_puts_the_others_back() -> None:
-    hosts, rollout = Hosts(), Rollout()
+    hosts = Hosts()
+    rollout = hosts.rollout
     hosts.failing = {"h2 switch new"}
     assert rollout.run(hosts.step("h0"))
     assert rollout.run(hosts.step("h1", before=""))
@@ -100,7 +106,8 @@ def test_a_failure_puts_the_others_back() -> None:
 
 
 def test_a_failure_leaves_the_others_where_told_to() -> None:
-    hosts, rollout = Hosts(on_failure="stop"), Rollout()
+    hosts = Hosts(on_failure="stop")
+    rollout = hosts.rollout
     hosts.failing = {"h1 switch new"}
     assert rollout.run(hosts.step("h0"))
     assert not rollout.run(hosts.step("h1"))
@@ -108,7 +115,8 @@ def test_a_failure_leaves_the_others_where_told_to() -> None:
 
 
 def test_a_host_that_fell_ill_since_stops_the_roll_out_before_the_next() -> None:
-    hosts, rollout = Hosts(), Rollout()
+    hosts = Hosts()
+    rollout = hosts.rollout
     hosts.failing = {"h1 passing r"}
     assert rollout.run(hosts.step("h0"))
     assert not rollout.run(hosts.step("h1"))
@@ -117,15 +125,128 @@ def test_a_host_that_fell_ill_since_stops_the_roll_out_before_the_next() -> None
 
 
 def test_a_host_that_can_not_be_put_back_is_named() -> None:
-    hosts, rollout = Hosts(), Rollout()
+    hosts = Hosts()
+    rollout = hosts.rollout
     hosts.failing = {"h0 switch old", "h1 switch new"}
     rollout.run(hosts.step("h0"))
     assert not rollout.run(hosts.step("h1"))
     assert "could not be put back: look at h0" in hosts.lines
 
 
+def test_they_are_put_back_in_the_batches_in_which_they_came() -> None:
+    hosts = Hosts(batch=2)
+    hosts.failing = {"h3 switch new"}
+    at_once: set[str] = set()
+    seen: list[set[str]] = []
+    together = Barrier(2)
+
+    def slowly(step: Step) -> Step:
+        def execute(words: Sequence[str]) -> bool:
+            if "--undo" in words:
+                at_once.add(step.host.name)
+                if step.host.name != "h0":
+                    together.wait(5)
+                seen.append(set(at_once))
+                at_once.discard(step.host.name)
+            return step.execute(words)
+
+        return replace(step, execute=execute)
+
+    for name in ("h0", "h1", "h2"):
+        assert hosts.rollout.run(slowly(hosts.step(name)))
+    assert not hosts.rollout.run(hosts.step("h3"))
+    assert seen[:2] == [{"h0"}, {"h1", "h2"}]
+
+
+# --- Canaries ------------------------------------------------------------------------
+
+
+def side_by_side(hosts: Hosts, *names: str) -> list[bool]:
+    with ThreadPool(len(names)) as pool:
+        return pool.map(lambda name: hosts.rollout.run(hosts.step(name)), names)
+
+
+def test_the_first_that_is_switched_is_the_canary() -> None:
+    """h0 has the release already, or could not be prepared."""
+    hosts = Hosts(batch=3)
+    hosts.failing = {f"{name} switch new" for name in ("h1", "h2", "h3")}
+    assert side_by_side(hosts, "h1", "h2", "h3") == [False] * 3
+    (tried,) = [line for line in hosts.told if "switch new" in line]
+    canary = tried.partition(":")[0]
+    assert hosts.rollout.stopped == f"at {canary}"
+    assert hosts.lines.count(f"stays on old: it stopped at {canary}") == 2
+    assert "goes first: it is the canary now" in hosts.lines
+
+
+def test_the_others_go_side_by_side_when_the_canary_is_through() -> None:
+    hosts = Hosts(batch=3)
+    assert side_by_side(hosts, "h1", "h2", "h3") == [True] * 3
+    switched = [line for line in hosts.told if "switch" in line]
+    assert hosts.told[0] == switched[0]  # nobody was asked for before, and the others for it
+    assert len([line for line in hosts.told if "passing" in line]) == 2
+
+
+# --- Hosts that may fail before their switch -----------------------------------------
+
+
+def test_a_host_that_is_lost_stops_it() -> None:
+    hosts = Hosts()
+    hosts.lost = {"h1"}
+    assert hosts.rollout.run(hosts.step("h0"))
+    assert not hosts.rollout.run(hosts.step("h1"))
+    assert hosts.rollout.stopped == "at h1"
+    assert hosts.told[-1] == "h0: switch old"
+
+
+def test_so_many_may_be_lost_and_no_more() -> None:
+    hosts = Hosts(max_failed_hosts=1)
+    hosts.lost = {"h0"}
+    assert hosts.rollout.run(hosts.step("h0"))
+    assert hosts.rollout.run(hosts.step("h1"))
+    assert not hosts.rollout.stopped
+    assert hosts.rollout.missed == {"h0"}
+    hosts.lost.add("h2")
+    assert not hosts.rollout.run(hosts.step("h2"))
+    assert hosts.rollout.stopped == "at h2"
+    assert hosts.told[-1] == "h1: switch old"
+
+
+def test_where_a_canary_is_lost_another_is_one() -> None:
+    hosts = Hosts(max_failed_hosts=1, batch=2)
+    hosts.lost = {"h0"}
+    hosts.failing = {"h1 switch new", "h2 switch new"}
+    assert hosts.rollout.run(hosts.step("h0"))
+    assert side_by_side(hosts, "h1", "h2") == [False, False]
+    assert len(hosts.told) == 1
+
+
+def test_in_an_emergency_consul_is_not_asked() -> None:
+    hosts = Hosts()
+    hosts.failing = {"h2 switch new"}
+    asked: list[Sequence[str]] = []
+
+    def step(name: str) -> Step:
+        given = hosts.step(name)
+
+        def execute(words: Sequence[str]) -> bool:
+            asked.append(words)
+            return given.execute(words)
+
+        return replace(given, execute=execute, without_consul=True)
+
+    assert hosts.rollout.run(step("h0"))
+    assert hosts.rollout.run(step("h1"))
+    assert not hosts.rollout.run(step("h2"))
+    assert [words[0] for words in asked] == ["switch"] * 5
+    assert all("--without-consul" in words for words in asked)
+
+
+# --- Side by side --------------------------------------------------------------------
+
+
 def test_one_that_comes_up_after_another_of_its_batch_failed_goes_back() -> None:
-    hosts, rollout = Hosts(), Rollout()
+    hosts = Hosts(canary=2)
+    rollout = hosts.rollout
     late = hosts.step("h1")
 
     def meanwhile(words: Sequence[str]) -> bool:

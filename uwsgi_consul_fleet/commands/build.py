@@ -42,8 +42,8 @@ def build_plugin(
     else:
         fleet = read(inventory)
         where = places.of_fleet(fleet, host, inventory)
-        # What is missing is installed on the hosts.
-        hosts.identity(fleet)
+        if not list:  # what is missing is installed on the hosts
+            hosts.identity(fleet)
     with sources.find(source) if source else nullcontext(sources.own()) as found:
         how = Build(found, progress.reporter(), force, keep_toolchain, tuple(package))
         fine = progress.show(where, found) if list else progress.build(where, how)

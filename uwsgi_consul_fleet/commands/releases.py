@@ -19,12 +19,16 @@ def releases(fleet: Fleet) -> Answer:
 @command(
     failure=2,
     klass=NamesTask,
-    help={"names": "a release as `invoke releases` shows it (default: the one before)"},
+    help={
+        "names": "a release as `invoke releases` shows it (default: the one before)",
+        "without-consul": "in an emergency, where Consul does not answer: without its lock, and "
+        "without waiting for what it reports",
+    },
 )
-def rollback(fleet: Fleet, names: list[str]) -> None:
+def rollback(fleet: Fleet, names: list[str], without_consul: bool = False) -> None:
     """Let the release before serve again, or another that is on the hosts. Sends nothing."""
     from uwsgi_consul_fleet.releases import rollback as going_back
 
     if len(names) > 1:
         raise FleetError(f"one release, not {len(names)}: {' '.join(names)}")
-    going_back.rollback(fleet, "".join(names))
+    going_back.rollback(fleet, "".join(names), without_consul)

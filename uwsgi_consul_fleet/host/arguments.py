@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
         "--undo", action="store_true", help="what serves now was a mistake: forget that it did"
     )
     one.add_argument("--back", action="store_true", help="what serves now is rolled back from")
+    one.add_argument(
+        "--without-consul", action="store_true", help="do not wait for what Consul reports"
+    )
     one = command("passing", "fail where too many instances do not pass on a release")
     one.add_argument("release", metavar="RELEASE")
     one.add_argument("instances", metavar="NODE/ID", nargs="+")

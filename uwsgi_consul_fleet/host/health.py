@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from . import systemd
 from .consul import TIMEOUT, Consul, UnavailableError
@@ -42,15 +43,19 @@ def _problem(release: Release, instance: object) -> str:
     connection = _Unix(private_socket(release, instance), release.health_timeout)
     try:
         connection.request("GET", url, headers={"Connection": "close", **release.health_headers})
-        answer = connection.getresponse()
-        body = answer.read(200).decode(errors="replace").strip()
+        return wrong_with(connection.getresponse(), url, release.health_statuses)
     except (OSError, http.client.HTTPException) as error:
         return f"GET {url}: {error or type(error).__name__}"
     finally:
         connection.close()
-    if is_healthy(answer.status, release.health_statuses):
+
+
+def wrong_with(answer: http.client.HTTPResponse, url: str, statuses: str) -> str:
+    """Why it is no good answer to a health check, or ''; see :func:`is_healthy`."""
+    if is_healthy(answer.status, statuses):
         return ""
     to = answer.getheader("Location")
+    body = answer.read(200).decode(errors="replace").strip()
     said = f"a redirect to {to}" if to else body.splitlines()[0] if body else ""
     return f"GET {url}: {answer.status} {answer.reason}: {said}"
 
@@ -116,7 +121,12 @@ def missing(
     :param index: wait for a change since then, some seconds at most; '0' for no waiting
     :raises UnavailableError: where Consul has no answer
     """
-    answer, index = consul.watch(f"/v1/health/service/{app}?passing=1", index, CHANGE)
+    wanted = list(wanted)
+    nodes = {name.partition("/")[0] for name in wanted}
+    path = f"/v1/health/service/{app}?passing=1"
+    if len(nodes) == 1:  # a host about itself: a hundred others need not be told of
+        path += "&filter=" + quote(f'Node.Node == "{nodes.pop()}"')
+    answer, index = consul.watch(path, index, CHANGE)
     passing = set()
     for entry in answer:
         # An ini of the operator's own may leave either of them out.

@@ -23,8 +23,10 @@ from urllib.parse import quote
 from .consul import FLEET, Access, Consul, UnavailableError
 
 LOCK = "uwsgi-consul-fleet/lock"
+LAST = "uwsgi-consul-fleet/last"  # who had the lock last and may have changed something under it
 AUDIT = "uwsgi-consul-fleet/audit/"
 RELEASES = "uwsgi-consul-fleet/releases/"
+HELD = "held"  # instead of the id of who had it last
 AND = ", "  # between the releases of a service, where hosts differ
 KEPT = 200  # audit entries
 TIMEOUT = 2  # seconds for an answer of the agent
@@ -125,6 +127,14 @@ class Keys(Consul):
         claim = claim_in(b64decode(entries[0]["Value"] or ""))
         return {**claim, "session": entries[0].get("Session", "")}
 
+    def last(self) -> Message:
+        """Who had the lock last: the claim; nothing where nobody had it."""
+        entries = self.call("GET", f"/v1/kv/{LAST}?consistent")
+        return claim_in(b64decode(entries[0]["Value"] or "")) if entries else {}
+
+    def note(self, last: Message) -> None:
+        self.call("PUT", f"/v1/kv/{LAST}", last)
+
     def record(self, entry: Message) -> None:
         """Append to the audit, and drop what is too old; said twice, it is there once."""
         self.call("PUT", f"/v1/kv/{AUDIT}{entry['since']}", entry)
@@ -139,6 +149,7 @@ class Lock:
         self.keys = keys
         self.session = ""
         self.claim: Message = {}
+        self.before: Message | None = None
 
     def answer(self, message: Message) -> Message:
         """What to reply to a message; ``state`` is in each reply."""
@@ -153,6 +164,11 @@ class Lock:
             return reply
         except LostError:
             return {"state": "lost", "holder": self.keys.holder()}
+
+    def do_look(self) -> Message:
+        """The id of who had the lock last; HELD while somebody has it."""
+        last = self.keys.last()  # first: who takes the lock meanwhile is noticed
+        return {"state": "none", "seen": HELD if self.keys.holder() else last.get("id", "")}
 
     def do_take(self, claim: Message, session: str = "") -> Message:
         """Acquire the lock; or take it over from a session that is ours.
@@ -173,10 +189,19 @@ class Lock:
             if other := claim.get("fleet") and self.keys.identify(claim["fleet"]):
                 self.do_finish()
                 return {"state": "foreign", "fleet": other}
-            return {"state": "held", "session": mine, "claim": claim}
+            self._note()
+            return {"state": "held", "session": mine, "claim": claim, "last": self.before}
         if session:
             raise LostError
         return {"state": "locked", "holder": self.keys.holder()}
+
+    def _note(self) -> None:
+        """That this run has the lock; ``before`` is who had it before."""
+        last = self.keys.last()
+        is_ours = bool(last) and last.get("id") == self.claim.get("id")
+        self.before = last.get("before", {}) if is_ours else {**last, "before": {}}
+        if not is_ours:
+            self.keys.note({**self.claim, "before": self.before})
 
     def _get(self, mine: str, session: str, claim: Message) -> bool:
         if session:
@@ -226,6 +251,8 @@ class Lock:
         if entry is not None:
             told = {**self._about(), **entry}
             _until(deadline, lambda: self.keys.record(told))
+        elif (before := self.before) is not None and self._holds():
+            _until(deadline, lambda: self.keys.note(before))
         if self.session:
             _until(deadline, lambda: self.keys.destroy(self.session))
             self.session = ""

@@ -13,13 +13,20 @@ PATIENCE = 10  # seconds in which instances may pass again, or an agent come bac
 
 
 def switch(
-    consul: Consul, app: str, generation: str, keep: int, undo: bool = False, back: bool = False
+    consul: Consul,
+    app: str,
+    generation: str,
+    keep: int,
+    undo: bool = False,
+    back: bool = False,
+    without_consul: bool = False,
 ) -> None:
     """Let a release serve.
 
     :param keep: how many releases stay on this host
     :param undo: what serves now was a mistake: this host forgets that it served
     :param back: it is rolled back from: the next roll-back goes further back
+    :param without_consul: do not wait for what Consul reports
     :raises ReleaseError: where it does not come up; what served before still does
     """
     new, old = store.load(app, generation), store.current(app)
@@ -35,7 +42,8 @@ def switch(
         units.open_sockets(new, opened)
         _start(new)
         _take_over(new)
-        _wait_for_consul(consul, new)
+        if not without_consul:
+            _wait_for_consul(consul, new)
     except (ReleaseError, OSError) as error:
         raise ReleaseError(f"{error}\n{_undo(new, old, opened, ran)}") from None
     say(f"{new.release} serves on port {_ports(new)}")

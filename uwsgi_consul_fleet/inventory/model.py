@@ -92,6 +92,10 @@ class Fleet:
     def app_servers(self) -> tuple[Host, ...]:
         return tuple(host for host in self.active if "app_servers" in host.roles)
 
+    def serving(self, app: str) -> tuple[Host, ...]:
+        """Those that are to serve an application."""
+        return tuple(host for host in self.app_servers if host.settings.app_name == app)
+
     @property
     def retired(self) -> tuple[Host, ...]:
         return tuple(host for host in self.hosts if host.is_retired)

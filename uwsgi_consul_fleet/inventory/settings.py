@@ -45,7 +45,7 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 # What a host can't have of its own: there is one roll-out over all hosts.
-FLEET_WIDE = ("fleet", "canary", "batch", "on_failure", "max_unavailable")
+FLEET_WIDE = ("fleet", "canary", "batch", "on_failure", "max_unavailable", "max_failed_hosts")
 # Users and units that Debian or we have for something else; adduser's and systemd's own names.
 TAKEN = frozenset(
     """
@@ -193,6 +193,10 @@ class Settings(BaseModel):
     max_unavailable: int = Field(default=0, ge=0)
     """How many instances done before may have failed since for the next batch to begin all the
     same."""
+
+    max_failed_hosts: int = Field(default=0, ge=0)
+    """How many of an application's hosts may fail before their switch, as by a full disk, for the
+    others to be switched all the same; they are left as they are, and named."""
 
     purge: bool = True
     """Whether a retired host also loses its releases and Consul's data."""

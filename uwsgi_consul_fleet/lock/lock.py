@@ -43,9 +43,15 @@ class Lock:
         self._began = 0.0
         self._held = False
         self._checked = 0.0
+        self._seen: str | None = None
         self._keeper = keeper.get()
         known = [{"name": host.name, "data": plain(host.data)} for host in servers]
         self._keeper.send({"servers": known})
+
+    def look(self) -> None:
+        """Note who had the lock last, before anything is decided: :meth:`take` refuses where
+        somebody has changed the fleet since. Where Consul does not answer, nobody can."""
+        self._seen = self._keeper.ask({"do": "look"}, FAR_ANSWER).get("seen")
 
     def take(
         self,
@@ -60,7 +66,7 @@ class Lock:
         :param releases: the release that is to serve, for each service
         :param wait: seconds in which Consul may come up
         :param identity: whose the Consul must be; it is written down there, where nobody has yet
-        :raises LockedError: saying who holds it
+        :raises LockedError: saying who holds it, or had it since the look
         :raises ForeignError: where the Consul is another fleet's
         :raises UnreachableError: where no Consul server can be asked
         """
@@ -77,16 +83,31 @@ class Lock:
                     continue
                 raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
             if reply["state"] == "foreign":
+                other = Identity.parse(json.dumps(reply["fleet"]))
                 raise ForeignError(
-                    f"the hosts are of the fleet {identity}, and their Consul is of "
-                    f"{_identity(reply)}: where another first deploy went on at the same time, run "
-                    "this one again; nothing was changed"
+                    f"the hosts are of the fleet {identity}, and their Consul is of {other}: where "
+                    "another first deploy went on at the same time, run this one again; nothing "
+                    "was changed"
                 )
             if time.monotonic() > deadline:
                 raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
             time.sleep(INTERVAL)
         self._held = True
         self._checked = time.monotonic()
+        self._expect_seen(reply["last"])
+
+    def _expect_seen(self, last: Message) -> None:
+        if self._seen not in (None, last.get("id", "")):
+            self.release()
+            raise LockedError(
+                f"the fleet was changed while this run looked at it ({_run(last)}): what it was "
+                "about to do may be wrong by now. The same command again looks anew"
+            )
+
+    @property
+    def held(self) -> bool:
+        """Whether it was taken, and not finished."""
+        return self._held
 
     def check(self, patience: float = 0) -> None:
         """Make sure that nobody else can have it.
@@ -160,31 +181,20 @@ class Lock:
                 self.finish("interrupted")
 
 
-def take(
-    fleet: Fleet, what: str, releases: Mapping[str, str], identity: Identity | None = None
-) -> Lock:
-    """The lock, taken; see :meth:`Lock.take`."""
-    lock = Lock(fleet.consul_servers)
-    try:
-        lock.take(what, releases, identity=identity)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
-
-
 def holder(fleet: Fleet) -> Message | None:
     """Who holds the lock: the claim and its ``session``.
 
     :raises UnreachableError: where no Consul server can be asked
+    :raises ForeignError: where it is not that of the inventory and its hosts
     """
     with _consul(fleet) as consul:
+        _catalog().refuse_other(fleet, consul)
         _, entry = consul.kv.get(LOCK)
     return {**claim_in(entry["Value"]), "session": entry.get("Session", "")} if entry else None
 
 
 def unlock(fleet: Fleet, held: Message) -> None:
-    """Take the lock away from this holder, and from no other; whoever it is notices.
+    """Take the lock away from this :func:`holder`, and from no other; whoever it is notices.
 
     :raises UnreachableError: where no Consul server can be asked
     """
@@ -199,24 +209,35 @@ def unlock(fleet: Fleet, held: Message) -> None:
 
 @contextmanager
 def _consul(fleet: Fleet) -> Iterator[Any]:
+    catalog = _catalog()
+    with catalog.api(fleet) as (server, port), catalog.client(server, port) as consul:
+        yield consul
+
+
+def _catalog() -> Any:
     # Not above: a deploy takes the lock without it, and it takes a tenth of a second to load.
     from uwsgi_consul_fleet.consul import catalog
 
-    with catalog.api(fleet) as (server, port), catalog.client(server, port) as consul:
-        catalog.refuse_other(fleet, consul)
-        yield consul
+    return catalog
 
 
 def told(held: Message) -> str:
     """Who holds the lock, for the operator."""
     since = held.get("since", "")
-    release = ", ".join(sorted(set((held.get("releases") or {}).values())))
-    fleet = held.get("fleet")
     return (
-        f"locked: {held.get('who', 'somebody')} on {held.get('from', 'an unknown machine')} runs "
-        f"a {held.get('what', 'deploy')}{' of ' + release if release else ''}"
-        f"{' to the fleet ' + fleet['fleet'] if fleet else ''}"
+        f"locked: {_run(held, 'runs')}"
         f"{f', since {since[:19]}Z ({_ago(since)} ago)' if since else ''}"
+    )
+
+
+def _run(claim: Message, does: str = "ran") -> str:
+    """Who does what, or did."""
+    release = ", ".join(sorted(set((claim.get("releases") or {}).values())))
+    fleet = claim.get("fleet")
+    return (
+        f"{claim.get('who', 'somebody')} on {claim.get('from', 'an unknown machine')} {does} "
+        f"a {claim.get('what', 'deploy')}{' of ' + release if release else ''}"
+        f"{' to the fleet ' + fleet['fleet'] if fleet else ''}"
     )
 
 
@@ -231,12 +252,6 @@ def _lost(reply: Message) -> str:
 def _ago(since: str) -> str:
     seconds = max(0, round(seconds_since(since)))
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
-
-
-def _identity(reply: Message) -> Identity:
-    """Of another version, it may hold more."""
-    other = reply["fleet"]
-    return Identity(other.get("fleet", "?"), other.get("id", "?"), other.get("layout", 0))
 
 
 def _operator() -> Message:

@@ -29,7 +29,7 @@ NEW_LEADER = 10  # seconds in which one that runs does, as after the restart of 
 PATIENCE = 30  # seconds in which Consul must confirm the lock before the next operation
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-__all__ = ["announce", "guard", "missing", "require", "rolled_out"]
+__all__ = ["announce", "guard", "look", "missing", "require", "rolled_out"]
 
 
 class Guard:
@@ -38,7 +38,7 @@ class Guard:
     def __init__(self, run: Run) -> None:
         """Follow the run's operations, its signals and its end."""
         self._run = run
-        self.lock: Lock | None = None
+        self.lock = None if run.pyinfra.is_dry else self._lock()
         self.releases: dict[str, str] = {}
         self.written: set[str] = set()
         self.held = False
@@ -53,8 +53,11 @@ class Guard:
         for number in SIGNALS:
             signal.signal(number, self._interrupt)
         atexit.register(self.end)
-        if not run.pyinfra.asks_first:  # the first operation begins in a moment
-            self.lock = self._lock()
+
+    def look(self) -> None:
+        """Before anything is read: what another run changes from here on is noticed."""
+        if self.lock and not self._servers() <= self._run.pyinfra.failed:
+            self.lock.look()
 
     def begin(self) -> None:
         """Before each operation on each host: take the lock, if there is a Consul to hold it.
@@ -94,7 +97,7 @@ class Guard:
             return "" if self.held else self._missing
 
     def _take(self, wait: float) -> None:
-        self.lock = self.lock or self._lock()
+        assert self.lock  # nothing is carried out with --dry
         try:
             identity = ownership.settled(self._run).identity
             self.lock.take("deploy", self.releases, wait, identity)
@@ -141,10 +144,13 @@ class Guard:
         servers = self._run.fleet.consul_servers
         return Lock(sorted(servers, key=lambda server: server.name not in connected))
 
+    def _servers(self) -> set[str]:
+        return {server.name for server in self._run.fleet.consul_servers}
+
     def _until_led(self) -> float:
         """How long to wait for a leader, in seconds: not where this very run failed on each of
         the servers, and not for the first election of one that runs already and hangs."""
-        if {server.name for server in self._run.fleet.consul_servers} <= self._run.pyinfra.failed:
+        if self._servers() <= self._run.pyinfra.failed:
             return 0
         return NEW_LEADER if cluster.change(self._run).hung else ELECTION
 
@@ -159,6 +165,15 @@ class Guard:
             raise stop
         # Other greenlets, paramiko's among them, may catch what is raised in them.
         hub.loop.run_callback(hub.parent.throw, stop)
+
+
+def look(here: Here) -> None:
+    """To be called before anything is read of the hosts; see :meth:`Guard.look`."""
+    here.run.once(_look)
+
+
+def _look(run: Run) -> None:
+    run.once(Guard).look()
 
 
 def guard(here: Here) -> Guard:

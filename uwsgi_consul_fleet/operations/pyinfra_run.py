@@ -66,6 +66,11 @@ class PyinfraRun:
         return bool(self._state.check_for_changes)
 
     @property
+    def is_dry(self) -> bool:
+        """Whether nothing will be carried out."""
+        return "--dry" in sys.argv
+
+    @property
     def is_over(self) -> bool:
         """Whether it came to its last stage."""
         return self._state.current_stage >= StateStage.Disconnect

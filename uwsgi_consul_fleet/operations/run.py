@@ -20,19 +20,24 @@ T = TypeVar("T")
 class Run:
     """One for all hosts, which are prepared side by side.
 
-    ``rollout`` is how far the new release got; ``lost_agents`` are hosts whose Consul agent did
-    not come back.
+    ``rollouts`` say how far each application's new release got; ``lost_agents`` are hosts whose
+    Consul agent did not come back.
     """
 
     def __init__(self, pyinfra: PyinfraRun) -> None:
         """:raises DeployError: with every mistake in the inventory"""
         self.pyinfra = pyinfra
         self.fleet: Fleet = plan.read(pyinfra)
-        self.rollout = Rollout()
+        self.rollouts = {app: Rollout(self._reached(app)) for app in self.fleet.services}
         self.lost_agents: set[str] = set()
         self._known: dict[tuple[str, bool], HostState] = {}
         self._made: dict[Hashable, Any] = {}
         self._one_at_a_time: defaultdict[Hashable, Lock] = defaultdict(Lock)
+
+    def _reached(self, app: str) -> list[Host]:
+        """Those of an application's hosts that may be switched."""
+        reached = self.pyinfra.connected
+        return [each for each in self.fleet.serving(app) if each.name in reached]
 
     def state_of(self, name: str) -> HostState:
         """How a connected host looks, read once until something is changed there."""

@@ -1,9 +1,10 @@
-"""In which order the hosts of a fleet get a new release."""
+"""In which order an application's hosts get a new release."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.inventory.model import Host
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Batch:
         return ", ".join(host.name for host in self.hosts)
 
 
-def batches(fleet: Fleet) -> list[Batch]:
+def batches(hosts: Sequence[Host]) -> list[Batch]:
     """The canaries, then the others in batches, in the order of the inventory."""
-    hosts = fleet.app_servers
+    hosts = tuple(hosts)
     if not hosts:
         return []
     settings = hosts[0].settings

@@ -1,7 +1,7 @@
 """Going back to a release that is on the hosts."""
 
 import shlex
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from fabric import Connection
@@ -10,10 +10,9 @@ from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
-from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.lock.lock import Lock
 from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity
-from uwsgi_consul_fleet.releases.batches import batches
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -102,78 +101,127 @@ def _choose(
     return alike[0] if len(alike) == 1 else None
 
 
-def rollback(fleet: Fleet, name: str = "") -> None:
+def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None:
     """Switch the hosts, batch after batch, under the fleet's lock.
 
     :param name: a release, or with the hash of its settings behind it; '' for the one before
+    :param without_consul: wait for nothing that Consul reports; go on without the lock where
+        Consul does not answer
     :raises FleetError: see :func:`targets`; nothing was changed
     :raises ForeignError: where the hosts or their Consul are another fleet's; nothing was changed
-    :raises LockedError: where another run holds it; nothing was changed
-    :raises RollbackError: where a host failed, and all of them are as before; or where one was
-        left out because it can't be asked
+    :raises LockedError: where another run holds it, or changed the fleet while this one looked at
+        it; nothing was changed
+    :raises RollbackError: where a host failed, and all of its application are as before; or where
+        one was left out because it can't be asked
     """
     identity = hosts.identity(fleet)
     if identity:
         print(f"Fleet {identity}", flush=True)
-    found = read(fleet)
-    chosen = targets(found, name)
-    _switch_all(fleet, chosen, identity)
-    back = {target.found.host.name for target in chosen}
+    with Lock(fleet.consul_servers) as lock:
+        lock.look()  # before the hosts are asked
+        found = read(fleet)
+        chosen = targets(found, name)
+        _take(lock, chosen, identity, without_consul)
+        missed = _switch_all(fleet, lock, chosen, without_consul)
+    back = {target.found.host.name for target in chosen} - missed
     left_out = [
-        each.problem or f"{each.host.name}: has no release before the one that serves"
+        each.problem or f"{each.host.name}: {_why(each.host.name in missed)}"
         for each in found
         # Without a problem and with a name: another application, which was not meant.
-        if each.host.name not in back and (each.problem or not name)
+        if each.host.name not in back and (each.problem or each.host.name in missed or not name)
     ]
     if left_out:
         raise RollbackError("\n".join([*left_out, "left out; the other hosts went back"]))
 
 
-def _switch_all(fleet: Fleet, chosen: Sequence[Target], identity: Identity | None) -> None:
-    wanted = {t.found.host.settings.app_name: t.generation.release for t in chosen}
-    with lock.take(fleet, "rollback", wanted, identity) as held:
-        rollout = Rollout()
-        by_name = {target.found.host.name: target for target in chosen}
-        for batch in batches(fleet):
-            try:
-                held.check(PATIENCE)
-            except LostLockError as error:
-                raise RollbackError(f"{error}; invoke releases shows what serves") from error
-            _switch_batch(rollout, [by_name[h.name] for h in batch.hosts if h.name in by_name])
-        names = [target.found.host.name for target in chosen if not _is_on(target)]
+def _why(missed: bool) -> str:
+    return "can't be reached any more" if missed else "has no release before the one that serves"
+
+
+def _wanted(chosen: Sequence[Target]) -> dict[str, str]:
+    """The release that each application goes back to."""
+    return {t.found.host.settings.app_name: t.generation.release for t in chosen}
+
+
+def _take(
+    lock: Lock, chosen: Sequence[Target], identity: Identity | None, without_consul: bool
+) -> None:
+    try:
+        lock.take("rollback", _wanted(chosen), identity=identity)
+    except UnreachableError as error:
+        if not without_consul:
+            raise UnreachableError(
+                f"{error}\nNothing was changed. In an emergency: invoke rollback --without-consul"
+            ) from error
+        print(
+            f"{error}\nWITHOUT CONSUL: no lock is held, so make sure that nobody else deploys; "
+            "what Consul reports is not waited for",
+            flush=True,
+        )
+    else:
+        if without_consul:
+            print("Consul answers, and its lock is held; what it reports is not waited for")
+
+
+def _switch_all(
+    fleet: Fleet, lock: Lock, chosen: Sequence[Target], without_consul: bool
+) -> set[str]:
+    """One roll-out for each application; returns the hosts that may fail and did."""
+    problems, back, missed = [], {}, set[str]()
+    for app, release in _wanted(chosen).items():
+        rollout = Rollout(fleet.serving(app))
+        its = {t.found.host.name: t for t in chosen if t.found.host.settings.app_name == app}
         try:
-            held.expect(wanted)
-            held.finish("ok", changed=names)
+            _roll(rollout, lock, its, without_consul)
+        except LostLockError as error:
+            raise RollbackError(f"{error}; invoke releases shows what serves") from error
+        missed |= rollout.missed
+        if rollout.stopped:
+            problems.append(f"the roll-back of {app} stopped {rollout.stopped}")
+        else:
+            back[app] = release
+    if lock.held:
+        try:
+            lock.expect(back)
         except FleetError as error:
-            raise RollbackError(f"the hosts went back, but: {error}") from error
+            problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
+    if problems:
+        raise RollbackError("\n".join([*problems, "invoke releases shows what serves"]))
+    changed = {t.found.host.name for t in chosen if not _is_on(t)} - missed
+    lock.finish("ok", changed=sorted(changed), failed=sorted(missed))
+    return missed
+
+
+def _roll(
+    rollout: Rollout, lock: Lock, targets: Mapping[str, Target], without_consul: bool
+) -> None:
+    for batch in rollout.batches:
+        if lock.held:
+            lock.check(PATIENCE)
+        its = [targets[host.name] for host in batch.hosts if host.name in targets]
+        with ssh.side_by_side(len(its)) as pool:
+            pool.map(lambda target: _switch(rollout, target, without_consul), its)
+        if rollout.stopped:
+            return
 
 
 def _is_on(target: Target) -> bool:
     return target.found.current == target.generation
 
 
-def _switch_batch(rollout: Rollout, targets: list[Target]) -> None:
-    with ssh.side_by_side(len(targets)) as pool:
-        fine = pool.map(lambda target: _switch(rollout, target), targets)
-    if not all(fine):
-        raise RollbackError(
-            f"the roll-back stopped {rollout.stopped}; invoke releases shows what serves"
-        )
-
-
-def _switch(rollout: Rollout, target: Target) -> bool:
+def _switch(rollout: Rollout, target: Target, without_consul: bool) -> None:
     host, now = target.found.host, target.found.current
     if _is_on(target):
         _log(host, f"{target.generation.release} serves already")
-        return True
+        return
 
     def execute(words: Sequence[str]) -> bool:
-        try:
-            with ssh.connect(host) as connection:
+        with ssh.connect(host) as connection:
+            try:
                 return _execute(connection, host, words)
-        except UnreachableError as error:
-            _log(host, str(error))
-            return False
+            except UnreachableError as error:
+                _log(host, str(error))
+                return False
 
     step = Step(
         host=host,
@@ -184,8 +232,9 @@ def _switch(rollout: Rollout, target: Target) -> bool:
         execute=execute,
         log=lambda line: _log(host, line),
         options=("--back",),
+        without_consul=without_consul,
     )
-    return rollout.run(step)
+    rollout.run(step)
 
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:

@@ -1,10 +1,13 @@
-"""A roll-out over hosts: which were done, and what becomes of them when one fails."""
+"""A roll-out over an application's hosts: which were done, and what becomes of them when one
+fails."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
 
+from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.releases.batches import batches
 
 
 @dataclass(frozen=True)
@@ -13,8 +16,9 @@ class Step:
 
     ``instances`` are the service ids that the new one registers, ``options`` more words for its
     switch. ``execute`` runs the program
-    on the host with these words, shows what it says and returns whether it went well; ``log``
-    shows a line about the host.
+    on the host with these words, shows what it says and returns whether it went well, or raises
+    UnreachableError where it could not begin; ``log`` shows a line about the host.
+    ``without_consul`` is for an emergency: nothing waits for what Consul reports.
     """
 
     host: Host
@@ -25,6 +29,7 @@ class Step:
     execute: Callable[[Sequence[str]], bool] = field(repr=False)
     log: Callable[[str], None] = field(repr=False)
     options: tuple[str, ...] = ()
+    without_consul: bool = False
 
     @property
     def app(self) -> str:
@@ -32,28 +37,73 @@ class Step:
 
     def switch(self, generation: str, *options: str) -> bool:
         keep = f"--keep={self.host.settings.keep_releases}"
-        return self.execute(["switch", self.app, generation, keep, *options])
+        without = ("--without-consul",) if self.without_consul else ()
+        return self.execute(["switch", self.app, generation, keep, *without, *options])
 
     def go_back(self) -> None:
         self.log(f"back to {self.before}" if self.before else "out of service again")
-        if self.before:
-            fine = self.switch(self.before, "--undo")
-        else:
-            fine = self.execute(["stop", self.app])
+        try:
+            if self.before:
+                fine = self.switch(self.before, "--undo")
+            else:
+                fine = self.execute(["stop", self.app])
+        except UnreachableError as error:
+            self.log(str(error))
+            fine = False
         if not fine:
             self.log(f"could not be put back: look at {self.host.name}")
 
 
-@dataclass
 class Rollout:
-    """What happened so far. Hosts of one batch may run side by side, in threads."""
+    """What happened so far. Hosts of one batch may run side by side, in threads.
 
-    done: list[Step] = field(default_factory=list)
-    stopped: str = ""
-    _mutex: Lock = field(default_factory=Lock, repr=False)
+    ``done`` are those that were switched, ``missed`` the names of those that could not be, and
+    were left as they are; ``stopped`` says where it went no further.
+    """
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        """:param hosts: that may be switched, all of one application"""
+        self.batches = batches(hosts)
+        self.done: list[Step] = []
+        self.missed: set[str] = set()
+        self.stopped = ""
+        self._mutex = Lock()
+        # How many are still to go first, and how many of those are on their way.
+        self._canaries = hosts[0].settings.canary if hosts else 0
+        self._first = 0
+        self._decided = Condition()
 
     def run(self, step: Step) -> bool:
         """Switch one host. Where that fails, stop the roll-out, and put back those done before."""
+        is_canary = self._begin(step)
+        try:
+            if not self.stopped:
+                return self._run(step)
+            step.log(f"stays on {step.before or 'nothing'}: it stopped {self.stopped}")
+            return False
+        except UnreachableError as error:
+            step.log(str(error))
+            goes_on = self.miss(step.host)
+            self._canaries += is_canary and goes_on  # another one in its place
+            return goes_on
+        finally:
+            with self._decided:
+                self._first -= is_canary
+                self._decided.notify_all()
+
+    def _begin(self, step: Step) -> bool:
+        """Wait for the canaries; whether this is one. They are the first that are really
+        switched, whoever was meant to be and is missing or has the release."""
+        with self._decided:
+            self._decided.wait_for(lambda: self._canaries or not self._first)
+            is_canary = self._canaries > 0
+            self._canaries -= is_canary
+            self._first += is_canary
+        if is_canary and step.host not in self.batches[0].hosts:
+            step.log("goes first: it is the canary now")
+        return is_canary
+
+    def _run(self, step: Step) -> bool:
         if not self._others_pass(step):
             self.stop(f"before {step.host.name} was switched", step.host)
             return False
@@ -66,18 +116,27 @@ class Rollout:
             if not late:
                 self.done.append(step)
         if late:
-            _put_back([step])
+            self._put_back([step])
         return not late
 
     def _others_pass(self, step: Step) -> bool:
         """Whether those done before are still well, as Consul sees them."""
-        ours = (step.app, step.release)
-        done = [other for other in self.done if (other.app, other.release) == ours]
+        done = [other for other in self.done if other.release == step.release]
         names = [f"{other.host.name}/{one}" for other in done for one in other.instances]
-        if not names:
+        if not names or step.without_consul:
             return True
         allowed = f"--missing={step.host.settings.max_unavailable}"
         return step.execute(["passing", step.app, step.release, allowed, *names])
+
+    def miss(self, host: Host) -> bool:
+        """A host could not be switched and is as it was; returns whether that is one of those
+        that may fail. With one more the roll-out stops."""
+        with self._mutex:
+            self.missed.add(host.name)
+            fine = len(self.missed) <= host.settings.max_failed_hosts
+        if not fine:
+            self.stop(f"at {host.name}", host)
+        return fine
 
     def stop(self, where: str, host: Host) -> None:
         """Go no further, because of this host, and put back those done before."""
@@ -86,15 +145,17 @@ class Rollout:
             self.stopped = self.stopped or where
             if _rolls_back(host):
                 back, self.done = self.done, []
-        _put_back(back)
+        self._put_back(back)
 
-
-def _put_back(steps: Iterable[Step]) -> None:
-    threads = [Thread(target=step.go_back) for step in steps]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    def _put_back(self, steps: Sequence[Step]) -> None:
+        """In the batches in which they came, so that the others serve meanwhile."""
+        for batch in self.batches:
+            group = [step for step in steps if step.host in batch.hosts]
+            threads = [Thread(target=step.go_back) for step in group]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
 
 
 def _rolls_back(host: Host) -> bool:

@@ -7,7 +7,7 @@ from http.client import HTTPConnection, HTTPException
 from fabric import Connection
 
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
-from uwsgi_consul_fleet.host.health import is_healthy
+from uwsgi_consul_fleet.host.health import wrong_with
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -44,12 +44,8 @@ def _ask(connection: Connection, port: int, settings: Settings) -> str:
             client.sock = channel
             headers = {"Connection": "close", **settings.health_headers}
             client.request("GET", settings.health_path, headers=headers)
-            answer = client.getresponse()
+            return wrong_with(client.getresponse(), settings.health_path, settings.health_statuses)
     except UnreachableError:
         return "nothing listens on this port"
     except (OSError, HTTPException) as error:
         return f"does not answer over HTTP: {error or type(error).__name__}"
-    if is_healthy(answer.status, settings.health_statuses):
-        return ""
-    to = f", a redirect to {url}" if (url := answer.getheader("Location")) else ""
-    return f"GET {settings.health_path}: answers {answer.status} {answer.reason}{to}"

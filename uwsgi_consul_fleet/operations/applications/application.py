@@ -5,7 +5,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from pyinfra import host
+from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
 
@@ -90,7 +90,7 @@ def switch(here: Here, package: Package) -> Generator[Any, None, None]:
     if _serves(me, name, known):
         host.noop(f"release {name} serves")
         return
-    if run.pyinfra.is_executing and (reason := _blocked(run)):
+    if run.pyinfra.is_executing and (reason := _blocked(run, me.settings.app_name)):
         host.log(f"stays on {known.current_generation or 'nothing'}: {reason}")
         return
     its = step(here, package.release.name, known.current_generation, name)
@@ -98,22 +98,31 @@ def switch(here: Here, package: Package) -> Generator[Any, None, None]:
     here.changed()
 
 
-def _blocked(run: Run) -> str:
-    """Why the roll-out does not go on, or ''."""
-    if run.rollout.stopped:
-        return f"the roll-out stopped {run.rollout.stopped}"
-    failed = sorted(run.pyinfra.failed_since & {each.name for each in run.fleet.app_servers})
-    return f"no roll-out begins while a host fails: {', '.join(failed)}" if failed else ""
+def _blocked(run: Run, app: str) -> str:
+    """Why the roll-out of an application does not go on, or ''."""
+    if stopped := run.rollouts[app].stopped:
+        return f"the roll-out stopped {stopped}"
+    failed = _failed(run, app)
+    if len(failed) <= run.fleet.hosts[0].settings.max_failed_hosts:
+        return ""
+    return f"no roll-out begins while a host fails: {', '.join(sorted(failed))}"
+
+
+def _failed(run: Run, app: str) -> frozenset[str]:
+    """The application's hosts that were reached and failed then."""
+    return run.pyinfra.failed_since & {each.name for each in run.fleet.serving(app)}
 
 
 # pyinfra passes these two to a function that has arguments of these names.
 def _switch(state: Any, host: Any, run: Run, its: Step) -> bool:
-    return run.rollout.run(its)
+    return run.rollouts[its.app].run(its)
 
 
 def _lost(state: Any, host: Any, here: Here) -> bool:
     host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
-    here.run.rollout.stop(f"at {here.me.name}", here.me)
+    rollout = here.run.rollouts[here.me.settings.app_name]
+    rollout.missed |= _failed(here.run, here.me.settings.app_name)
+    rollout.miss(here.me)
     return False
 
 
@@ -137,23 +146,45 @@ def settle(here: Here, package: Package | None) -> Generator[Any, None, None]:
     Every host takes part in this one, so that what comes after it in the order of the deploy
     also comes after it in time: pyinfra begins with whatever no host waits for.
     """
-    me, run = here.me, here.run
+    me, run, app = here.me, here.run, here.me.settings.app_name
     executing = run.pyinfra.is_executing
-    reason = _blocked(run) if executing else ""
     names = _to_go(here) if executing else []
-    if names and (why_not := reason or _unreachable(here) or missing(here)):
+    if names and (why_not := _not_taken_over(here, names) or missing(here)):
         yield fail(f"{me.name}: {', '.join(names)} stays on it: {why_not}")
-    elif executing and not reason and package and _is_whole(run):
+    elif executing and package and not _blocked(run, app):
+        _tell_behind(here, package)
         try:
-            rolled_out(here)
+            if _is_whole(run, app):
+                rolled_out(here)
         except FleetError as error:
             yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")
 
 
-def _unreachable(here: Here) -> str:
-    """Which hosts that are to serve this run can't tell anything about, or ''."""
-    lost = here.run.pyinfra.failed & {each.name for each in here.run.fleet.app_servers}
+def _tell_behind(here: Here, package: Package) -> None:
+    """Name the hosts that were left as they are; by one of the others."""
+    run, hosts = here.run, here.run.fleet.serving(here.me.settings.app_name)
+    behind = [each.name for each in hosts if each.name in run.pyinfra.failed]
+    if behind and here.me == next(each for each in hosts if each.name in run.pyinfra.connected):
+        logger.warning(
+            f"--> {here.me.settings.app_name}: {', '.join(behind)} stayed as it was; the others "
+            f"are on {package.release.name}. Mend what failed there, and deploy again"
+        )
+
+
+def _not_taken_over(here: Here, names: list[str]) -> str:
+    """Why what is to take over from these applications may not serve, or ''."""
+    run = here.run
+    # One that nobody serves any more may have got another name.
+    its = [name for name in names if run.fleet.serving(name)]
+    apps = its if len(its) == len(names) else run.fleet.services
+    reasons = (_blocked(run, app) or _unreachable(here, app) for app in apps)
+    return next(filter(None, reasons), "")
+
+
+def _unreachable(here: Here, app: str) -> str:
+    """Which hosts that are to serve it this run can't tell anything about, or ''."""
+    lost = here.run.pyinfra.failed & {each.name for each in here.run.fleet.serving(app)}
     if not lost:
         return ""
     return (
@@ -175,9 +206,12 @@ def _to_go(here: Here) -> list[str]:
     return sorted(there & {*here.run.fleet.services} - mine)
 
 
-def _is_whole(run: Run) -> bool:
-    """Whether this run has every host; with --limit the fleet is not on its release."""
-    return {each.name for each in run.fleet.app_servers} <= run.pyinfra.connected
+def _is_whole(run: Run, app: str) -> bool:
+    """Whether this run has every host, but for those that may fail; with --limit the fleet is not
+    on its release."""
+    missing = {each.name for each in run.fleet.serving(app)} - run.pyinfra.connected
+    may_fail = run.fleet.hosts[0].settings.max_failed_hosts
+    return missing <= run.pyinfra.failed and len(missing) <= may_fail
 
 
 @operation()
