@@ -44,6 +44,7 @@ class Lock:
         self._held = False
         self._checked = 0.0
         self._seen: str | None = None
+        self._claim: Message = {}
         self._keeper = keeper.get()
         known = [{"name": host.name, "data": plain(host.data)} for host in servers]
         self._keeper.send({"servers": known})
@@ -73,6 +74,7 @@ class Lock:
         claim: Message = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
         if identity:
             claim["fleet"] = identity.as_dict()
+        self._claim = {"since": now(), **claim}
         message = {"do": "take", "claim": claim}
         self._began = self._began or time.monotonic()
         deadline = time.monotonic() + wait
@@ -148,6 +150,11 @@ class Lock:
         """
         seconds = round(time.monotonic() - self._began, 1)
         self._finish({"outcome": outcome, "seconds": seconds, **detail})
+
+    def untaken(self, outcome: str, **detail: Any) -> Message:
+        """What :meth:`finish` would write, of a run that went on without the lock."""
+        seconds = round(time.monotonic() - self._began, 1)
+        return {**self._claim, "outcome": outcome, "seconds": seconds, **detail}
 
     def release(self) -> None:
         """Let the lock go, with nothing to write down."""

@@ -1,8 +1,10 @@
 """Going back to a release that is on the hosts."""
 
+import json
 import shlex
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fabric import Connection
 
@@ -180,16 +182,46 @@ def _switch_all(
             problems.append(f"the roll-back of {app} stopped {rollout.stopped}")
         else:
             back[app] = release
-    if lock.held:
-        try:
-            lock.expect(back)
-        except FleetError as error:
-            problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
+    changed = {
+        t.found.host.name
+        for t in chosen
+        if not _is_on(t) and t.found.host.settings.app_name in back
+    } - missed
+    told = {"changed": sorted(changed), "failed": sorted(missed), "detail": "\n".join(problems)}
+    try:
+        _write_down(fleet, lock, back, "failed" if problems else "ok", told)
+    except FleetError as error:
+        problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
     if problems:
         raise RollbackError("\n".join([*problems, "invoke releases shows what serves"]))
-    changed = {t.found.host.name for t in chosen if not _is_on(t)} - missed
-    lock.finish("ok", changed=sorted(changed), failed=sorted(missed))
     return missed
+
+
+def _write_down(
+    fleet: Fleet, lock: Lock, back: Mapping[str, str], outcome: str, told: Mapping[str, Any]
+) -> None:
+    """In Consul; without it on its servers, for the next run that holds the lock."""
+    if lock.held:
+        lock.expect(back)
+        lock.finish(outcome, **told)
+        return
+    entry = lock.untaken(outcome, **told)
+    words = ["unwritten", json.dumps({"releases": back, "entry": entry})]
+
+    def keep(server: Host) -> bool:
+        try:
+            with ssh.connect(server) as connection:
+                return _execute(connection, server, words)
+        except UnreachableError:
+            return False
+
+    with ssh.side_by_side(len(fleet.consul_servers)) as pool:
+        kept = any(pool.map(keep, fleet.consul_servers))
+    print(
+        "the audit gets it with the next run that holds the lock"
+        if kept
+        else "no Consul server could be told: the audit will not have it"
+    )
 
 
 def _roll(
