@@ -167,9 +167,10 @@ class Lock:
             return {"state": "lost", "holder": self.keys.holder()}
 
     def do_look(self) -> Message:
-        """The id of who had the lock last; HELD while somebody has it."""
+        """Who has the lock, and the id of who had it last: HELD while somebody has it."""
         last = self._last()  # first: who takes the lock meanwhile is noticed
-        return {"state": "none", "seen": HELD if self.keys.holder() else last.get("id", "")}
+        holder = self.keys.holder()
+        return {"state": "none", "seen": HELD if holder else last.get("id", ""), "holder": holder}
 
     def do_take(self, claim: Message, session: str = "") -> Message:
         """Acquire the lock; or take it over from a session that is ours.

@@ -49,10 +49,16 @@ class Lock:
         known = [{"name": host.name, "data": plain(host.data)} for host in servers]
         self._keeper.send({"servers": known})
 
-    def look(self) -> None:
+    def look(self, refuse: bool = True) -> None:
         """Note who had the lock last, before anything is decided: :meth:`take` refuses where
-        somebody has changed the fleet since. Where Consul does not answer, nobody can."""
-        self._seen = self._keeper.ask({"do": "look"}, FAR_ANSWER).get("seen")
+        somebody has changed the fleet since. Where Consul does not answer, nobody can.
+
+        :raises LockedError: with ``refuse``, where somebody has it now
+        """
+        reply = self._keeper.ask({"do": "look"}, FAR_ANSWER)
+        self._seen = reply.get("seen")
+        if refuse and (holder := reply.get("holder")):
+            raise _locked(holder)
 
     def take(
         self,
@@ -83,7 +89,7 @@ class Lock:
                 holder = reply["holder"]
                 if holder is None:  # gone since
                     continue
-                raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
+                raise _locked(holder)
             if reply["state"] == "foreign":
                 other = Identity.parse(json.dumps(reply["fleet"]))
                 raise ForeignError(
@@ -226,6 +232,10 @@ def _catalog() -> Any:
     from uwsgi_consul_fleet.consul import catalog
 
     return catalog
+
+
+def _locked(holder: Message) -> LockedError:
+    return LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
 
 
 def told(held: Message) -> str:

@@ -121,7 +121,7 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
         print(f"Fleet {identity}", flush=True)
     with Lock(fleet.consul_servers) as lock:
         lock.look()  # before the hosts are asked
-        found = read(fleet)
+        found = read(fleet, settled=True)
         chosen = targets(found, name)
         _take(lock, chosen, identity, without_consul)
         missed = _switch_all(fleet, lock, chosen, without_consul)
