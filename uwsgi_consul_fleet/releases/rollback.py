@@ -11,6 +11,7 @@ from fabric import Connection
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
+from uwsgi_consul_fleet.host.lock_session import Message
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock.lock import Lock
 from uwsgi_consul_fleet.ownership import hosts
@@ -188,8 +189,10 @@ def _switch_all(
         if not _is_on(t) and t.found.host.settings.app_name in back
     } - missed
     told = {"changed": sorted(changed), "failed": sorted(missed), "detail": "\n".join(problems)}
+    outcome = "failed" if problems else "ok"
     try:
-        _write_down(fleet, lock, back, "failed" if problems else "ok", told)
+        if not lock.held or not _write_down(lock, back, outcome, told, without_consul):
+            _keep(fleet, back, lock.untaken(outcome, **told))
     except FleetError as error:
         problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
     if problems:
@@ -198,14 +201,21 @@ def _switch_all(
 
 
 def _write_down(
-    fleet: Fleet, lock: Lock, back: Mapping[str, str], outcome: str, told: Mapping[str, Any]
-) -> None:
-    """In Consul; without it on its servers, for the next run that holds the lock."""
-    if lock.held:
+    lock: Lock, back: Mapping[str, str], outcome: str, told: Mapping[str, Any], without_consul: bool
+) -> bool:
+    """In Consul; whether that was possible, where it need not be."""
+    try:
         lock.expect(back)
         lock.finish(outcome, **told)
-        return
-    entry = lock.untaken(outcome, **told)
+    except UnreachableError:
+        if not without_consul:
+            raise
+        return False
+    return True
+
+
+def _keep(fleet: Fleet, back: Mapping[str, str], entry: Message) -> None:
+    """On the Consul servers, for the next run that holds the lock."""
     words = ["unwritten", json.dumps({"releases": back, "entry": entry})]
 
     def keep(server: Host) -> bool:
@@ -228,7 +238,7 @@ def _roll(
     rollout: Rollout, lock: Lock, targets: Mapping[str, Target], without_consul: bool
 ) -> None:
     for batch in rollout.batches:
-        if lock.held:
+        if lock.held and not without_consul:
             lock.check(PATIENCE)
         its = [targets[host.name] for host in batch.hosts if host.name in targets]
         with ssh.side_by_side(len(its)) as pool:
