@@ -71,7 +71,7 @@ def own(host: Host, fleet: Fleet, known: state.HostState) -> list[str]:
     assert package, f"{host.name} has no application"
     assert plugin, f"{host.name} has no plugin"
     sums = [file.state.sha256 for file in agent.files(host, fleet, label)]
-    return [*sums, agent.digest(host, fleet, label), package.generation(plugin)]
+    return [*sums, agent.digest(host, fleet, label), package.generation(plugin, known.app_python)]
 
 
 def answers(fleet: Fleet) -> dict[str, str]:

@@ -10,11 +10,11 @@ from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 here = run.here()
 me, fleet = here.me, here.run.fleet
 lock.guard(here)
-package = app.prepare(me)
 lock.look(here)
 app.refuse_taken_ports(here)
 # Refuses what is not this fleet's.
 unmarked = ownership.settled(here.run).unmarked
+package = app.prepare(here)
 
 if unmarked:
     ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
@@ -49,6 +49,10 @@ if me.is_member:
     if package:
         lock.announce(here, package.release.name)
         lock.require(name="Lock: go on only with it", here=here)
+        if package.release.resolution:
+            app.bring(
+                name="Application: bring its dependencies", here=here, release=package.release
+            )
         app.install(name="Application: install the release", here=here, package=package)
         for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]
             if me in batch.hosts:

@@ -24,13 +24,15 @@ app_source = "app"
 app_entry_point = "app.server:application"
 
 # What is installed into a virtual environment on each host, with the files that it includes
-# (-r, -c); None where the application needs nothing.
+# (-r, -c): resolved once, the same on all of them. ${NAME} in it is read from this machine's
+# environment or from app_secrets_file. None where the application needs nothing.
 app_requirements = "app/requirements.txt"
 
 # The Jinja2 template of each instance's uWSGI configuration.
 app_ini = "app/uwsgi.ini.j2"
 
-# The Python of the virtual environment, as it is on the hosts.
+# The Python of the virtual environment, as it is on the hosts; not in a home folder, which no
+# service sees.
 app_python = "/usr/bin/python3"
 
 # uWSGI worker processes of each instance.

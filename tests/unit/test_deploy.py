@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 PLUGIN = RemoteFile("/opt/plugins/1/consul_plugin.so", b"")
+PYTHON = "cpython-311-x86_64-linux-gnu-2.36"
+NEXT_PYTHON = "cpython-313-x86_64-linux-gnu-2.41"
 
 
 def host_with(**settings: object) -> Host:
@@ -87,6 +89,9 @@ def test_state_is_read_from_its_lines() -> None:
             "release abc-123",
             "application shop 2001 2002 ",
             "application blog ",
+            "app_python cpython-311-x86_64-linux-gnu-2.36",
+            'generation r1-1a2b3c4d {"requirements": "0123", "resolution": "4567"}',
+            "resolution_kept 4567/cpython-311-x86_64-linux-gnu-2.36/requirements.txt",
             "unit consul.service active no enabled",
             "unit demo-2001@abc-123.service inactive no ",
             "unit demo-2001@abc-124.service activating yes disabled",
@@ -104,6 +109,8 @@ def test_state_is_read_from_its_lines() -> None:
     assert found.applications == {"shop": {2001, 2002}, "blog": set()}
     assert found.consul_peers == ("10.0.0.1:8300", "10.0.0.2:8300")
     assert not found.consul_problem
+    assert found.generations == {"r1-1a2b3c4d": {"requirements": "0123", "resolution": "4567"}}
+    assert found.resolutions == {("4567", found.app_python)}
 
 
 @pytest.mark.parametrize("answer", ["", '{"problem": "Consul does not answer"}'])
@@ -184,14 +191,18 @@ def test_a_changed_setting_is_another_generation(
     package: Package, setting: dict[str, object]
 ) -> None:
     other = package_of(**setting)
-    assert other.generation(PLUGIN) != package.generation(PLUGIN)
+    assert other.generation(PLUGIN, PYTHON) != package.generation(PLUGIN, PYTHON)
     assert other.release.name == package.release.name
 
 
 def test_what_does_not_matter_on_the_host_is_the_same_generation(package: Package) -> None:
     for setting in ({"keep_releases": 9}, {"batch": 3}, {"consul_version": "1.20.0"}):
-        assert package_of(**setting).generation(PLUGIN) == package.generation(PLUGIN)
-    assert package.generation(RemoteFile("/opt/plugins/2/x", b"")) != package.generation(PLUGIN)
+        assert package_of(**setting).generation(PLUGIN, PYTHON) == package.generation(
+            PLUGIN, PYTHON
+        )
+    assert package.generation(RemoteFile("/opt/plugins/2/x", b""), PYTHON) != package.generation(
+        PLUGIN, PYTHON
+    )
 
 
 def test_what_requirements_include_is_released_with_them(tmp_path: Path) -> None:
@@ -199,19 +210,27 @@ def test_what_requirements_include_is_released_with_them(tmp_path: Path) -> None
     (tmp_path / "limits.txt").write_text("flask==3.0\n")
     found = package_of(app_requirements=str(tmp_path / "own.txt"))
     with archive_of(found) as archive:
-        given = archive.extractfile(found.requirements)
+        given = archive.extractfile("requirements.d/own.txt")
         assert given and given.read() == b"-c limits.txt\nflask\n"
-        assert str(Path(found.requirements).with_name("limits.txt")) in archive.getnames()
+        assert "requirements.d/limits.txt" in archive.getnames()
     (tmp_path / "limits.txt").write_text("flask==3.1\n")
     other = package_of(app_requirements=str(tmp_path / "own.txt"))
-    assert other.virtualenv != found.virtualenv
-    assert other.generation(PLUGIN) != found.generation(PLUGIN)
+    assert other.environment(PYTHON) != found.environment(PYTHON)
+    assert other.generation(PLUGIN, PYTHON) != found.generation(PLUGIN, PYTHON)
+
+
+def test_another_python_is_another_generation_where_it_matters(package: Package) -> None:
+    """As after an upgrade of Debian: the virtual environment is of the Python that is gone."""
+    assert package.generation(PLUGIN, NEXT_PYTHON) != package.generation(PLUGIN, PYTHON)
+    without = package_of(app_requirements=None)
+    assert without.environment(PYTHON) == "-"
+    assert without.generation(PLUGIN, NEXT_PYTHON) == without.generation(PLUGIN, PYTHON)
 
 
 def test_a_given_name_is_the_releases(package: Package) -> None:
     named = package_of(release="spring")
     assert named.release.name == "spring"
-    assert named.generation(PLUGIN).startswith("spring-")
+    assert named.generation(PLUGIN, PYTHON).startswith("spring-")
     assert b"release:spring" in named.files["2001.ini"].content
 
 
@@ -299,7 +318,9 @@ def test_a_secret_shows_neither_in_a_package_nor_in_its_name(
     assert "hush" not in repr(found)
     assert b"hush" not in b"".join(file.content for file in found.files.values())
     monkeypatch.setenv("DB", "quiet")
-    assert package_of(app_secrets=["DB"]).generation(PLUGIN) != found.generation(PLUGIN)
+    assert package_of(app_secrets=["DB"]).generation(PLUGIN, PYTHON) != found.generation(
+        PLUGIN, PYTHON
+    )
 
 
 def test_the_settings_of_a_release_have_one_name_on_all_hosts() -> None:
@@ -307,7 +328,7 @@ def test_the_settings_of_a_release_have_one_name_on_all_hosts() -> None:
         package = prepare(host)
         assert package is not None
         settings = json.loads(package.files["release.json"].content)["settings"]
-        return settings, package.generation(PLUGIN)
+        return settings, package.generation(PLUGIN, PYTHON)
 
     here = host_with()
     instances = tuple(replace(each, node="b", address="10.0.3.12") for each in here.instances)
@@ -329,7 +350,9 @@ def test_what_can_be_executed_stays_executable(tmp_path: Path) -> None:
     assert modes == {"shop/run": 0o755, "shop/data": 0o644}
     (source / "data").chmod(0o755)
     _read.cache_clear()
-    assert package_of(app_source=str(source)).generation(PLUGIN) != package.generation(PLUGIN)
+    assert package_of(app_source=str(source)).generation(PLUGIN, PYTHON) != package.generation(
+        PLUGIN, PYTHON
+    )
 
 
 def test_values_are_escaped_as_systemd_reads_them() -> None:

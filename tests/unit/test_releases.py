@@ -122,9 +122,11 @@ def installed(srv: Path, generation: str, venv: str = "v1") -> store.Release:
         "health_path": "/",
         "health_timeout": 5,
         "min_healthy_time": 1,
+        "resolution": f"resolved-{venv}",
     }
     (folder / "release.json").write_text(json.dumps(fields))
     (srv / "venvs" / venv).mkdir(parents=True, exist_ok=True)
+    (srv / "resolutions" / f"resolved-{venv}").mkdir(parents=True, exist_ok=True)
     (folder / "venv").symlink_to(f"../../venvs/{venv}")
     return store.load("shop", generation)
 
@@ -156,6 +158,8 @@ def test_the_latest_that_served_are_kept_and_what_they_need(srv: Path) -> None:
     store.prune("shop", keep=3)
     assert store.generations("shop") == ["r2-a", "r4-a", "r5-a"]
     assert sorted(path.name for path in (srv / "venvs").iterdir()) == ["v2", "v4", "v5"]
+    resolved = sorted(path.name for path in (srv / "resolutions").iterdir())
+    assert resolved == ["resolved-v2", "resolved-v4", "resolved-v5"]
 
 
 def test_an_unknown_release_is_an_error_that_lists_what_is_there(srv: Path) -> None:

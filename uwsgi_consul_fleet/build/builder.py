@@ -97,7 +97,8 @@ def _outcome(
 # --- which uWSGI ---------------------------------------------------------------------
 
 
-def _variables(**values: str) -> str:
+def assignments(**values: str) -> str:
+    """Lines that set a script's variables."""
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
 
 
@@ -118,7 +119,7 @@ def _ensure_script(place: Place, how: Build) -> str:
 
 def pypi_script(settings: Settings, keep_toolchain: bool = False) -> str:
     """Builds PyPI's uWSGI on a host, unless it is there, and identifies it."""
-    variables = _variables(
+    variables = assignments(
         keep_toolchain="yes" if keep_toolchain else "no",
         name=pypi_name(settings),
         uwsgi_version=settings.uwsgi_version,
@@ -129,7 +130,7 @@ def pypi_script(settings: Settings, keep_toolchain: bool = False) -> str:
 
 def _ensure_uwsgi(place: Place, how: Build) -> Uwsgi | str:
     how.report(place.name, "looking at its uWSGI")
-    return _ask(place, _ensure_script(place, how), _stages(place.name, how.report))
+    return _ask(place, _ensure_script(place, how), stages(place.name, how.report))
 
 
 def _ask(
@@ -140,7 +141,7 @@ def _ask(
     except FleetError as error:
         return str(error)
     if result.exit_code != 0:
-        return f"{place.name}: {_why(result, 'uWSGI cannot be installed')}"
+        return f"{place.name}: {why(result, 'uWSGI cannot be installed')}"
     return parse_identity(result.stdout.decode()) or f"{place.name}: has no uWSGI"
 
 
@@ -160,7 +161,7 @@ def _ensure_built(uwsgi: Uwsgi, place: Place, how: Build) -> tuple[bool, str]:
 
 
 def _compile(uwsgi: Uwsgi, place: Place, how: Build) -> None:
-    variables = _variables(
+    variables = assignments(
         keep_toolchain="yes" if how.keep_toolchain else "no",
         uwsgi_binary=uwsgi.path,
         fingerprint=uwsgi.fingerprint,
@@ -168,13 +169,15 @@ def _compile(uwsgi: Uwsgi, place: Place, how: Build) -> None:
         option=how.source.option,
     )
     script = variables + SCRATCH + (HERE / "compile.sh").read_text()
-    result = place.run(script, how.source.archive(), _stages(place.name, how.report))
+    result = place.run(script, how.source.archive(), stages(place.name, how.report))
     if result.exit_code != 0 or not result.stdout.startswith(b"\x7fELF"):
-        raise FleetError(f"{place.name}: {_why(result, 'the plugin does not build there')}")
+        raise FleetError(f"{place.name}: {why(result, 'the plugin does not build there')}")
     dist.store(uwsgi, how.source, result.stdout, place.name, _said(result, "compiler "))
 
 
-def _stages(name: str, report: Report) -> Callable[[str], None]:
+def stages(name: str, report: Report) -> Callable[[str], None]:
+    """Reports what a script says of where it is."""
+
     def follow(line: str) -> None:
         stage = line.removeprefix("## ")
         if stage != line and not stage.startswith(("failed: ", "compiler ")):
@@ -190,7 +193,8 @@ def _said(result: Result, kind: str) -> str:
     return next((line.removeprefix(start) for line in lines if line.startswith(start)), "")
 
 
-def _why(result: Result, otherwise: str) -> str:
+def why(result: Result, otherwise: str) -> str:
+    """What a script said of its failure, with the lines that explain it."""
     reason = _said(result, "failed: ") or otherwise
     lines = [line for line in result.stderr.splitlines() if not line.startswith("## ")]
     return f"{reason}:\n{_excerpt(lines)}" if lines else reason

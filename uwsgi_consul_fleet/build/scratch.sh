@@ -67,11 +67,13 @@ scratch_on_disk() {
     scratch=$(mktemp -d /var/tmp/uwsgi-consul-fleet-build.XXXXXX)
 }
 
+# $half_done is what a script has made elsewhere, until it is complete.
 clean_up() {
-    umount -R "$scratch/root/dev" "$scratch/root/proc" "$scratch/root" 2>/dev/null || true
+    umount -R "$scratch/root/build" "$scratch/root/dev" "$scratch/root/proc" "$scratch/root" 2>/dev/null || true
+    [ -z "${half_done:-}" ] || rm -rf "$half_done"
     # What lies in memory goes with the namespace. And never into what is mounted still.
-    [ "$scratch" = /mnt ] || mountpoint -q "$scratch/root/dev" || mountpoint -q "$scratch/root" ||
-        rm -rf --one-file-system "$scratch"
+    [ "$scratch" = /mnt ] || mountpoint -q "$scratch/root/build" || mountpoint -q "$scratch/root/dev" ||
+        mountpoint -q "$scratch/root" || rm -rf --one-file-system "$scratch"
 }
 
 # Where an overlay of / can be had: mounts it as $root.

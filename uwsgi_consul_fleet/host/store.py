@@ -41,6 +41,7 @@ class Release:
     min_healthy_time: int  # seconds
     health_headers: dict[str, str]
     health_statuses: str
+    resolution: str = ""
 
     @property
     def folder(self) -> Path:
@@ -84,6 +85,7 @@ def load(app: str, generation: str) -> Release:
         # Versions before 0.3 had neither.
         health_headers=fields.get("health_headers", {}),
         health_statuses=fields.get("health_statuses", "200-399"),
+        resolution=fields.get("resolution") or "",
     )
 
 
@@ -243,7 +245,7 @@ def show(app: str) -> None:
 def discard(release: Release) -> None:
     """Remove a release that never served."""
     shutil.rmtree(release.folder, ignore_errors=True)
-    _remove_unused_environments(release.app)
+    _remove_unused(release.app)
 
 
 def prune(app: str, keep: int) -> None:
@@ -257,12 +259,15 @@ def prune(app: str, keep: int) -> None:
     for generation in there:
         if generation not in kept:
             shutil.rmtree(folder(app) / "releases" / generation, ignore_errors=True)
-    _remove_unused_environments(app)
+    _remove_unused(app)
 
 
-def _remove_unused_environments(app: str) -> None:
+def _remove_unused(app: str) -> None:
+    """Virtual environments, and the wheels that they were made of."""
     links = (folder(app) / "releases").glob("*/venv")
     used = {link.resolve().name for link in links}
-    for environment in (folder(app) / "venvs").glob("*"):
-        if environment.name not in used:
-            shutil.rmtree(environment, ignore_errors=True)
+    used |= {load(app, generation).resolution for generation in generations(app)}
+    for kind in ("venvs", "resolutions"):
+        for place in (folder(app) / kind).glob("[!.]*"):
+            if place.name not in used:
+                shutil.rmtree(place, ignore_errors=True)

@@ -120,13 +120,15 @@ class Settings(BaseModel):
 
     app_requirements: str | None
     """What is installed into a virtual environment on each host, with the files that it includes
-    (-r, -c); None where the application needs nothing."""
+    (-r, -c): resolved once, the same on all of them. ${NAME} in it is read from this machine's
+    environment or from app_secrets_file. None where the application needs nothing."""
 
     app_ini: str
     """The Jinja2 template of each instance's uWSGI configuration."""
 
     app_python: Annotated[str, StringConstraints(pattern=r"^/[\w./+-]+$")] = "/usr/bin/python3"
-    """The Python of the virtual environment, as it is on the hosts."""
+    """The Python of the virtual environment, as it is on the hosts; not in a home folder, which no
+    service sees."""
 
     app_processes: int = Field(default=2, ge=1, le=1024)
     """uWSGI worker processes of each instance."""

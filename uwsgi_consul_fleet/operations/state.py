@@ -8,6 +8,7 @@ them. So everything our operations compare with comes from a single fact, which
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,20 @@ from pyinfra.api import FactBase
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
+from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.ownership.belongings import LOOK, Belongings
 
+# What wheels are for: the Python with its ABI, the architecture and the C library, by which pip
+# tells what fits. And what a service, which sees no home folder, can't use.
+KIND = """
+import importlib.machinery, os, sys
+abi = importlib.machinery.EXTENSION_SUFFIXES[0].split(".")[1]
+print("app_python", abi + "-" + os.confstr("CS_GNU_LIBC_VERSION").split()[-1])
+for place in map(os.path.realpath, (sys.executable, sys.base_prefix)):
+    if place.startswith(("/home/", "/root/", "/run/user/")):
+        print("app_python_closed", place)
+"""
 SCRIPT = IDENTIFY + LOOK + (Path(__file__).parent / "state.sh").read_text()
 
 
@@ -48,12 +60,18 @@ class HostState:
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
     could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there.
-    ``kept`` are applications of which only data is left. ``consul_before`` are binaries, by their
-    label, and files of configuration, by their path, in the places of versions before 0.3.
+    ``kept`` are applications of which only data is left. ``generations`` are by name, with the
+    fields of their release.json. ``consul_before`` are binaries, by their label, and files of
+    configuration, by their path, in the places of versions before 0.3.
+    ``app_python`` is the kind of the application's Python, '' where there is none, and
+    ``app_python_closed`` what of it no service can get at. ``resolutions`` are the ids and kinds of
+    those that are here with their wheels.
     """
 
     architecture: str = ""
     python: str = ""
+    app_python: str = ""
+    app_python_closed: str = ""
     uwsgi: Uwsgi | None = None
     consul_in_use: str = ""
     consul_running: str = ""
@@ -65,8 +83,9 @@ class HostState:
     consul_before: set[str] = field(default_factory=set)
     applications: dict[str, set[int]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    generations: set[str] = field(default_factory=set)
+    generations: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     current_generation: str = ""
+    resolutions: set[tuple[str, str]] = field(default_factory=set)
     consul_data: str = ""
     consul_raft: str = ""
     consul_leader: str = ""
@@ -95,9 +114,10 @@ class State(FactBase[HostState]):
     def default() -> HostState:
         return HostState()
 
-    def command(self, app_name: str, ports: str, uwsgi: str) -> str:
+    def command(self, app_name: str, ports: str, uwsgi: str, python: str) -> str:
         program = (host_program.PROGRAM, host_program.digest(), host_program.RUN)
-        return shlex.join(["sh", "-c", SCRIPT, "state", app_name, ports, uwsgi, *program])
+        about = (app_name, ports, uwsgi, python, KIND)
+        return shlex.join(["sh", "-c", SCRIPT, "state", *about, *program])
 
     def process(self, output: list[str]) -> HostState:
         return parse(output)
@@ -119,6 +139,8 @@ class ConsulStatus(FactBase[str]):
 
 WORDS = frozenset(
     {
+        "app_python",
+        "app_python_closed",
         "architecture",
         "consul_data",
         "consul_in_use",
@@ -152,19 +174,32 @@ def parse(output: list[str]) -> HostState:
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
-        elif kind in ("package", "user", "consul_binary", "consul_before", "kept", "generation"):
+        elif kind == "generation":
+            name, _, fields = rest.partition(" ")
+            found.generations[name] = _fields(fields)
+        elif kind == "resolution_kept":
+            name, itself, _ = rest.split("/")
+            found.resolutions.add((name, itself))
+        elif kind in ("package", "user", "consul_binary", "consul_before", "kept"):
             collection: set[str] = {
                 "package": found.packages,
                 "user": found.users,
                 "consul_binary": found.consul_binaries,
                 "consul_before": found.consul_before,
                 "kept": found.kept,
-                "generation": found.generations,
             }[kind]
             collection.add(rest)
         else:
             found.belongings.note(kind, rest)
     return found
+
+
+def _fields(text: str) -> Mapping[str, Any]:
+    """JSON; nothing where a run that was killed, or an operator, left it in pieces."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        return {}
 
 
 def note_consul(found: HostState, answer: str) -> None:
@@ -183,6 +218,7 @@ def about(host: Host) -> dict[str, str]:
         "app_name": host.settings.app_name,
         "ports": " ".join(str(instance.port) for instance in host.instances),
         "uwsgi": identity.binary(host.settings),
+        "python": host.settings.app_python if host.instances else "",
     }
 
 
@@ -192,3 +228,16 @@ def read(target: Any, host: Host) -> HostState:
     if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
         note_consul(found, target.get_fact(ConsulStatus))
     return found
+
+
+def ask(host: Host) -> HostState | None:
+    """How a host looks that pyinfra was told to leave out; None where it can't be asked."""
+    # Only here: it takes as long to load as a host takes to tell of itself.
+    from uwsgi_consul_fleet.ssh import connection as ssh
+
+    try:
+        with ssh.connect(host) as connection:
+            result = ssh.run_script(connection, State().command(**about(host)))
+    except UnreachableError:
+        return None
+    return parse(result.stdout.decode(errors="replace").splitlines())

@@ -1,8 +1,9 @@
 # Prints the state of this host, a line for each thing; see parse() in state.py.
-# usage: sh -c SCRIPT state APP_NAME PORTS UWSGI PROGRAM DIGEST RUN
-# UWSGI is the one to look at, '' for the one on the PATH; DIGEST that of the host program as it
-# should be, which RUN starts.
-app=$1 program=$4 digest=$5 run=$6
+# usage: sh -c SCRIPT state APP_NAME PORTS UWSGI PYTHON KIND PROGRAM DIGEST RUN
+# UWSGI is the one to look at, '' for the one on the PATH; PYTHON the application's, '' for none, and
+# KIND the program by which it says what it is; DIGEST that of the host program as it should be,
+# which RUN starts.
+app=$1 app_python=$4 kind=$5 program=$6 digest=$7 run=$8
 export LC_ALL=C
 
 # What an interrupted run began here goes on: what counts is how that ends.
@@ -18,6 +19,13 @@ if [ -d /var/lib/consul/raft ]; then
         echo "consul $(python3 -IS -c "$run" "$program" consul status)" &
     fi
 fi
+
+# As somebody who may as much as the application's user.
+look_at_python() {
+    setpriv --reuid=65534 --regid=65534 --clear-groups "$app_python" -ISc "$kind" 2>/dev/null && return
+    "$app_python" -ISc "$kind" && echo "app_python_closed $app_python"
+}
+if [ -x "$app_python" ]; then look_at_python & fi
 
 echo "architecture $(dpkg --print-architecture)"
 identify_uwsgi "$3"
@@ -70,7 +78,12 @@ if is_ours "$unit" && grep -q -e '-config-dir=/etc/consul.d$' "$unit"; then
 fi
 
 for place in "/srv/$app/releases"/*; do
-    if [ -d "$place" ]; then echo "generation ${place##*/}"; fi
+    if [ -d "$place" ]; then
+        echo "generation ${place##*/} $(tr -d '\n' 2>/dev/null <"$place/release.json")"
+    fi
+done
+for place in "/srv/$app/resolutions"/*/*/requirements.txt; do
+    if [ -e "$place" ]; then echo "resolution_kept ${place#"/srv/$app/resolutions/"}"; fi
 done
 # The one drop-in of all its sockets; see host/store.py.
 sed -n 's/^Service=%N@\(.*\)\.service$/current_generation \1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null

@@ -89,9 +89,9 @@ look_for_marks() {
 look_for_application() {
     user=theirs
     if is_our_user "$1"; then user=ours; fi
-    # An installation that failed has left these two.
+    # An installation that failed has left these.
     if [ -e "/srv/$1" ]; then
-        more=$(find "/srv/$1" -mindepth 1 -maxdepth 1 ! -name releases ! -name venvs)
+        more=$(find "/srv/$1" -mindepth 1 -maxdepth 1 ! -name releases ! -name venvs ! -name resolutions)
         if [ $user = theirs ] || [ -n "$more" ]; then echo "stranger app:$1 /srv/$1"; fi
     fi
     for place in "/lib/systemd/system/$1.target" "/etc/systemd/system/$1.target"; do

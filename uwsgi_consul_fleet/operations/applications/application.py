@@ -12,9 +12,11 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations.applications import package as packages
+from uwsgi_consul_fleet.operations.applications import resolution
 from uwsgi_consul_fleet.operations.applications.archive import Base64
+from uwsgi_consul_fleet.operations.applications.dependencies import Supply, bring
 from uwsgi_consul_fleet.operations.applications.package import Package
-from uwsgi_consul_fleet.operations.applications.package import prepare as prepare
 from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.lock import missing, rolled_out
@@ -29,7 +31,25 @@ from uwsgi_consul_fleet.releases.rollout import Step
 HERE = Path(__file__).parent
 LISTENING = UnitState("active", "enabled")
 
-__all__ = ["install", "prepare", "refuse_taken_ports", "retire", "settle", "switch"]
+__all__ = ["bring", "install", "prepare", "refuse_taken_ports", "retire", "settle", "switch"]
+
+
+def prepare(here: Here) -> Package | None:
+    """The release for this host, from this machine's files; None for a host without instances.
+
+    :raises DeployError: where something is missing or wrong, before any host is touched
+    """
+    me, closed = here.me, here.known.app_python_closed
+    found = packages.prepare(me, lambda release: resolution.choose(here, release))
+    if found and found.virtualenv != "-" and closed:
+        raise DeployError(
+            f"{me.name}: app_python: {closed} is not for everybody: the application runs as "
+            f"{me.settings.app_name}, for whom there are no home folders; install it elsewhere, "
+            "such as below /opt; nothing was changed"
+        )
+    if found:
+        here.run.once(Supply).want(me, found.release)
+    return found
 
 
 def refuse_taken_ports(here: Here) -> None:
@@ -56,7 +76,7 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
     app_name = me.settings.app_name
     # Also where the release is there: a host that was retired may have kept it.
     yield from system_user(here, app_name)
-    name = package.generation(plugin)
+    name = package.generation(plugin, known.app_python)
     if name in known.generations:
         host.noop(f"release {name} is installed")
         return
@@ -69,7 +89,8 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
     wheels = binary(me.settings).rpartition("/")[0]
     yield StringCommand(
         "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
-        app_name, name, package.virtualenv, QuoteString(package.requirements),
+        app_name, name, package.environment(known.app_python),
+        QuoteString(resolution.place(package.release.resolution, known.app_python)),
         plugin.path, me.settings.app_python, QuoteString(wheels),
         _stdin=Base64(package.archive),
     )  # fmt: skip
@@ -86,7 +107,7 @@ def switch(here: Here, package: Package) -> Generator[Any, None, None]:
         # It had one when the release was installed.
         yield FunctionCommand(_lost, (here,), {})
         return
-    name = package.generation(plugin)
+    name = package.generation(plugin, known.app_python)
     if _serves(me, name, known):
         host.noop(f"release {name} serves")
         return

@@ -51,7 +51,7 @@ class Sources:
     def _pack(self) -> IO[bytes]:
         seen = hashlib.sha256()
         try:
-            found = tempfile.TemporaryFile(dir=LARGE)  # noqa: SIM115 - it goes with the process
+            found = temporary()
             with gzip.GzipFile("", "wb", 6, found, mtime=0) as archive:
                 for entry in self.entries:
                     seen.update(source.header(entry))
@@ -87,15 +87,25 @@ def _member(entry: Entry, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def archive(sources: Sources, files: Iterable[tuple[str, File]]) -> Iterator[bytes]:
     """A .tar.gz of the sources and these files, in pieces; the same give the same bytes."""
-    packed, offset = sources.packed().fileno(), 0
-    while block := os.pread(packed, BLOCK, offset):
-        offset += len(block)
-        yield block
+    yield from pieces(sources.packed())
     ours = bytearray()
     for path, file in files:
         entry = Entry(path, Path(), file.mode, len(file.content))
         ours += b"".join(_member(entry, [file.content]))
     yield gzip.compress(ours + bytes(2 * TAR_BLOCK), mtime=0)
+
+
+def pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """What is in a file, from its beginning; several may read it side by side."""
+    offset = 0
+    while block := os.pread(file.fileno(), BLOCK, offset):
+        offset += len(block)
+        yield block
+
+
+def temporary() -> IO[bytes]:
+    """A file without a name, for what is large; it goes with the process."""
+    return tempfile.TemporaryFile(dir=LARGE)
 
 
 class Base64(list[str]):

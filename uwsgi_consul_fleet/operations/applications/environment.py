@@ -19,7 +19,7 @@ def variables(settings: Settings) -> dict[str, str]:
 
     :raises DeployError: where a secret's value is nowhere to be found, or two are
     """
-    found = {**settings.app_env, **{name: _secret(name, settings) for name in settings.app_secrets}}
+    found = {**settings.app_env, **{name: secret(name, settings) for name in settings.app_secrets}}
     for name, value in found.items():
         # systemd ignores such an assignment, and writes it into its journal.
         if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n" for char in value):
@@ -30,20 +30,25 @@ def variables(settings: Settings) -> dict[str, str]:
     return found
 
 
-def _secret(name: str, settings: Settings) -> str:
+def secret(name: str, settings: Settings, key: str = "app_secrets") -> str:
+    """The value of a variable that nobody may see.
+
+    :param key: the setting that asks for it
+    :raises DeployError: where it is nowhere to be found, or there are two
+    """
     file = settings.app_secrets_file
     kept = _file(file).get(name) if file else None
     value = os.environ.get(name, kept)
     if value is None:
         where = file or "app_secrets_file, which is not set"
         raise DeployError(
-            f"app_secrets: no value for {name}: it is neither in this machine's environment "
+            f"{key}: no value for {name}: it is neither in this machine's environment "
             f"nor in {where}; nothing was changed"
         )
     if kept not in (None, value):
         # A developer's own database, most likely: neither is taken for the other.
         raise DeployError(
-            f"app_secrets: {name} has one value in this machine's environment and another in "
+            f"{key}: {name} has one value in this machine's environment and another in "
             f"{file}: unset {name}, or take it out of the file; nothing was changed"
         )
     return value

@@ -1,11 +1,12 @@
 # Unpacks a release beside the others; it appears under its name only when it is complete.
-# usage: install.sh APP RELEASE ENVIRONMENT REQUIREMENTS_FILE PLUGIN PYTHON WHEELS <ARCHIVE
+# usage: install.sh APP RELEASE ENVIRONMENT RESOLUTION PLUGIN PYTHON WHEELS <ARCHIVE
 #   ENVIRONMENT  names the virtual environment; - for none
+#   RESOLUTION   of its requirements, as ID/KIND (see resolution.sh); '' where it has none
 #   WHEELS       a folder with the wheel of PyPI's uWSGI; '' where uWSGI is Debian's
 #   ARCHIVE      a .tar.gz in base64. It holds secrets: it comes on standard input and
 #                never lies in a file
 set -eu
-base=/srv/$1 name=$2 environment=$3 requirements=$4 plugin=$5 python=$6 wheels=$7
+base=/srv/$1 name=$2 environment=$3 resolved=/srv/$1/resolutions/$4 plugin=$5 python=$6 wheels=$7
 venv=$base/venvs/$environment part=$base/releases/.part-$name
 umask 022
 # What serves meanwhile comes first; with less than a tenth of its share this would hardly go on.
@@ -37,17 +38,19 @@ mkdir "$part" || fail "can't make $part"
 base64 -d | tar -xzf - -C "$part" --no-same-owner || fail "the release does not fit into $base"
 ln -s "$plugin" "$part/consul_plugin.so"
 
+# Nothing but what is here: neither an index nor this host's own configuration of pip decides.
 install() {
-    "$venv/bin/pip" --quiet --disable-pip-version-check --no-input install "$@" ||
-        fail "the application's requirements could not be installed"
+    PIP_CONFIG_FILE=/dev/null "$venv/bin/pip" --quiet --disable-pip-version-check --no-input install \
+        --no-index --no-deps "$@" || fail "the application's requirements could not be installed"
 }
 
 if [ "$environment" != - ]; then
     if [ ! -e "$venv/complete" ]; then
         # A virtual environment knows its own path: it is made in place and marked at the end.
         "$python" -m venv "$venv" || fail "no virtual environment in $venv"
-        [ -z "$wheels" ] || install --no-index "$wheels"/*.whl
-        [ ! -e "$part/$requirements" ] || install --requirement "$part/$requirements"
+        [ -z "$wheels" ] || install "$wheels"/*.whl
+        [ ! -s "$resolved/requirements.txt" ] || install --require-hashes \
+            --find-links "$resolved/wheels" --requirement "$resolved/requirements.txt"
         touch "$venv/complete"
     fi
     ln -s "../../venvs/$environment" "$part/venv"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import archive, environment
 from uwsgi_consul_fleet.operations.applications.archive import File
-from uwsgi_consul_fleet.operations.applications.release import Release, read
+from uwsgi_consul_fleet.operations.applications.release import Release, made_by, read
 from uwsgi_consul_fleet.operations.files import RemoteFile, render
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
@@ -25,8 +25,8 @@ class Package:
     """A release for one host.
 
     ``files`` are those that it has beside the sources, by path; ``variables`` is the
-    application's environment, which nobody may see; ``virtualenv`` names the virtual
-    environment, ``-`` for none.
+    application's environment, which nobody may see; ``virtualenv`` says what is
+    in its virtual environment, ``-`` for none.
     """
 
     release: Release
@@ -34,21 +34,27 @@ class Package:
     variables: str = field(repr=False)
     virtualenv: str
 
-    def generation(self, plugin: RemoteFile) -> str:
+    def generation(self, plugin: RemoteFile, python: str) -> str:
         """The name of the release together with everything it runs with on this host.
 
-        A change of the plugin, an ini setting, a unit or the environment makes another
+        A change of the plugin, an ini setting, a unit, the environment or the Python makes another
         generation, and is switched to like a change of the application.
-        """
-        return f"{self.release.name}-{self.digest(plugin.path)}"
 
-    def digest(self, plugin: str = "") -> str:
-        """A hash of everything that is in it, and of the plugin that it links to."""
+        :param python: its kind, as the host says it
+        """
+        return f"{self.release.name}-{self.digest(plugin.path, python)}"
+
+    def environment(self, python: str) -> str:
+        """The name of its virtual environment for a kind of Python; - for none."""
+        return "-" if self.virtualenv == "-" else f"{self.virtualenv}-{python}"
+
+    def digest(self, plugin: str = "", python: str = "") -> str:
+        """A hash of everything that is in it, and of the plugin and the Python beside it."""
         parts = [
             *sorted(self.files.items()),
             ("sources", self.release.sources.digest),
             ("plugin", plugin),
-            ("virtualenv", self.virtualenv),
+            ("virtualenv", self.environment(python)),
             ("environment", environment.digest(self.variables) if self.variables else ""),
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
@@ -62,20 +68,17 @@ class Package:
         files = [*sorted(self.files.items()), (ENVIRONMENT, variables)]
         return archive.archive(self.release.sources, files)
 
-    @property
-    def requirements(self) -> str:
-        """The file that pip is given, by its path in the release; there may be none."""
-        return self.release.requirements.main if self.release.requirements else "-"
 
-
-def prepare(me: Host) -> Package | None:
+def prepare(me: Host, resolution: Callable[[Release], str] = made_by) -> Package | None:
     """The release for this host, from this machine's files; None for a host without instances.
 
+    :param resolution: chooses what its requirements are resolved to
     :raises DeployError: where something is missing or wrong, before any host is touched
     """
     if not me.instances:
         return None
     release = read(me.settings)
+    release = replace(release, resolution=resolution(release))
     variables = environment.render(environment.variables(me.settings))
     virtualenv = _virtualenv(me, release)
     # What it runs with, but for what is different on each host.
@@ -107,8 +110,7 @@ def _virtualenv(me: Host, release: Release) -> str:
     if not _has_virtualenv(me, release):
         return "-"
     settings = me.settings
-    digest = release.requirements.digest if release.requirements else "-"
-    parts = [digest, settings.app_python]
+    parts = [release.resolution, settings.app_python]
     if settings.uwsgi_source == "pypi":
         parts.append(pypi_name(settings))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -153,10 +155,12 @@ def _units(me: Host) -> dict[str, str]:
 
 
 def _manifest(me: Host, release: Release, settings: str) -> str:
-    """What the program on the host reads (see host/store.py)."""
+    """What the program on the host reads (see host/store.py), and the deploy (see state.sh)."""
     fields = {
         "release": release.name,
         "settings": settings,
+        "requirements": release.requirements.digest if release.requirements else None,
+        "resolution": release.resolution or None,
         "node": me.name,
         "instances": [{"id": each.id, "port": each.port} for each in me.instances],
         "health_path": me.settings.health_path,

@@ -1,5 +1,6 @@
 """What is released: the application's source and its requirements, and what it is called."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,24 @@ from uwsgi_consul_fleet.operations.plan import DeployError
 
 @dataclass(frozen=True)
 class Release:
-    """The application at one revision; it may have no ``requirements``."""
+    """The application at one revision; it may have no ``requirements``. ``resolution`` is the id of
+    what these are resolved to."""
 
     name: str
     sources: Sources
     requirements: Requirements | None
     template: Path
+    resolution: str = ""
+
+
+def made_by(release: Release) -> str:
+    """The id of the resolution that is made for a release, known before there is one; '' where it
+    has no requirements. With all versions given it does not matter for which."""
+    written = release.requirements
+    if written is None:
+        return ""
+    parts = (written.digest, "" if written.are_pinned else release.name)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def read(settings: Settings) -> Release:

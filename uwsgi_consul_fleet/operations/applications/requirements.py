@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,11 @@ ALONE = "requirements.txt"
 # Where they lie in a release if they are several: as here, below what they have in common.
 FOLDER = "requirements.d"
 
-COMMENT = re.compile(r"(^|\s+)#.*$")
+COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
+# pip puts values of its environment there.
+VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+# What stands before the @ of a URL is a password or a token, unless it is a variable.
+PASSWORD = re.compile(r"https?://(?:[^/@\s:]*:)?(?!\$\{)[^/@\s:]+@")
 _options = ArgumentParser(add_help=False, exit_on_error=False)
 _options.add_argument("-r", "--requirement", action="append", default=[])
 _options.add_argument("-c", "--constraint", action="append", default=[])
@@ -38,11 +42,22 @@ class Requirements:
             found.update(self.files[self.main])
         return found.hexdigest()[:16]
 
+    @property
+    def are_pinned(self) -> bool:
+        """Whether each has its version: pip then wants hashes for all of them."""
+        return any(re.search(rb"(^|\s)--hash[= ]", text) for text in self.files.values())
+
+
+def variables(texts: Iterable[bytes]) -> set[str]:
+    """The names of those that stand in requirements; in comments they do not count."""
+    plain = (COMMENT.sub("", text.decode("utf-8-sig")) for text in texts)
+    return {name for text in plain for name in VARIABLE.findall(text)}
+
 
 def read(main: Path) -> Requirements:
     """The requirements in a file and in those that it includes.
 
-    :raises DeployError: where one is missing, or includes itself
+    :raises DeployError: where one is missing, includes itself, or has a password in it
     """
     found: dict[Path, bytes] = {}
     _follow(Path(os.path.normpath(Path.cwd() / main)), found, (), f"app_requirements: {main}")
@@ -65,6 +80,13 @@ def _follow(path: Path, found: dict[Path, bytes], including: tuple[Path, ...], w
         raise DeployError(f"{where}: {path}: {error.strerror}; nothing was changed") from error
     except UnicodeDecodeError as error:
         raise DeployError(f"{where}: {path}: is not UTF-8; nothing was changed") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if PASSWORD.search(COMMENT.sub("", line)):
+            raise DeployError(
+                f"app_requirements: {path}:{number}: has a password or a token in a URL: write "
+                "${NAME} in its place, and let this machine's environment or app_secrets_file have "
+                "the value; nothing was changed"
+            )
     for name, number in _included(text):
         here = f"app_requirements: {path}:{number}"
         if "://" in name:

@@ -1,0 +1,149 @@
+"""What an application depends on: resolved once, and the same on every host.
+
+The tests run in the order in which they stand here. drakar has the application alone at first; a
+package of its dependencies has to be compiled, and one comes from an index that wants a password.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator
+
+import pytest
+from applications import application
+from fleet_commands import output
+from lab_commands import Lab
+from load import SERVICE
+from shared_fleet import SharedFleet
+
+pytestmark = pytest.mark.takes(100)
+
+REQUIREMENTS = """
+--extra-index-url http://me:${AHOY_PASSWORD}@127.0.0.1:8099/
+ahoy
+certifi
+netifaces==0.11.0
+"""
+PASSWORD = "sesame-4711"
+INDEX = """
+import base64, http.server, sys
+wanted = "Basic " + base64.b64encode(f"me:{sys.stdin.readline().strip()}".encode()).decode()
+
+class Index(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.headers["Authorization"] == wanted:
+            return super().do_GET()
+        self.send_response(401)
+        self.end_headers()
+
+http.server.ThreadingHTTPServer(("127.0.0.1", 8099), Index).serve_forever()
+"""
+OLD = "certifi==2024.8.30"
+# Where something of a deploy could be left.
+PLACES = "/srv /etc /opt /root /tmp /var/tmp /var/log /run"
+
+
+def wheel(name: str) -> bytes:
+    """Of a package with one module."""
+    found = io.BytesIO()
+    info = f"{name}-1.dist-info"
+    with zipfile.ZipFile(found, "w") as opened:
+        opened.writestr(f"{name}.py", "")
+        opened.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        opened.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        opened.writestr(f"{info}/RECORD", f"{name}.py,,\n")
+    return found.getvalue()
+
+
+def configured(line: str) -> str:
+    """A command that makes this pip's configuration on a host."""
+    return f"printf '[global]\\n{line}\\n' | sudo tee /etc/pip.conf"
+
+
+@pytest.fixture(scope="module")
+def options(
+    lab: Lab, fleet: SharedFleet, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[str]]:
+    """Of a deploy with these requirements. drakar resolves them to an old version, and cheetah has
+    no index at all."""
+    folder = tmp_path_factory.mktemp("dependencies")
+    index = folder / "index"
+    (index / "ahoy").mkdir(parents=True)
+    (index / "index.py").write_text(INDEX)
+    (index / "ahoy" / "ahoy-1-py3-none-any.whl").write_bytes(wheel("ahoy"))
+    lab.run("scp", "-q", "-r", "-F", str(lab.config), str(index), "drakar:index")
+    run = "sudo systemd-run --quiet --unit=index --working-directory=$HOME/index sh -c"
+    lab.ssh("drakar", f"echo {PASSWORD} >password; {run} 'exec python3 index.py <../password'")
+    lab.ssh("drakar", f"echo {OLD} | sudo tee /etc/old; {configured('constraint = /etc/old')}")
+    # Of an earlier run on these machines.
+    lab.ssh("drakar", f"sudo rm -rf /srv/{SERVICE}/resolutions")
+    lab.ssh("cheetah", configured("index-url = http://127.0.0.1:9/"))
+    source = application(folder, "\nimport ahoy, certifi, netifaces\n")
+    (folder / "requirements.txt").write_text(REQUIREMENTS)
+    yield [
+        *("--data", f"app_source={source}"),
+        *("--data", f"app_requirements={folder / 'requirements.txt'}"),
+    ]
+    lab.ssh("drakar", "sudo systemctl stop index; rm -r index password; sudo rm -f /etc/pip.conf")
+    lab.ssh("cheetah", "sudo rm /etc/pip.conf")
+
+
+def installed(lab: Lab, host: str) -> list[str]:
+    """What the release that serves there has."""
+    python = f"/srv/{SERVICE}/current/venv/bin/python"
+    return str(lab.ssh(host, f"{python} -m pip freeze").stdout).split("\n")
+
+
+def test_dependencies_are_made_on_one_host(
+    fleet: SharedFleet, lab: Lab, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.hosts(["drakar"], ["drakar"])
+    refused = output(fleet.deploy(*options, check=False))
+    assert "app_requirements: no value for AHOY_PASSWORD: it is neither in this" in refused
+    assert "Starting operation" not in refused
+    monkeypatch.setenv("AHOY_PASSWORD", PASSWORD)
+    said = output(fleet.deploy(*options))
+    assert "installing the compiler in a scratch layer" in said
+    assert installed(lab, "drakar")[:3] == ["ahoy==1", OLD, "netifaces==0.11.0"]
+    assert lab.ssh("drakar", "command -v gcc", check=False).returncode == 1
+    assert lab.ssh("drakar", f"sudo grep -rlIs {PASSWORD} {PLACES}", check=False).stdout == ""
+
+
+def test_a_host_that_joins_later_has_the_same_and_asks_no_index(
+    fleet: SharedFleet, lab: Lab, options: list[str]
+) -> None:
+    """Without the password, alone in its run; newer versions are there by now."""
+    lab.ssh("drakar", "sudo rm /etc/pip.conf")
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    said = output(fleet.deploy("--limit", "cheetah", *options))
+    assert "resolving" not in said
+    assert installed(lab, "cheetah") == installed(lab, "drakar")
+    assert fleet.changes(*options) == {}
+    fleet.verify("--wait", "10", "--probe")
+
+
+def test_a_release_under_a_new_name_has_newer_dependencies(
+    fleet: SharedFleet, lab: Lab, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AHOY_PASSWORD", PASSWORD)
+    said = output(fleet.deploy(*options, "--data", "release=newer"))
+    assert "[drakar]  resolving its requirements" in said
+    # What was compiled is used again.
+    assert "compiler" not in said
+    found = installed(lab, "drakar")
+    assert installed(lab, "cheetah") == found
+    assert OLD not in found
+    assert "netifaces==0.11.0" in found
+    # Nothing is resolved for the next one, whose requirements are the same.
+    monkeypatch.delenv("AHOY_PASSWORD")
+    changes = fleet.changes(*options, "--data", "app_processes=3", "--data", "release=newer")
+    assert "Application: bring its dependencies" not in changes
+    assert "Application: install the release" in changes
+
+
+def test_a_python_that_no_service_can_use_is_refused(
+    fleet: SharedFleet, lab: Lab, options: list[str]
+) -> None:
+    lab.ssh("cheetah", "sudo ln -sf /usr/bin/python3 /root/python")
+    said = output(fleet.deploy(*options, "--data", "app_python=/root/python", check=False))
+    assert "cheetah: app_python: /root/python is not for everybody" in said
+    assert "Starting operation" not in said

@@ -1,0 +1,212 @@
+"""Which dependencies a release has, and what they are resolved with; the hosts are in
+tests/lab/test_dependencies.py."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations.applications import application, dependencies, resolution
+from uwsgi_consul_fleet.operations.applications.release import Release, made_by
+from uwsgi_consul_fleet.operations.applications.requirements import Requirements, read, variables
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import HostState, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = "cpython-311-x86_64-linux-gnu-2.36"
+
+
+def fleet_of(*names: str, **settings: object) -> Fleet:
+    data = {
+        **DEMO,
+        "app_source": str(ROOT / "app"),
+        "app_requirements": str(ROOT / "app/requirements.txt"),
+        "app_ini": str(ROOT / "app/uwsgi.ini.j2"),
+        **settings,
+    }
+    groups = frozenset({"consul_servers", "app_servers"})
+    hosts = [InventoryHost(name, groups, data) for name in names]
+    return build(hosts, (), (), lambda host: f"10.0.3.{names.index(host.name) + 1}")
+
+
+class Run:
+    """A run over some hosts of a fleet, of which each looks as it is said here."""
+
+    def __init__(
+        self,
+        inside: Mapping[str, HostState],
+        left_out: Mapping[str, HostState],
+        typed: str = "",
+    ) -> None:
+        self.fleet = fleet_of(*inside, *left_out)
+        self.pyinfra = SimpleNamespace(connected={*inside}, typed={"release": typed})
+        self.asked = 0
+        self.state_of = inside.__getitem__
+        self._left_out = left_out
+        self._made: dict[Any, Any] = {}
+
+    def once(self, make: Callable[[Any], Any]) -> Any:
+        if make is resolution._ask_left_out:
+            self.asked += 1
+            return [(self.fleet.host(name), known) for name, known in self._left_out.items()]
+        return self._made.setdefault(make, make(self))
+
+
+def on(release: str, requirements: str = "", resolved: str = "") -> HostState:
+    """A host that a release serves, and that has one before it."""
+    made = {"release": release}
+    if resolved:
+        made |= {"requirements": requirements, "resolution": resolved}
+    old = {"release": "r0", "requirements": requirements, "resolution": "old"}
+    lines = [
+        f"generation {release}-1a2b3c4d {json.dumps(made)}",
+        f"generation r0-00000000 {json.dumps(old)}",
+        f"current_generation {release}-1a2b3c4d",
+    ]
+    return parse(lines)
+
+
+def release_of(name: str, text: bytes = b"flask\n") -> Release:
+    written = Requirements("requirements.txt", {"requirements.txt": text})
+    return Release(name, None, written, Path())  # type: ignore[arg-type]
+
+
+def chosen(
+    what: Release,
+    inside: Mapping[str, HostState],
+    left_out: Mapping[str, HostState] | None = None,
+    typed: str = "",
+) -> str:
+    run = Run(inside, left_out or {}, typed)
+    here: Any = Here(run, run.fleet.host(next(iter(inside))))  # type: ignore[arg-type]
+    return resolution.choose(here, what)
+
+
+# --- Which resolution ---
+
+
+def test_requirements_that_are_written_as_before_stay_what_they_were_resolved_to() -> None:
+    second = release_of("r2")
+    assert second.requirements
+    same = on("r1", second.requirements.digest, "theirs")
+    assert chosen(second, {"a": same, "b": on("x"), "c": same}) == "theirs"
+    assert chosen(release_of("r2", b"flask<4\n"), {"a": same}) != "theirs"
+
+
+def test_a_release_resolves_what_it_is_the_first_to_have() -> None:
+    found = chosen(release_of("r2"), {"a": on("r1")})
+    assert found == made_by(release_of("r2"))
+    assert found != made_by(release_of("r3"))
+    assert found != made_by(release_of("r2", b"flask<4\n"))
+    assert chosen(Release("r2", None, None, Path()), {"a": on("r1")}) == ""  # type: ignore[arg-type]
+
+
+def test_most_hosts_decide_where_they_differ() -> None:
+    release = release_of("r2")
+    assert release.requirements
+    digest = release.requirements.digest
+    states = {name: on("r1", digest, name) for name in "ab"}
+    assert chosen(release, {**states, "c": on("r1", digest, "b")}) == "b"
+
+
+def test_a_release_that_is_named_and_new_resolves_anew() -> None:
+    release = release_of("spring")
+    assert release.requirements
+    digest = release.requirements.digest
+    before = {"a": on("r1", digest, "theirs")}
+    assert chosen(release, before) == "theirs"
+    assert chosen(release, before, typed="spring") == made_by(release)
+    # One that is there is what it was, wherever that is, also where the run was cut short.
+    there = {"b": on("spring", digest, "own")}
+    assert chosen(release, there, typed="spring") == "own"
+    assert chosen(release, before, there, typed="spring") == "own"
+
+
+def test_a_host_that_is_behind_gets_what_the_others_have() -> None:
+    release = release_of("r2")
+    assert release.requirements
+    digest = release.requirements.digest
+    behind, others = {"a": on("r1", digest, "older")}, {"b": on("r2", digest, "theirs")}
+    assert chosen(release, behind, others) == "theirs"
+    assert chosen(release, {**behind, **others}) == "theirs"
+
+
+def test_requirements_with_hashes_are_the_same_for_all_releases() -> None:
+    text = b"flask==3.0 \\\n    --hash=sha256:00\n"
+    assert made_by(release_of("r1", text)) == made_by(release_of("r2", text))
+
+
+def test_a_new_host_alone_gets_what_the_others_have() -> None:
+    release = release_of("r2")
+    assert release.requirements
+    others = {"b": on("r2", release.requirements.digest, "theirs")}
+    assert chosen(release, {"a": HostState()}, others) == "theirs"
+
+
+# --- With which variables, and for which Python ---
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--index-url https://me:hush@example.org/simple",
+        "x @ git+https://token@example.org/x.git",
+        "--extra-index-url http://${USER}:hush@example.org/  # ${PASSWORD}",
+    ],
+)
+def test_a_password_in_requirements_is_refused_and_not_told(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text(f"flask\n{line}\n")
+    with pytest.raises(DeployError) as caught:
+        read(file)
+    assert f"{file}:2: has a password or a token in a URL: write ${{NAME}}" in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_variables_of_requirements_are_pips(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text(
+        "--index-url https://${USER}:${PASSWORD}@example.org/  # https://me:it@example.org ${NOT}\n"
+        "x @ git+ssh://git@example.org/x.git\ny @ https://example.org/y@1.zip\n$NOT ${not}\n"
+    )
+    assert variables(read(file).files.values()) == {"USER", "PASSWORD"}
+
+
+def test_what_pip_is_given_is_no_file_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD", "it's $1")
+    written = release_of("r1", b"-i https://me:${PASSWORD}@example.org/\nx\n").requirements
+    assert written
+    given = dependencies._given(fleet_of("a").host("a"), written, b"x==1\n")
+    lines, _, archive = given.partition(b"\n\n")
+    assert lines == b"PASSWORD=it's $1"
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        assert opened.getnames() == ["requirements.txt", "resolved.txt"]
+    assert b"it's" not in archive
+
+
+def test_a_variable_without_a_value_is_refused_before_anything_is_touched() -> None:
+    written = release_of("r1", b"-i https://me:${NO_SUCH_ONE}@example.org/\n").requirements
+    assert written
+    with pytest.raises(DeployError, match="app_requirements: no value for NO_SUCH_ONE"):
+        dependencies._variables(fleet_of("a").host("a"), written)
+
+
+def test_older_pythons_come_first() -> None:
+    kinds = ["cpython-313-x86_64-linux-gnu-2.41", PYTHON, "cpython-39-x86_64-linux-gnu-2.31"]
+    assert sorted(kinds, key=dependencies._age) == kinds[::-1]
+
+
+def test_a_python_in_a_home_folder_is_refused() -> None:
+    closed = parse([f"app_python {PYTHON}", "app_python_closed /home/me/.pyenv/bin/python"])
+    run = Run({"a": closed}, {})
+    here: Any = Here(run, run.fleet.host("a"))  # type: ignore[arg-type]
+    with pytest.raises(DeployError, match=r"a: app_python: /home/me/.* install it elsewhere"):
+        application.prepare(here)

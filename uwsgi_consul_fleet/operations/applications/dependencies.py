@@ -1,0 +1,246 @@
+"""The dependencies of releases: resolved once, on one host of each kind, for all of the fleet.
+
+For each kind of Python that hosts have, a resolution is a folder of wheels (see resolution.sh),
+which stays on each of them: a host that comes later has it from there.
+"""
+
+import io
+import re
+import shlex
+import tarfile
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any
+
+from pyinfra import host
+from pyinfra.api import FunctionCommand, StringCommand, operation
+from pyinfra.api.command import QuoteString
+
+from uwsgi_consul_fleet.build.builder import assignments, stages, why
+from uwsgi_consul_fleet.build.identity import SCRATCH
+from uwsgi_consul_fleet.build.places import Place
+from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations.applications import environment
+from uwsgi_consul_fleet.operations.applications.archive import Base64, pieces, temporary
+from uwsgi_consul_fleet.operations.applications.release import Release
+from uwsgi_consul_fleet.operations.applications.requirements import Requirements, variables
+from uwsgi_consul_fleet.operations.applications.resolution import (
+    States,
+    connected,
+    everywhere,
+    inside,
+)
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.ssh import connection as ssh
+from uwsgi_consul_fleet.ssh.connection import Result
+
+HERE = Path(__file__).parent
+KEEP = (HERE / "resolution.sh").read_text()
+RECEIVE = KEEP + (HERE / "receive.sh").read_text()
+RESOLVE = SCRATCH + KEEP + (HERE / "resolve.sh").read_text()
+TRIED = 2  # hosts of a kind, where the first can't do it
+RESOLVED = "resolved.txt"
+REFUSED = 3  # how resolve.sh ends where another host would fare no better
+
+
+@operation()
+def bring(here: Here, release: Release) -> Generator[Any, None, None]:
+    """The wheels of its dependencies: made on one host of each kind, and sent to the others."""
+    if (release.resolution, here.known.app_python) in here.known.resolutions:
+        host.noop("its dependencies are here")
+        return
+    yield FunctionCommand(_bring, (here, release), {})
+    here.changed()
+
+
+# pyinfra passes these two to a function that has arguments of these names.
+def _bring(state: Any, host: Any, here: Here, release: Release) -> bool:
+    me = here.me
+    try:
+        if not here.known.app_python:
+            raise DeployError(f"{me.name}: app_python: {me.settings.app_python} does not run there")
+        if wheels := here.run.once(Supply).wheels(me, release):
+            _send(here, release, wheels)
+    except (DeployError, FleetError) as error:
+        for line in str(error).splitlines():
+            host.log_styled(line, fg="red")
+        return False
+    return True
+
+
+def _send(here: Here, release: Release, wheels: IO[bytes]) -> None:
+    words = (here.me.settings.app_name, release.resolution, here.known.app_python)
+    stdin = Base64(lambda: pieces(wheels))
+    command = StringCommand("sh", "-c", QuoteString(RECEIVE), "receive", *words, _stdin=stdin)
+    done, output = here.run.pyinfra.executor(here.me.name)(command, False)
+    if not done:
+        raise DeployError(output.stderr or f"{here.me.name}: the connection was lost")
+
+
+class Supply:
+    """From where the hosts of a run have the wheels; they come here side by side."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._mutex = Lock()
+        self._wanted: dict[str, str] = {}
+        # For each application and resolution: by kind, a host that has it; or why there is none.
+        self._holders: dict[tuple[str, str], dict[str, Host] | str] = {}
+        self._files: dict[tuple[str, str, str], IO[bytes]] = {}
+
+    def want(self, me: Host, release: Release) -> None:
+        """To be said of each host before the first one asks.
+
+        :raises DeployError: where it will have to be resolved, and a variable of pip's is missing
+        """
+        self._wanted[me.name] = release.resolution
+        written = release.requirements
+        if written and not self._there(inside(self._run, me.settings.app_name), release.resolution):
+            _variables(me, written)
+
+    def wheels(self, me: Host, release: Release) -> IO[bytes] | None:
+        """A .tar for this host; None where it has them by now, as they were made there.
+
+        :raises UnreachableError: where a host can't be reached any more
+        :raises DeployError: where there are none
+        """
+        app, kind = me.settings.app_name, self._run.state_of(me.name).app_python
+        with self._mutex:
+            found = self._holders.get((app, release.resolution))
+            if found is None:
+                found = self._resolve(app, release)
+            if isinstance(found, str):
+                raise DeployError(f"{me.name}: has no dependencies: {found}")
+            if found[kind].name == me.name:
+                return None
+            key = (app, release.resolution, kind)
+            if key not in self._files:
+                self._files[key] = _fetch(found[kind], release, kind)
+            return self._files[key]
+
+    def _resolve(self, app: str, release: Release) -> dict[str, Host]:
+        """For all kinds, one after the other."""
+        run, resolution = self._run, release.resolution
+        kinds: defaultdict[str, list[Host]] = defaultdict(list)
+        for each in connected(run, app):
+            if self._wanted.get(each.name) == resolution:
+                kinds[run.state_of(each.name).app_python].append(each)
+        kinds.pop("", None)
+        found = self._there(inside(run, app), resolution)
+        if kinds.keys() - found.keys():
+            found = self._there(everywhere(run, app), resolution)
+        try:
+            # What there is for an old Python there is for newer ones, rather than the reverse.
+            for kind in sorted(kinds.keys() - found.keys(), key=_age):
+                found[kind] = self._made(kinds[kind], kind, release, found)
+        except (DeployError, FleetError) as error:
+            self._holders[app, resolution] = str(error).splitlines()[0].rstrip(":")
+            raise
+        self._holders[app, resolution] = found
+        return found
+
+    def _there(self, states: States, resolution: str) -> dict[str, Host]:
+        found: dict[str, Host] = {}
+        for name, known in states.items():
+            for each, kind in known.resolutions:
+                if each == resolution:
+                    found.setdefault(kind, self._run.fleet.host(name))
+        return found
+
+    def _made(
+        self, hosts: Sequence[Host], kind: str, release: Release, others: Mapping[str, Host]
+    ) -> Host:
+        """Resolve the requirements on the first of these hosts where it can be done."""
+        problem = ""
+        for each in hosts[:TRIED]:
+            try:
+                result = self._make(each, kind, release, others)
+            except UnreachableError as error:
+                problem = str(error)
+                continue
+            if result.exit_code == 0:
+                return each
+            problem = f"{each.name}: {why(result, 'its requirements could not be resolved')}"
+            if result.exit_code == REFUSED:
+                break
+        raise DeployError(problem)
+
+    def _make(self, on: Host, kind: str, release: Release, others: Mapping[str, Host]) -> Result:
+        written = release.requirements
+        assert written
+        like, resolved = "", b""
+        for other, holder in others.items():
+            like, resolved = holder.name, _resolved(holder, release, other)
+            break
+        variables = assignments(
+            keep_toolchain="no",
+            app=on.settings.app_name,
+            id=release.resolution,
+            kind=kind,
+            python=on.settings.app_python,
+            main=written.main,
+            like=like,
+        )
+        log = self._run.pyinfra.host(on.name).log
+        say = stages(on.name, lambda _, stage: log(stage))
+        return Place(on).run(variables + RESOLVE, _given(on, written, resolved), say)
+
+
+def _age(kind: str) -> tuple[int, ...]:
+    """Of a Python, by its version."""
+    found = re.search(r"(\d)(\d+)", kind)
+    return (int(found[1]), int(found[2])) if found else ()
+
+
+def _variables(me: Host, written: Requirements) -> dict[str, str]:
+    """Those that pip needs.
+
+    :raises DeployError: where one has no value, or none that can be handed over
+    """
+    names = variables(written.files.values())
+    found = {name: environment.secret(name, me.settings, "app_requirements") for name in names}
+    for name, value in found.items():
+        if "\n" in value:
+            raise DeployError(f"app_requirements: {name} has several lines; nothing was changed")
+    return found
+
+
+def _given(me: Host, written: Requirements, resolved: bytes) -> bytes:
+    """What resolve.sh reads."""
+    lines = [f"{name}={value}\n" for name, value in _variables(me, written).items()]
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as opened:
+        for path, content in {**written.files, RESOLVED: resolved}.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+    return "".join([*lines, "\n"]).encode() + archive.getvalue()
+
+
+def _resolved(holder: Host, release: Release, kind: str) -> bytes:
+    """The names, versions and hashes that a host has of a resolution."""
+    return _ask(holder, f"cat {_folder(holder, release, kind)}/requirements.txt").stdout
+
+
+def _fetch(holder: Host, release: Release, kind: str) -> IO[bytes]:
+    """A .tar of all that it has of a resolution."""
+    file = temporary()
+    _ask(holder, f"exec tar -cf - -C {_folder(holder, release, kind)} .", file)
+    file.flush()
+    return file
+
+
+def _folder(holder: Host, release: Release, kind: str) -> str:
+    return shlex.quote(f"/srv/{holder.settings.app_name}/resolutions/{release.resolution}/{kind}")
+
+
+def _ask(holder: Host, script: str, into: IO[bytes] | None = None) -> Result:
+    with ssh.connect(holder) as connection:
+        result = ssh.run_script(connection, script, into=into)
+    if result.exit_code:
+        raise DeployError(f"{holder.name}: its dependencies can't be read: {result.stderr.strip()}")
+    return result

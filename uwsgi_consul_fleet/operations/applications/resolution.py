@@ -1,0 +1,87 @@
+"""Which resolution of its requirements a release uses, and what the hosts have."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations import ownership
+from uwsgi_consul_fleet.operations.applications.release import Release, made_by
+from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.state import HostState, ask
+from uwsgi_consul_fleet.ssh.connection import side_by_side
+
+States = Mapping[str, HostState]
+
+
+def choose(here: Here, release: Release) -> str:
+    """The id of the resolution that a release uses. It is that of the hosts which have the release;
+    else that of what serves, where the requirements are written as they were then. What is named,
+    and is nowhere yet, makes its own.
+
+    :returns: '' for a release without requirements
+    """
+    if release.requirements is None:
+        return ""
+    run, app = here.run, here.me.settings.app_name
+    named = run.pyinfra.typed.get("release") == release.name
+    # Hosts that this run leaves out are asked only where the others don't know.
+    return (
+        _most(inside(run, app), release, of_this_name=True, serving=not named)
+        or _most(everywhere(run, app), release, of_this_name=True, serving=not named)
+        or ("" if named else _most(everywhere(run, app), release, of_this_name=False, serving=True))
+        or made_by(release)
+    )
+
+
+def _most(states: States, release: Release, *, of_this_name: bool, serving: bool) -> str:
+    """What most hosts have of the same requirements; '' where none has any."""
+    assert release.requirements
+    found = Counter(
+        str(made["resolution"])
+        for known in states.values()
+        for generation, made in known.generations.items()
+        if made.get("requirements") == release.requirements.digest and made.get("resolution")
+        if made.get("release") == release.name or not of_this_name
+        if generation == known.current_generation or not serving
+    )
+    return found.most_common(1)[0][0] if found else ""
+
+
+def place(resolution: str, kind: str) -> str:
+    """Where it lies among the resolutions of a host; '' without one."""
+    return f"{resolution}/{kind}" if resolution else ""
+
+
+def connected(run: Run, app: str) -> list[Host]:
+    """The hosts of an application in this run."""
+    return [
+        each
+        for each in run.fleet.app_servers
+        if each.settings.app_name == app and each.name in run.pyinfra.connected
+    ]
+
+
+def inside(run: Run, app: str) -> States:
+    """How they look."""
+    return {each.name: run.state_of(each.name) for each in connected(run, app)}
+
+
+def left_out(run: Run, app: str) -> States:
+    """How those of its hosts look that this run is not about, asked once."""
+    found = run.once(_ask_left_out)
+    return {each.name: known for each, known in found if each.settings.app_name == app}
+
+
+def everywhere(run: Run, app: str) -> States:
+    """How all of its hosts look that can be asked."""
+    return {**inside(run, app), **left_out(run, app)}
+
+
+def _ask_left_out(run: Run) -> list[tuple[Host, HostState]]:
+    names = ownership.left_out(run)
+    hosts = [each for each in run.fleet.app_servers if each.name in names]
+    if not hosts:
+        return []
+    with side_by_side(len(hosts)) as pool:
+        answers = zip(hosts, pool.map(ask, hosts), strict=True)
+        return [(each, known) for each, known in answers if known]

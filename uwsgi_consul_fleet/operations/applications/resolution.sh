@@ -1,0 +1,28 @@
+# Functions for scripts that run as root on a host and put a resolution there:
+# /srv/APP/resolutions/ID/KIND has the wheels of an application's dependencies for a kind of Python,
+# and in requirements.txt their names, versions and hashes. It appears when it is complete.
+
+# begin APP ID KIND: makes $half_done, a folder that keep() puts in its place; ends the script where
+# that is there.
+begin() {
+    umask 022
+    wanted=/srv/$1/resolutions/$2/$3 half_done=/srv/$1/resolutions/.part-$2
+    # One at a time: a run that was killed may have left its script working on this host.
+    exec 9>/run/uwsgi-consul-fleet-resolution.lock
+    flock 9
+    if [ -d "$wanted" ]; then
+        cat >/dev/null
+        exit 0
+    fi
+    rm -rf "/srv/$1/resolutions"/.part-*
+    trap 'rm -rf "$half_done"' EXIT
+    trap 'exit 130' INT TERM HUP
+    mkdir -p "$half_done"
+}
+
+keep() {
+    sync -f "$half_done"
+    mkdir -p "${wanted%/*}"
+    mv -T "$half_done" "$wanted"
+    sync -f "${wanted%/*}"
+}

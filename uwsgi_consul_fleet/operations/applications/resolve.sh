@@ -1,0 +1,96 @@
+# shellcheck disable=SC2154 # variables come from dependencies.py and scratch.sh
+# Resolves an application's requirements as they are written, once for all hosts with the same kind
+# of Python; see resolution.sh. Runs as root on one of them, after scratch.sh and resolution.sh.
+#   $app $id $kind  what it makes
+#   $python         the application's Python
+#   $main           the requirements, by their path in the archive
+#   $like           on which host they were resolved for another kind, or ''
+# Its standard input: pip's own variables, one a line, an empty line, and a .tar with the
+# requirements and, where another kind was first, what they were resolved to in resolved.txt.
+set -eu
+# What serves meanwhile comes first; see install.sh.
+if ls -d /srv/*/current >/dev/null 2>&1; then
+    renice -n 10 -p $$ >/dev/null
+    { echo 10 >/proc/self/autogroup; } 2>/dev/null || true
+fi
+begin "$app" "$id" "$kind"
+# They may be secret: they lie in no file, and stand in no command line.
+while IFS= read -r line && [ -n "$line" ]; do export "${line?}"; done
+work=$half_done/work
+# What was built for resolutions before, by pip's own way to tell what it was built from.
+built=/srv/$app/resolutions/.built-$kind
+mkdir -m 700 "$work" "$work/cache"
+[ ! -d "$built" ] || cp -a "$built" "$work/cache/wheels"
+tar -xf - -C "$work" --no-same-owner
+
+# attempt WHERE FOLDER: makes the wheels; FOLDER is $work as it is seen WHERE it runs.
+attempt() {
+    rm -rf "$work/wheels" "${build:-$work}/wheels" "$work/complete"
+    {
+        $1 "$2/venv/bin/python" -m pip --disable-pip-version-check --no-input wheel --use-pep517 \
+            --cache-dir "$2/cache" --wheel-dir "$2/wheels" \
+            --requirement "$2/$main" ${limits:+--constraint "$2/$limits"} && touch "$work/complete"
+    } 2>&1 | tee "$work/log" |
+        sed -un 's/^ *Building wheel for \([^ ]*\).*: started$/## building \1/p' >&2
+    [ -e "$work/complete" ]
+}
+
+needs_compiler() {
+    grep -qE 'Failed building wheel|Failed to build|Command errored out|subprocess-exited-with-error|metadata-generation-failed' "$work/log"
+}
+
+attempt_with_compiler() {
+    if [ -z "${build:-}" ]; then
+        use_compiler gcc g++ make pkgconf libc6-dev python3-dev
+        # The wheels may be larger than the layer; and no mount may outlive this script.
+        [ -n "${own_namespace:-}" ] && mount --bind "$work" "$build" || cp -a "$work/." "$build/"
+    fi
+    attempt inside "${build#"$root"}" || return
+    [ -e "$work/wheels" ] || cp -a "$build/wheels" "$work/"
+}
+
+resolve() { attempt '' "$work" || { needs_compiler && attempt_with_compiler; }; }
+
+stage "resolving its requirements for $("$python" --version)"
+"$python" -m venv "$work/venv" >&2 || fail "no virtual environment can be made with $python"
+limits=
+# Hashes are of versions, which are given then.
+if [ -n "$like" ] && ! grep -qrse '--hash' "$work/$main"; then
+    sed 's/ .*//' "$work/resolved.txt" >"$work/limits.txt"
+    limits=limits.txt
+fi
+if ! resolve; then
+    [ -z "$limits" ] || stage "the versions of $like do not fit here: others are taken"
+    { [ -n "$limits" ] && limits='' && resolve; } || {
+        grep -v '^ *$' "$work/log" | tail -n 20 >&2
+        stage 'failed: its requirements could not be resolved; nothing was installed'
+        exit 3
+    }
+fi
+
+mkdir -p "$work/wheels"
+"$python" -I - "$work/wheels" >"$half_done/requirements.txt" <<'PYTHON'
+import email, hashlib, pathlib, sys, zipfile
+
+for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
+    with zipfile.ZipFile(wheel) as opened:
+        names = (each for each in opened.namelist() if each.count("/") == 1)
+        name = next(each for each in names if each.endswith(".dist-info/METADATA"))
+        said = email.message_from_bytes(opened.read(name))
+    digest = hashlib.sha256()
+    with wheel.open("rb") as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            digest.update(block)
+    print(f"{said['Name']}=={said['Version']} --hash=sha256:{digest.hexdigest()}")
+PYTHON
+chmod 644 "$half_done/requirements.txt"
+mv "$work/wheels" "$half_done/wheels"
+stage "resolved: $(wc -l <"$half_done/requirements.txt") wheels, $(du -sh "$half_done/wheels" | cut -f 1)"
+[ -z "${build:-}" ] || umount "$build" 2>/dev/null || true
+find "$work/cache/wheels" -name '*.whl' 2>/dev/null | while read -r wheel; do
+    [ -e "$half_done/wheels/${wheel##*/}" ] || rm "$wheel" # of no use any more
+done
+rm -rf "$built"
+[ ! -d "$work/cache/wheels" ] || mv "$work/cache/wheels" "$built"
+rm -rf "$work"
+keep
