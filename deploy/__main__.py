@@ -9,7 +9,7 @@ from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 
 here = run.here()
 me, fleet = here.me, here.run.fleet
-lock.guard(here)
+# Before anything is read of the hosts.
 lock.look(here)
 app.refuse_taken_ports(here)
 # Refuses what is not this fleet's.
