@@ -37,7 +37,7 @@ def switch(
     try:
         _clear_trials(app)
         units.install(new)
-        if ran and not store.has_served(new):
+        if not store.has_served(new):
             _try(new)
         units.open_sockets(new, opened)
         _start(new)
@@ -71,7 +71,7 @@ def _try(new: Release) -> None:
     """Start it where no client is, and see whether it is well and stays so."""
     say(f"{new.release}: tried on a socket of its own")
     try:
-        systemd.start([new.trial])
+        systemd.start([new.trial], new.health_timeout)
         health.wait(new, "trial", new.trial)
         say(f"{new.release}: healthy, watched for {new.min_healthy_time} s")
         health.watch(new, "trial", new.trial)
@@ -90,7 +90,7 @@ def _told(new: Release, services: list[str], error: ReleaseError) -> ReleaseErro
 def _start(new: Release) -> None:
     """Beside the old one, on the sockets that both hold."""
     try:
-        systemd.start(new.services)
+        systemd.start(new.services, new.health_timeout)
         for instance in new.instances:
             health.wait(new, instance.port, new.service(instance.port))
     except ReleaseError as error:
@@ -121,8 +121,9 @@ def _undo(new: Release, old: Release | None, opened: list[int], ran: list[str]) 
     """As if there had been no attempt; says how the host is then."""
     try:
         if old is not None and old.generation == new.generation:
-            pass  # it is the one that should serve: leave it to be looked at
-        elif old is not None and ran:
+            return _state(old)  # it is the one that should serve: leave it to be looked at
+        systemd.abandon(new.services)
+        if old is not None and ran:
             _go_back(old)
             _discard(new)
         elif ran:  # by what, nobody knows: leave it alone
