@@ -118,7 +118,7 @@ def test_an_id_in_consul_is_taken_from_no_other_application(
     assert result.returncode != 0
     said = "drakar: consul-demo-server is registered in Consul as server1 of this host"
     assert said in output(result), output(result)
-    releases.fleet.verify("--wait", "10")
+    assert releases.fleet.verify(check=False).stdout.count("✓ passing") == 4
 
 
 TICKS = """
