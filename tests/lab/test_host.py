@@ -1,6 +1,8 @@
 """What happens on one host: its first release, a slow boot, a port's socket, timers."""
 
 import json
+import os
+import signal
 import time
 import urllib.request
 from ipaddress import IPv4Address
@@ -10,7 +12,7 @@ import pytest
 from applications import BAD_RELEASES, application
 from checkout import ROOT
 from consul_processes import until
-from fleet_commands import output
+from fleet_commands import output, start
 from lab_commands import Lab
 from load import SERVICE, Load
 from releasing import Releases
@@ -123,6 +125,8 @@ def test_an_id_in_consul_is_taken_from_no_other_application(
 
 TICKS = """
 import json
+import os
+import signal
 import time
 import urllib.request
 from ipaddress import IPv4Address
@@ -175,3 +179,15 @@ def test_a_host_that_others_reach_by_ipv6(releases: Releases, lab: Lab, tmp_path
         assert urllib.request.urlopen(url, timeout=5).read() == b"ok\n"
     lab.reboot("ormen")
     own.verify("--wait", "30", "--probe")
+
+
+def test_a_client_says_that_its_server_answers_again(releases: Releases, lab: Lab) -> None:
+    process = start("invoke", "client", "--inventory", str(releases.fleet.path), own_group=True)
+    assert process.stdout and process.stderr
+    assert " found on node " in process.stdout.readline()
+    lab.ssh("drakar", "sudo systemctl restart consul")
+    said = [process.stderr.readline(), process.stderr.readline()]
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate()
+    assert "asking again until it answers" in said[0]
+    assert "answers again" in said[1]

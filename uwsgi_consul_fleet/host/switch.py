@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
+from pathlib import Path
 
 from . import health, retire, store, systemd, units
 from .consul import Consul, UnavailableError
 from .says import ReleaseError, say
 from .store import Release
 
+SIDE_BY_SIDE = Path("/run/uwsgi-consul-fleet.switch")
 PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
 
@@ -40,8 +43,7 @@ def switch(
         if not store.has_served(new):
             _try(new)
         units.open_sockets(new, opened)
-        _start(new)
-        _take_over(new)
+        _replace_by(new)
         if not without_consul:
             _wait_for_consul(consul, new)
     except (ReleaseError, OSError) as error:
@@ -85,6 +87,15 @@ def _told(new: Release, services: list[str], error: ReleaseError) -> ReleaseErro
     """The error with what the release itself said."""
     lines = systemd.journal(services)
     return ReleaseError(f"{lines}\n{new.release} is not fit to serve: {error}")
+
+
+def _replace_by(new: Release) -> None:
+    """Start it beside what serves, which it leaves timers, daemons and the like to until that has
+    stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit)."""
+    with SIDE_BY_SIDE.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _start(new)
+        _take_over(new)
 
 
 def _start(new: Release) -> None:
@@ -146,8 +157,7 @@ def _go_back(old: Release) -> None:
     """The old one may run still, or be stopped already; its sockets may be closed."""
     units.install(old)
     units.open_sockets(old, units.closed_ports(old))
-    _start(old)
-    _take_over(old)
+    _replace_by(old)
 
 
 def _stop(new: Release, old: Release | None, opened: list[int]) -> None:
