@@ -20,7 +20,7 @@ from shared_fleet import SharedFleet
 
 from uwsgi_consul_fleet.lab.network import ipv6
 
-pytestmark = pytest.mark.takes(120)
+pytestmark = pytest.mark.takes(180)
 
 SOON = ("--data", "health_timeout=4")
 # Every node that Consul has ever listed with the service, passing or not.
