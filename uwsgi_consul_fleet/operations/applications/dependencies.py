@@ -98,8 +98,10 @@ class Supply:
         :raises DeployError: where it will have to be resolved, and a variable of pip's is missing
         """
         self._wanted[me.name] = release.resolution
-        written = release.requirements
-        if written and not self._there(inside(self._run, me.settings.app_name), release.resolution):
+        written, run, app = release.requirements, self._run, me.settings.app_name
+        # Those that this run leaves out are asked only where the others don't have it.
+        have = (self._there(how(run, app), release.resolution) for how in (inside, everywhere))
+        if written and variables(written.files.values()) and not any(have):
             _variables(me, written)
 
     def wheels(self, me: Host, release: Release) -> IO[bytes] | None:
