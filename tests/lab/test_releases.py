@@ -123,6 +123,9 @@ def test_requirements_that_cannot_be_installed_hurt_nobody(
     option = f"app_requirements={impossible_requirements(tmp_path)}"
     says = "No matching distribution found for uwsgi-consul-fleet"
     expect_refused(releases, load, "", "--data", option, says=says)
+    for host in releases.hosts:
+        half_done = f"sudo find /srv/{SERVICE} -maxdepth 3 -name '.part*'"
+        assert load.lab.ssh(host, half_done).stdout == ""
 
 
 def test_a_full_disk_hurts_nobody(
