@@ -88,8 +88,8 @@ class Supply:
         self._run = run
         self._mutex = Lock()
         self._wanted: dict[str, str] = {}
-        # For each application and resolution: by kind, a host that has it; or why there is none.
-        self._holders: dict[tuple[str, str], dict[str, Host] | str] = {}
+        # For each application and resolution, by kind: a host that has it, or why there is none.
+        self._holders: dict[tuple[str, str], dict[str, Host | str]] = {}
         self._files: dict[tuple[str, str, str], IO[bytes]] = {}
 
     def want(self, me: Host, release: Release) -> None:
@@ -109,20 +109,22 @@ class Supply:
         :raises DeployError: where there are none
         """
         app, kind = me.settings.app_name, self._run.state_of(me.name).app_python
+        key = (app, release.resolution)
         with self._mutex:
-            found = self._holders.get((app, release.resolution))
-            if found is None:
-                found = self._resolve(app, release)
-            if isinstance(found, str):
-                raise DeployError(f"{me.name}: has no dependencies: {found}")
-            if found[kind].name == me.name:
+            if key not in self._holders:
+                self._holders[key] = self._resolve(app, release)
+            holder = self._holders[key][kind]
+            if isinstance(holder, str):
+                # One host says all of it.
+                mine = holder.startswith(f"{me.name}:")
+                raise DeployError(holder if mine else holder.splitlines()[0].rstrip(":"))
+            if holder.name == me.name:
                 return None
-            key = (app, release.resolution, kind)
-            if key not in self._files:
-                self._files[key] = _fetch(found[kind], release, kind)
-            return self._files[key]
+            if (*key, kind) not in self._files:
+                self._files[*key, kind] = _fetch(holder, release, kind)
+            return self._files[*key, kind]
 
-    def _resolve(self, app: str, release: Release) -> dict[str, Host]:
+    def _resolve(self, app: str, release: Release) -> dict[str, Host | str]:
         """For all kinds, one after the other."""
         run, resolution = self._run, release.resolution
         kinds: defaultdict[str, list[Host]] = defaultdict(list)
@@ -133,15 +135,14 @@ class Supply:
         found = self._there(inside(run, app), resolution)
         if kinds.keys() - found.keys():
             found = self._there(everywhere(run, app), resolution)
-        try:
-            # What there is for an old Python there is for newer ones, rather than the reverse.
-            for kind in sorted(kinds.keys() - found.keys(), key=_age):
+        problems = {}
+        # What there is for an old Python there is for newer ones, rather than the reverse.
+        for kind in sorted(kinds.keys() - found.keys(), key=_age):
+            try:
                 found[kind] = self._made(kinds[kind], kind, release, found)
-        except (DeployError, FleetError) as error:
-            self._holders[app, resolution] = str(error).splitlines()[0].rstrip(":")
-            raise
-        self._holders[app, resolution] = found
-        return found
+            except (DeployError, FleetError) as error:
+                problems[kind] = str(error)
+        return {**found, **problems}
 
     def _there(self, states: States, resolution: str) -> dict[str, Host]:
         found: dict[str, Host] = {}

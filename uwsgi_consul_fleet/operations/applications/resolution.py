@@ -54,11 +54,7 @@ def place(resolution: str, kind: str) -> str:
 
 def connected(run: Run, app: str) -> list[Host]:
     """The hosts of an application in this run."""
-    return [
-        each
-        for each in run.fleet.app_servers
-        if each.settings.app_name == app and each.name in run.pyinfra.connected
-    ]
+    return [each for each in run.fleet.serving(app) if each.name in run.pyinfra.connected]
 
 
 def inside(run: Run, app: str) -> States:
