@@ -10,11 +10,12 @@ from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 here = run.here()
 me, fleet = here.me, here.run.fleet
 lock.guard(here)
-package = app.prepare(me)
+app.read(me)
 lock.look(here)
 app.refuse_taken_ports(here)
 # Refuses what is not this fleet's.
 unmarked = ownership.settled(here.run).unmarked
+package = app.prepare(here)
 
 if unmarked:
     ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
@@ -47,7 +48,7 @@ if me.is_member:
     )
 
     if package:
-        lock.announce(here, package.release.name)
+        lock.announce(here, package.release.content, package.refused)
         lock.require(name="Lock: go on only with it", here=here)
         app.install(name="Application: install the release", here=here, package=package)
         for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]

@@ -50,6 +50,15 @@ def test_its_fleet_is_verified_and_shown(fleet: Fleet) -> None:
     assert [entry["what"] for entry in json.loads(audit)] == ["deploy"]
 
 
+def test_what_it_released_is_known_by_its_content(fleet: Fleet, old: Version) -> None:
+    """Of which that version wrote down nothing, on hosts or in Consul."""
+    same = ("--dry", "--data", f"app_source={old.checkout / 'app'}")
+    same += ("--data", f"app_requirements={old.checkout / 'app/requirements.txt'}")
+    stays = "consul-demo-server: stays on old: app_source is what it serves"
+    assert stays in output(fleet.deploy(*same))
+    assert "(app_source) over old" in output(fleet.deploy("--dry"))
+
+
 def held(process: subprocess.Popen[str], fleet: Fleet, lab: Any) -> None:
     """Wait until that run has the lock."""
     look = "for i in $(seq 200); do consul kv get uwsgi-consul-fleet/lock && exit; sleep 0.1; done"
@@ -106,6 +115,7 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None
         load.mark("rolled back")
         fleet.rollback("other")  # which the version before has made
         assert fleet.releases() == dict.fromkeys(HOSTS, "other")
+        assert "stays on other: app_source is " in output(fleet.deploy())
         load.mark("end")
         load.window("deployed to", "end").expect(passing=4, releases={"old", "new", "other"})
     fleet.verify("--wait", "10", "--probe")

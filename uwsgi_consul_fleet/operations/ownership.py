@@ -68,7 +68,7 @@ def _carried(states: States) -> dict[str, Identity | None]:
 
 def _carried_by_others(run: Run) -> dict[str, Identity | None]:
     """Of the Consul servers that --limit leaves out, who were marked first."""
-    others = [each for each in run.fleet.consul_servers if each.name in _left_out(run)]
+    others = [each for each in run.fleet.consul_servers if each.name in left_out(run)]
     if not others:
         return {}
     # Only here: it takes as long to load as a host takes to tell of itself.
@@ -77,17 +77,18 @@ def _carried_by_others(run: Run) -> dict[str, Identity | None]:
     return {"the Consul servers": hosts.identity(run.fleet, others)}
 
 
-def _left_out(run: Run) -> list[str]:
+def left_out(run: Run) -> list[str]:
+    """Hosts that this run does not reach for, because of --limit."""
     about = run.pyinfra.connected | run.pyinfra.failed
     return [each.name for each in run.fleet.hosts if each.name not in about]
 
 
 def _new(run: Run) -> Identity:
     """Made by a run that asked all Consul servers: others may know better than the rest."""
-    left_out = _left_out(run)
+    others = left_out(run)
     servers = {each.name for each in run.fleet.consul_servers}
     missing = sorted(servers - run.pyinfra.connected)
-    if left_out or missing:
+    if others or missing:
         why = f"{', '.join(missing)} can't be reached" if missing else "--limit leaves out others"
         raise DeployError(
             "no host of this run says which fleet it is of, and a run that gives a fleet its "

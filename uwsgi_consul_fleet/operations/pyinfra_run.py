@@ -5,7 +5,7 @@ Nothing else here does, so this is what a new version of pyinfra is held against
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import cache
 from threading import Lock
 from traceback import walk_stack
@@ -54,6 +54,12 @@ class PyinfraRun:
     def host(self, name: str) -> Any:
         """pyinfra's host of that name."""
         return self._state.inventory.get_host(name)
+
+    @property
+    def typed(self) -> Mapping[str, Any]:
+        """What was typed as --data, which comes before the data of hosts and groups."""
+        found: Mapping[str, Any] = self._state.inventory.override_data
+        return found
 
     @property
     def is_executing(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from socket import IPPROTO_TCP, TCP_NODELAY, create_server, socket
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import paramiko
 from fabric import Config, Connection
@@ -119,9 +119,10 @@ class Running:
                 raise self._lost("")
             raise self._failed(f"cannot become root: {self._dialog.reason()}")
 
-    def finish(self, stdin: bytes = b"") -> Result:
+    def finish(self, stdin: bytes = b"", into: IO[bytes] | None = None) -> Result:
         """Let it read this, and wait for its end.
 
+        :param into: takes its output, of which the result has nothing then
         :raises UnreachableError: where it can't become root, or the connection is lost
         """
         try:
@@ -130,7 +131,10 @@ class Running:
             with suppress(OSError):  # it may end without reading all of it
                 self.channel.sendall(stdin)
             self.channel.shutdown_write()
-            stdout = b"".join(iter(lambda: self.channel.recv(65536), b""))
+            pieces = iter(lambda: self.channel.recv(65536), b"")
+            stdout = b"" if into else b"".join(pieces)
+            if into:
+                into.writelines(pieces)
             self._reader.join()
             code = self.channel.recv_exit_status()
             if code == -1:  # the channel was closed without one
@@ -199,15 +203,17 @@ def run_script(
     script: str,
     stdin: bytes = b"",
     on_line: Follow = lambda line: None,
+    into: IO[bytes] | None = None,
 ) -> Result:
     """Run a shell script as root, without leaving a file behind.
 
     :param script: its text; it finds it again in ``$SCRIPT``
     :param stdin: what it reads
     :param on_line: called with each line of its standard error as it comes
+    :param into: takes its output, of which the result has nothing then
     :raises UnreachableError: where it can't become root, or the connection is lost meanwhile
     """
-    return Running(connection, script, on_line).finish(stdin)
+    return Running(connection, script, on_line).finish(stdin, into)
 
 
 def open_channel(connection: Connection, port: int) -> paramiko.Channel:
