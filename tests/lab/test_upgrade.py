@@ -115,7 +115,6 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None
         load.mark("rolled back")
         fleet.rollback("other")  # which the version before has made
         assert fleet.releases() == dict.fromkeys(HOSTS, "other")
-        assert "stays on other: app_source is " in output(fleet.deploy())
         load.mark("end")
         load.window("deployed to", "end").expect(passing=4, releases={"old", "new", "other"})
     fleet.verify("--wait", "10", "--probe")
@@ -128,6 +127,17 @@ def test_a_second_roll_back_goes_further_back(fleet: Fleet) -> None:
     nothing_left = fleet.rollback(check=False)
     assert nothing_left.returncode == 2
     assert "no release before the one that serves" in output(nothing_left)
+
+
+def test_what_it_released_gets_settings_from_now(fleet: Fleet, lab: Any) -> None:
+    """Nothing of it is in `app_source`, and no host has it packed."""
+    said = output(fleet.deploy("--data", "min_healthy_time=1", "--data", "app_processes=3"))
+    assert "stays on old: app_source is " in said
+    assert fleet.releases() == dict.fromkeys(HOSTS, "old")
+    for host in HOSTS:
+        look = "grep ^processes /srv/consul-demo-server/current/2001.ini"
+        assert lab.ssh(host, look).stdout == "processes = 3\n"
+    fleet.verify("--wait", "10", "--probe")
 
 
 def test_its_group_data_goes_on_working(fleet: Fleet, old: Version, tmp_path: Path) -> None:

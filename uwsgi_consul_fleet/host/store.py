@@ -95,7 +95,9 @@ def load(app: str, generation: str) -> Release:
 def content_of(fields: Mapping[str, Any]) -> str:
     """The digest of the content, from the fields of a release.json: of its sources and of its
     requirements as they were written; '' where a version before 0.3 wrote it."""
-    return f"{fields['sources']}.{fields['requirements']}" if "sources" in fields else ""
+    if "sources" not in fields:
+        return ""
+    return f"{fields['sources']}.{fields['requirements'] or ''}"
 
 
 def generations(app: str) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import shlex
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -122,4 +123,6 @@ def _blocks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes
     if link:
         yield os.fsencode(link)
     elif file := archive.extractfile(member):
-        yield from iter(lambda: file.read(BLOCK), b"")
+        while block := file.read(BLOCK):
+            yield block
+            time.sleep(0)  # other hosts' turn
