@@ -16,6 +16,7 @@ from uwsgi_consul_fleet.operations.applications.release import Release, read
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.operations.uwsgi.uwsgi import plugin_file
 from uwsgi_consul_fleet.releases.rule import CURRENT, Content, Record, Served, decide, served
 
 # Hosts for which the same files on this machine are an application.
@@ -41,10 +42,8 @@ def prepare(here: Here) -> Package | None:
     if not me.instances:
         return None
     its = here.run.once(_decide)[_source(me)]
-    package = replace(make(me, its.release), refused=its.refused)
-    if _keeps_its_settings(known, me, its.release):
-        return replace(package, stays=(known.current_generation, known.current_plugin))
-    return package
+    stays = known.current_generation if _keeps_its_settings(known, me, its.release) else ""
+    return replace(make(me, its.release), stays=stays, refused=its.refused)
 
 
 def _decide(run: Run) -> Mapping[Source, Decided]:
@@ -136,9 +135,11 @@ def _served(known: HostState) -> Served | None:
 
 def _keeps_its_settings(known: HostState, me: Host, release: Release) -> bool:
     """Whether today's settings are those that this host went back from: they return when they
-    are changed."""
-    found = _served(known)
+    are changed, or when it has another plugin and has to be switched."""
+    found, plugin = _served(known), plugin_file(known)
     if not found or not found.left or found.content != release.content:
+        return False
+    if not plugin or plugin.path != known.current_plugin:
         return False
     its_own = known.generations[known.current_generation].get("settings_alone")
     today = settings_alone(me, release.template)

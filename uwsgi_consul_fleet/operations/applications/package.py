@@ -28,16 +28,15 @@ class Package:
 
     ``files`` are those that it has beside the sources, by path; ``variables`` is the
     application's environment, which nobody may see; ``virtualenv`` names the virtual
-    environment, ``-`` for none. ``stays`` is the generation that the host is on and its plugin,
-    where it keeps the settings that it went back to. ``refused`` is what is released only where
-    it is named.
+    environment, ``-`` for none. ``stays`` is the generation that the host is on, where it
+    keeps the settings that it went back to. ``refused`` is what is released only where it is named.
     """
 
     release: Release
     files: dict[str, File] = field(repr=False)
     variables: str = field(repr=False)
     virtualenv: str
-    stays: tuple[str, str] = ("", "")
+    stays: str = ""
     refused: tuple[Content, ...] = ()
 
     def generation(self, plugin: RemoteFile) -> str:
@@ -46,10 +45,7 @@ class Package:
         A change of the plugin, an ini setting, a unit or the environment makes another
         generation, and is switched to like a change of the application.
         """
-        generation, its_plugin = self.stays
-        if generation and its_plugin == plugin.path:
-            return generation
-        return f"{self.release.name}-{self.digest(plugin.path)}"
+        return self.stays or f"{self.release.name}-{self.digest(plugin.path)}"
 
     def digest(self, plugin: str = "") -> str:
         """A hash of everything that is in it, and of the plugin that it links to."""
