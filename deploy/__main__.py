@@ -10,6 +10,7 @@ from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 here = run.here()
 me, fleet = here.me, here.run.fleet
 lock.guard(here)
+app.read(me)
 lock.look(here)
 app.refuse_taken_ports(here)
 # Refuses what is not this fleet's.
@@ -47,7 +48,7 @@ if me.is_member:
     )
 
     if package:
-        lock.announce(here, package.release.name)
+        lock.announce(here, package.release.content, package.refused)
         lock.require(name="Lock: go on only with it", here=here)
         if package.release.resolution:
             app.bring(

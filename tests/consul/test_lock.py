@@ -17,11 +17,12 @@ from consul_processes import Agent, until
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
-from uwsgi_consul_fleet.host import lock_session
-from uwsgi_consul_fleet.host.consul import FLEET, Access, UnavailableError
+from uwsgi_consul_fleet.host import cluster, lock_session
+from uwsgi_consul_fleet.host.consul import FLEET, Access, Consul, UnavailableError
 from uwsgi_consul_fleet.host.lock_session import AUDIT, HELD, KEPT, LOCK, RELEASES, Keys, Lock
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.releases.rule import Content, Record
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
 TWICE_THE_TTL = 20  # seconds; Consul takes no shorter ttl than 10 s
@@ -370,3 +371,17 @@ class TestWhatIsWritten:
         port = int(agent.url.rpartition(":")[2])
         found = catalog.read("drakar", port, ["shop"])
         assert found.expected_releases == {"shop": "r8", "bar": "r1"}
+
+    def test_what_a_service_was_put_to_is_told_by_the_servers(
+        self, agent: Agent, session: Start
+    ) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        old, new = ({"release": f"r{each}", "content": str(each)} for each in (1, 2))
+        for on, refused in ((new, []), (old, [new]), (old, [])):
+            said = {"shop": {"on": [on], "refused": refused}}
+            assert one.ask("expect", releases={}, contents=said) == {"state": "held"}
+        known = cluster.status(Consul(Access(agent.url)))["contents"]
+        found = Record.parse(known["shop"])
+        assert found
+        assert (found.on, found.refused) == ((Content("r1", "1"),), (Content("r2", "2"),))

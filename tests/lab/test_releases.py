@@ -167,7 +167,8 @@ def test_one_host_may_fail_and_the_others_go_on(
 def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load, lab: Lab) -> None:
     fleet, good = releases.fleet, releases.serving
     begin = time.time()
-    bad = releases.deploy()
+    source, bad = releases.revision()
+    fleet.deploy(*released(source, bad))
     with Lock(reading.read(fleet.path, options.address).consul_servers) as held:
         held.take("test", {})
         refused = fleet.rollback("--without-consul", check=False)
@@ -187,6 +188,8 @@ def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load,
         lab.ssh("drakar", "sudo systemctl start consul")
     releases.serves(good)
     until(lambda: fleet.verify("--wait", "10", check=False).returncode < 2, "Consul is back", 30)
+    said = output(fleet.deploy("--dry", "--data", f"app_source={source}"))
+    assert f"stays on {good}: app_source is " in said  # of which Consul knows nothing
     window = load.window(begin)
     print(f"\n{window}")
     assert not window.failed

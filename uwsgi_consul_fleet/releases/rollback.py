@@ -1,7 +1,7 @@
 """Going back to a release that is on the hosts."""
 
 import shlex
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fabric import Connection
@@ -15,6 +15,7 @@ from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
+from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 PATIENCE = 30  # seconds in which Consul must confirm the lock before the next batch
@@ -182,7 +183,7 @@ def _switch_all(
             back[app] = release
     if lock.held:
         try:
-            lock.expect(back)
+            lock.expect(back, _contents(chosen, back))
         except FleetError as error:
             problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
     if problems:
@@ -203,6 +204,23 @@ def _roll(
             pool.map(lambda target: _switch(rollout, target, without_consul), its)
         if rollout.stopped:
             return
+
+
+def _contents(
+    chosen: Sequence[Target], apps: Iterable[str]
+) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """For the next deploy: what each of these is put to, and what it was put back from."""
+    found: dict[str, dict[str, list[dict[str, str]]]] = {
+        app: {"on": [], "refused": []} for app in apps
+    }
+    for target in chosen:
+        if not (told := found.get(target.found.host.settings.app_name)):
+            continue
+        for key, each in (("on", target.generation), ("refused", target.found.current)):
+            content = Content(each.release, each.content).as_dict() if each else None
+            if content and content not in told[key]:
+                told[key].append(content)
+    return found
 
 
 def _is_on(target: Target) -> bool:
