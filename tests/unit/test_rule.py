@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.lock_session import REFUSED, merged
+from uwsgi_consul_fleet.operations.applications import application
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
 from uwsgi_consul_fleet.operations.applications.release import Release
@@ -149,6 +151,22 @@ def test_the_latest_are_kept() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"on": [1], "refused": [], "since": ""}', "{"])
 def test_what_somebody_else_wrote_there_says_nothing(text: str) -> None:
     assert Record.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("connected", "failed", "whole"),
+    [({"a", "b"}, set(), True), ({"a"}, {"b"}, True), ({"a"}, set(), False)],
+)
+def test_a_host_that_is_down_changes_nothing_about_what_the_fleet_was_put_to(
+    connected: set[str], failed: set[str], whole: bool
+) -> None:
+    """One that --limit leaves out does: the fleet is not on it."""
+    hosts = [SimpleNamespace(name=name) for name in ("a", "b")]
+    run: Any = SimpleNamespace(
+        fleet=SimpleNamespace(serving=lambda app: hosts),
+        pyinfra=SimpleNamespace(connected=connected, failed=failed),
+    )
+    assert application._is_whole(run, "shop") == whole
 
 
 # --- Several applications ------------------------------------------------------------
