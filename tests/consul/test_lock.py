@@ -17,9 +17,18 @@ from consul_processes import Agent, until
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
-from uwsgi_consul_fleet.host import cluster, lock_session
-from uwsgi_consul_fleet.host.consul import FLEET, Access, Consul, UnavailableError
-from uwsgi_consul_fleet.host.lock_session import AUDIT, HELD, KEPT, LOCK, RELEASES, Keys, Lock
+from uwsgi_consul_fleet.host import cluster, lock_session, unwritten
+from uwsgi_consul_fleet.host.consul import CONTENTS, FLEET, Access, Consul, UnavailableError
+from uwsgi_consul_fleet.host.lock_session import (
+    AUDIT,
+    HELD,
+    KEPT,
+    LOCK,
+    RELEASES,
+    Keys,
+    Lock,
+    encoded,
+)
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.lock import lock
 from uwsgi_consul_fleet.releases.rule import Content, Record
@@ -205,6 +214,43 @@ class TestLooking:
         claim = {**ANNA, "id": "anna", "fleet": {"id": "ours", "fleet": "o", "layout": 2}}
         assert Lock(keys(agent)).answer({"do": "take", "claim": claim})["state"] == "foreign"
         assert keys(agent).last() == {}
+
+
+def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unwritten, "FILE", tmp_path / "unwritten")
+
+    def ask(do: str, **arguments: Any) -> dict[str, Any]:
+        return one.answer({"do": do, **arguments})
+
+    def take(who: str) -> dict[str, Any]:
+        return ask("take", claim={**ANNA, "id": who, "attempt": 1})
+
+    one = Lock(keys(agent))
+    take("bert")
+    ask("expect", releases={"shop": "r7"})
+    ask("finish", entry={"outcome": "ok"})
+    back = {**ANNA, "id": "anna", "what": "rollback", "outcome": "ok", "since": lock_session.now()}
+    r6, r7 = ({"release": f"r{each}", "content": str(each)} for each in (6, 7))
+    contents = {"shop": {"on": [r6], "refused": [r7]}}
+    told = json.dumps({"releases": {"shop": "r6"}, "contents": contents, "entry": back})
+    unwritten.keep(told)
+    # Who looked before is told that something happened since.
+    assert ask("look")["seen"] == "anna"
+    assert take("carl")["last"]["id"] == "anna"
+    assert keys(agent).call("GET", f"/v1/kv/{RELEASES}shop")[0]["Value"] == encoded("r6")
+    assert contents["shop"].items() <= keys(agent).value(f"{CONTENTS}shop").items()
+    assert [entry.get("id") for entry in audit(agent)] == ["bert", "anna"]
+    assert not unwritten.read()
+    ask("expect", releases={"shop": "r8"})
+    ask("finish", entry={"outcome": "ok"})
+    # Another server, which was told as well, is asked for the first time since.
+    unwritten.keep(told)
+    take("dora")
+    assert keys(agent).call("GET", f"/v1/kv/{RELEASES}shop")[0]["Value"] == encoded("r8")
+    assert len(audit(agent)) == 3
+    assert not unwritten.read()
 
 
 def test_whose_the_hosts_are_is_asked_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,6 +244,17 @@ def test_interrupted_it_says_so(
     assert not is_locked(lab)
 
 
+def test_a_host_ends_what_it_is_in_the_middle_of_before_it_is_looked_at(
+    fleet: Fleet, lab: Lab
+) -> None:
+    """As a switch goes on whose run was interrupted just now."""
+    busy = "sudo systemd-run --quiet --unit=busy flock /run/uwsgi-consul-fleet.lock sleep 6"
+    for look in (lambda: fleet.deploy("--dry"), lambda: fleet.rollback("no-such", check=False)):
+        lab.ssh("cheetah", busy)
+        look()
+        assert lab.ssh("cheetah", "systemctl is-active busy", check=False).stdout == "inactive\n"
+
+
 def test_unlocked_it_stops_before_the_next_host(
     fleet: Fleet, lab: Lab, deploy: Start, slow: list[str]
 ) -> None:

@@ -22,7 +22,7 @@ from applications import (
     slow_start,
 )
 from consul_processes import until
-from fleet_commands import output
+from fleet_commands import output, run
 from lab_commands import Lab
 from load import SERVICE, Load, instances
 from releasing import Releases
@@ -169,7 +169,8 @@ def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load,
     begin = time.time()
     source, bad = releases.revision()
     fleet.deploy(*released(source, bad))
-    with Lock(reading.read(fleet.path, options.address).consul_servers) as held:
+    servers = reading.read(fleet.path, options.address).consul_servers
+    with Lock(servers) as held:
         held.take("test", {})
         refused = fleet.rollback("--without-consul", check=False)
         assert refused.returncode == 75, output(refused)
@@ -187,9 +188,17 @@ def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load,
     finally:
         lab.ssh("drakar", "sudo systemctl start consul")
     releases.serves(good)
-    until(lambda: fleet.verify("--wait", "10", check=False).returncode < 2, "Consul is back", 30)
-    said = output(fleet.deploy("--dry", "--data", f"app_source={source}"))
-    assert f"stays on {good}: app_source is " in said  # of which Consul knows nothing
+    until(lambda: fleet.verify("--wait", "5", check=False).returncode < 2, "Consul is back", 30)
+    words = ("--data", f"app_source={source}")
+    stays = f"stays on {good}: app_source is "
+    assert stays in output(fleet.deploy("--dry", *words))  # of which Consul knows nothing yet
+    with Lock(servers) as held:
+        held.take("test", {}, wait=10)
+    fleet.verify("--wait", "10")
+    assert stays in output(fleet.deploy("--dry", *words))
+    audit = run("invoke", "audit", "--json", "--last", "2", "--inventory", str(fleet.path))
+    told = [(entry["what"], entry["outcome"]) for entry in json.loads(audit.stdout)]
+    assert told == [("rollback", "ok"), ("test", "ok")]
     window = load.window(begin)
     print(f"\n{window}")
     assert not window.failed

@@ -39,8 +39,14 @@ def fleet_of(count: int, **settings: Any) -> Fleet:
 def test_canaries_first_and_then_batches(
     count: int, settings: dict[str, Any], expected: list[str]
 ) -> None:
-    found = batches(fleet_of(count, **settings).app_servers)
+    found = batches(fleet_of(count, **settings).app_servers, count)
     assert [f"{batch.label}: {batch.names}" for batch in found] == expected
+
+
+def test_a_percentage_is_of_all_that_serve() -> None:
+    """Whatever --limit leaves out, or is down."""
+    found = batches(fleet_of(8, batch="50%").app_servers[:5], 8)
+    assert [batch.names for batch in found] == ["h0", "h1, h2, h3, h4"]
 
 
 class Hosts:

@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("layout", metavar="LAYOUT", type=int)
     one.add_argument("made", metavar="WHAT", nargs="*", help="consul or app:NAME")
     one.add_argument("--port", dest="ports", metavar="PORT", type=int, action="append", default=[])
+    text = "keep what was done without Consul, for who holds the fleet's lock next"
+    one = commands.add_parser("unwritten", help=text, description=text)
+    one.add_argument("told", metavar="JSON")
     commands.add_parser("lock-session", help="hold the fleet's lock for who is at the other end")
     about = "ask the Consul agent of this host, or change its cluster"
     consul = commands.add_parser("consul", help=about, description=about)

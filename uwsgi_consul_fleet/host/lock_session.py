@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from typing import Any, TextIO
 from urllib.parse import quote
 
+from . import unwritten
 from .consul import CONTENTS, FLEET, Access, Consul, UnavailableError
 
 LOCK = "uwsgi-consul-fleet/lock"
@@ -187,9 +188,10 @@ class Lock:
             return {"state": "lost", "holder": self.keys.holder()}
 
     def do_look(self) -> Message:
-        """The id of who had the lock last; HELD while somebody has it."""
-        last = self.keys.last()  # first: who takes the lock meanwhile is noticed
-        return {"state": "none", "seen": HELD if self.keys.holder() else last.get("id", "")}
+        """Who has the lock, and the id of who had it last: HELD while somebody has it."""
+        last = self._last()  # first: who takes the lock meanwhile is noticed
+        holder = self.keys.holder()
+        return {"state": "none", "seen": HELD if holder else last.get("id", ""), "holder": holder}
 
     def do_take(self, claim: Message, session: str = "") -> Message:
         """Acquire the lock; or take it over from a session that is ours.
@@ -211,6 +213,7 @@ class Lock:
                 self.do_finish()
                 return {"state": "foreign", "fleet": other}
             self._note()
+            self._catch_up()
             return {"state": "held", "session": mine, "claim": claim, "last": self.before}
         if session:
             raise LostError
@@ -218,11 +221,25 @@ class Lock:
 
     def _note(self) -> None:
         """That this run has the lock; ``before`` is who had it before."""
-        last = self.keys.last()
+        last = self._last()
         is_ours = bool(last) and last.get("id") == self.claim.get("id")
         self.before = last.get("before", {}) if is_ours else {**last, "before": {}}
         if not is_ours:
             self.keys.note({**self.claim, "before": self.before})
+
+    def _last(self) -> Message:
+        without = unwritten.read()
+        return dict(without[-1]["entry"]) if without else self.keys.last()
+
+    def _catch_up(self) -> None:
+        """Write down what was done without Consul. Each of its servers was told, so another one
+        may have done so; what came since counts."""
+        for told in unwritten.read():
+            known = self.keys.call("GET", f"/v1/kv/{AUDIT}?keys") or []
+            if all(key < AUDIT + told["entry"]["since"] for key in known):
+                self.do_expect(told["releases"], told["contents"])
+            self.keys.record(told["entry"])
+        unwritten.clear()
 
     def _get(self, mine: str, session: str, claim: Message) -> bool:
         if session:

@@ -53,6 +53,10 @@ def _run(access: Access, token: str, command: str, **options: Any) -> None:
         from . import lock_session
 
         lock_session.run(access, token)
+    elif command == "unwritten":
+        from . import unwritten
+
+        unwritten.keep(**options)
     elif command == "list":
         from . import store
 

@@ -44,14 +44,21 @@ class Lock:
         self._held = False
         self._checked = 0.0
         self._seen: str | None = None
+        self._claim: Message = {}
         self._keeper = keeper.get()
         known = [{"name": host.name, "data": plain(host.data)} for host in servers]
         self._keeper.send({"servers": known})
 
-    def look(self) -> None:
+    def look(self, refuse: bool = True) -> None:
         """Note who had the lock last, before anything is decided: :meth:`take` refuses where
-        somebody has changed the fleet since. Where Consul does not answer, nobody can."""
-        self._seen = self._keeper.ask({"do": "look"}, FAR_ANSWER).get("seen")
+        somebody has changed the fleet since. Where Consul does not answer, nobody can.
+
+        :raises LockedError: with ``refuse``, where somebody has it now
+        """
+        reply = self._keeper.ask({"do": "look"}, FAR_ANSWER)
+        self._seen = reply.get("seen")
+        if refuse and (holder := reply.get("holder")):
+            raise _locked(holder)
 
     def take(
         self,
@@ -73,6 +80,7 @@ class Lock:
         claim: Message = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
         if identity:
             claim["fleet"] = identity.as_dict()
+        self._claim = {"since": now(), **claim}
         message = {"do": "take", "claim": claim}
         self._began = self._began or time.monotonic()
         deadline = time.monotonic() + wait
@@ -81,7 +89,7 @@ class Lock:
                 holder = reply["holder"]
                 if holder is None:  # gone since
                     continue
-                raise LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
+                raise _locked(holder)
             if reply["state"] == "foreign":
                 other = Identity.parse(json.dumps(reply["fleet"]))
                 raise ForeignError(
@@ -154,6 +162,11 @@ class Lock:
         seconds = round(time.monotonic() - self._began, 1)
         self._finish({"outcome": outcome, "seconds": seconds, **detail})
 
+    def untaken(self, outcome: str, **detail: Any) -> Message:
+        """What :meth:`finish` would write, of a run that went on without the lock."""
+        seconds = round(time.monotonic() - self._began, 1)
+        return {**self._claim, "outcome": outcome, "seconds": seconds, **detail}
+
     def release(self) -> None:
         """Let the lock go, with nothing to write down."""
         self._finish(None)
@@ -224,6 +237,10 @@ def _catalog() -> Any:
     from uwsgi_consul_fleet.consul import catalog
 
     return catalog
+
+
+def _locked(holder: Message) -> LockedError:
+    return LockedError(f"{told(holder)}. Wait for it; if it is stale: invoke unlock")
 
 
 def told(held: Message) -> str:

@@ -47,7 +47,7 @@ class Guard:
         self.written: set[str] = set()
         self.held = False
         self.interrupted = False
-        self._began = False
+        self._looked = self._began = False
         self._stop: SystemExit | None = None
         self._required = False
         self._missing = ""
@@ -59,9 +59,25 @@ class Guard:
         atexit.register(self.end)
 
     def look(self) -> None:
-        """Before anything is read: what another run changes from here on is noticed."""
-        if self.lock and not self._servers() <= self._run.pyinfra.failed:
-            self.lock.look()
+        """Before anything is read of a host: what another run changes from here on is noticed.
+
+        :raises SystemExit: where somebody has the lock, and nobody is to be shown anything first
+        """
+        with self._mutex:
+            self._go_on()
+            if self._looked or not self.lock or self._servers() <= self._run.pyinfra.failed:
+                return
+            self._looked = True
+            try:
+                self.lock.look(refuse=not self._run.pyinfra.asks_first)
+            except LockedError as error:
+                self._stop = _exit(error.exit_code, f"{error}. Nothing was touched")
+                raise self._stop from error
+
+    def _go_on(self) -> None:
+        if self._stop:
+            # gevent throws it into the main greenlet, which a second one would hit while it ends.
+            raise gevent.GreenletExit
 
     def begin(self) -> None:
         """Before each operation on each host: take the lock, if there is a Consul to hold it.
@@ -69,10 +85,7 @@ class Guard:
         :raises SystemExit: where somebody else has it
         """
         with self._mutex:
-            if self._stop:
-                # gevent throws it into the main greenlet, which a second one would hit while
-                # it ends.
-                raise gevent.GreenletExit
+            self._go_on()
             try:
                 if not self._began:
                     self._take(wait=NEW_LEADER if cluster.change(self._run).peers else 0)
@@ -173,11 +186,7 @@ class Guard:
 
 def look(here: Here) -> None:
     """To be called before anything is read of the hosts; see :meth:`Guard.look`."""
-    here.run.once(_look)
-
-
-def _look(run: Run) -> None:
-    run.once(Guard).look()
+    guard(here).look()
 
 
 def guard(here: Here) -> Guard:

@@ -28,16 +28,16 @@ class Run:
         """:raises DeployError: with every mistake in the inventory"""
         self.pyinfra = pyinfra
         self.fleet: Fleet = plan.read(pyinfra)
-        self.rollouts = {app: Rollout(self._reached(app)) for app in self.fleet.services}
+        self.rollouts = {app: self._rollout(app) for app in self.fleet.services}
         self.lost_agents: set[str] = set()
         self._known: dict[tuple[str, bool], HostState] = {}
         self._made: dict[Hashable, Any] = {}
         self._one_at_a_time: defaultdict[Hashable, Lock] = defaultdict(Lock)
 
-    def _reached(self, app: str) -> list[Host]:
-        """Those of an application's hosts that may be switched."""
-        reached = self.pyinfra.connected
-        return [each for each in self.fleet.serving(app) if each.name in reached]
+    def _rollout(self, app: str) -> Rollout:
+        """Over those of its hosts that were reached."""
+        serving, reached = self.fleet.serving(app), self.pyinfra.connected
+        return Rollout([each for each in serving if each.name in reached], of=len(serving))
 
     def state_of(self, name: str) -> HostState:
         """How a connected host looks, read once until something is changed there."""

@@ -6,6 +6,9 @@
 app=$1 app_python=$4 kind=$5 program=$6 digest=$7 run=$8
 export LC_ALL=C
 
+# What an interrupted run began here goes on: what counts is how that ends.
+flock --shared --wait 60 /run/uwsgi-consul-fleet.lock true
+
 if command -v python3 >/dev/null; then echo "python yes"; fi
 if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
 # A Consul server: whom it follows, and which servers it counts; asked while the rest is looked

@@ -19,15 +19,18 @@ class Batch:
         return ", ".join(host.name for host in self.hosts)
 
 
-def batches(hosts: Sequence[Host]) -> list[Batch]:
-    """The canaries, then the others in batches, in the order of the inventory."""
+def batches(hosts: Sequence[Host], of: int) -> list[Batch]:
+    """The canaries, then the others in batches, in the order of the inventory.
+
+    :param of: how many hosts serve the application, these among them
+    """
     hosts = tuple(hosts)
     if not hosts:
         return []
     settings = hosts[0].settings
     canaries = hosts[: settings.canary]
     rest = hosts[settings.canary :]
-    size = _size(settings.batch, len(hosts))
+    size = _size(settings.batch, of)
     groups = [rest[start : start + size] for start in range(0, len(rest), size)]
     found = [Batch("canary", canaries)] if canaries else []
     for number, group in enumerate(groups, start=1):

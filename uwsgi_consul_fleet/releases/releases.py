@@ -8,6 +8,7 @@ from typing import Any
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.host.main import LOCK
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -52,11 +53,14 @@ class HostReleases:
         return {"node": self.host.name, "releases": releases, "problem": self.problem}
 
 
-def read(fleet: Fleet) -> list[HostReleases]:
-    """Ask every host, side by side."""
+def read(fleet: Fleet, settled: bool = False) -> list[HostReleases]:
+    """Ask every host, side by side.
+
+    :param settled: when it has ended what an interrupted run began there, for a minute at most
+    """
     hosts = fleet.app_servers
     with ssh.side_by_side(len(hosts)) as pool:
-        return pool.map(_read, hosts)
+        return pool.map(lambda host: _read(host, settled), hosts)
 
 
 def ask(host: Host, *words: str) -> dict[str, Any]:
@@ -71,10 +75,11 @@ def ask(host: Host, *words: str) -> dict[str, Any]:
     return dict(json.loads(result.stdout)) if result.exit_code == 0 else {}
 
 
-def _read(host: Host) -> HostReleases:
+def _read(host: Host, settled: bool) -> HostReleases:
     # This version's: the one there may know less.
     ask = shlex.join([*host_program.carried(), "list", host.settings.app_name])
-    script = f"[ ! -e {PROGRAM} ] || {ask}"
+    wait = f"flock --shared --wait 60 {LOCK} true; " if settled else ""
+    script = f"[ ! -e {PROGRAM} ] || {{ {wait}exec {ask}; }}"
     try:
         with ssh.connect(host) as connection:
             result = ssh.run_script(connection, script)

@@ -1,14 +1,17 @@
 """Going back to a release that is on the hosts."""
 
+import json
 import shlex
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fabric import Connection
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
+from uwsgi_consul_fleet.host.lock_session import Message
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock.lock import Lock
 from uwsgi_consul_fleet.ownership import hosts
@@ -120,7 +123,7 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
         print(f"Fleet {identity}", flush=True)
     with Lock(fleet.consul_servers) as lock:
         lock.look()  # before the hosts are asked
-        found = read(fleet)
+        found = read(fleet, settled=True)
         chosen = targets(found, name)
         _take(lock, chosen, identity, without_consul)
         missed = _switch_all(fleet, lock, chosen, without_consul)
@@ -181,23 +184,67 @@ def _switch_all(
             problems.append(f"the roll-back of {app} stopped {rollout.stopped}")
         else:
             back[app] = release
-    if lock.held:
-        try:
-            lock.expect(back, _contents(chosen, back))
-        except FleetError as error:
-            problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
+    changed = {
+        t.found.host.name
+        for t in chosen
+        if not _is_on(t) and t.found.host.settings.app_name in back
+    } - missed
+    told = {"changed": sorted(changed), "failed": sorted(missed), "detail": "\n".join(problems)}
+    outcome = "failed" if problems else "ok"
+    known = {"releases": back, "contents": _contents(chosen, back)}
+    try:
+        if not lock.held or not _write_down(lock, known, outcome, told, without_consul):
+            _keep(fleet, known, lock.untaken(outcome, **told))
+    except FleetError as error:
+        problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
     if problems:
         raise RollbackError("\n".join([*problems, "invoke releases shows what serves"]))
-    changed = {t.found.host.name for t in chosen if not _is_on(t)} - missed
-    lock.finish("ok", changed=sorted(changed), failed=sorted(missed))
     return missed
+
+
+def _write_down(
+    lock: Lock,
+    known: Mapping[str, Any],
+    outcome: str,
+    told: Mapping[str, Any],
+    without_consul: bool,
+) -> bool:
+    """In Consul; whether that was possible, where it need not be."""
+    try:
+        lock.expect(**known)
+        lock.finish(outcome, **told)
+    except UnreachableError:
+        if not without_consul:
+            raise
+        return False
+    return True
+
+
+def _keep(fleet: Fleet, known: Mapping[str, Any], entry: Message) -> None:
+    """On the Consul servers, for the next run that holds the lock."""
+    words = ["unwritten", json.dumps({**known, "entry": entry})]
+
+    def keep(server: Host) -> bool:
+        try:
+            with ssh.connect(server) as connection:
+                return _execute(connection, server, words)
+        except UnreachableError:
+            return False
+
+    with ssh.side_by_side(len(fleet.consul_servers)) as pool:
+        kept = any(pool.map(keep, fleet.consul_servers))
+    print(
+        "the audit gets it with the next run that holds the lock"
+        if kept
+        else "no Consul server could be told: the audit will not have it"
+    )
 
 
 def _roll(
     rollout: Rollout, lock: Lock, targets: Mapping[str, Target], without_consul: bool
 ) -> None:
     for batch in rollout.batches:
-        if lock.held:
+        if lock.held and not without_consul:
             lock.check(PATIENCE)
         its = [targets[host.name] for host in batch.hosts if host.name in targets]
         with ssh.side_by_side(len(its)) as pool:

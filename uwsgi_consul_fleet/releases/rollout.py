@@ -61,9 +61,12 @@ class Rollout:
     were left as they are; ``stopped`` says where it went no further.
     """
 
-    def __init__(self, hosts: Sequence[Host]) -> None:
-        """:param hosts: that may be switched, all of one application"""
-        self.batches = batches(hosts)
+    def __init__(self, hosts: Sequence[Host], of: int = 0) -> None:
+        """
+        :param hosts: that may be switched, all of one application
+        :param of: how many serve it, these among them; 0 for no others
+        """
+        self.batches = batches(hosts, of or len(hosts))
         self.done: list[Step] = []
         self.missed: set[str] = set()
         self.stopped = ""
