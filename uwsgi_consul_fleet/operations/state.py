@@ -251,7 +251,8 @@ def read(target: Any, host: Host) -> HostState:
     if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
         note_consul(found, target.get_fact(ConsulStatus))
     current = found.current_generation
-    if current in found.generations and not content_of(found.generations[current]):
+    fields = found.generations.get(current, {})
+    if "release" in fields and not content_of(fields):
         about_it = {"app_name": host.settings.app_name, "generation": current}
         found.generations[current] = target.get_fact(Description, **about_it)
     return found
