@@ -9,10 +9,9 @@ from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 
 here = run.here()
 me, fleet = here.me, here.run.fleet
-lock.guard(here)
-app.read(me)
+# Before anything is read of the hosts.
 lock.look(here)
-app.refuse_taken_ports(here)
+app.refuse_what_is_taken(here)
 # Refuses what is not this fleet's.
 unmarked = ownership.settled(here.run).unmarked
 package = app.prepare(here)
@@ -21,9 +20,9 @@ if unmarked:
     ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
     ownership.mark(name="Fleet: mark the other hosts", here=here, servers=False)
 
-if me.instances:
+if package:
     # First of all: a host without its plugin is left as it is.
-    uwsgi.install(name="uWSGI: install it", here=here)
+    uwsgi.install(name="uWSGI: install it", here=here, wanted=package.uwsgi_plugins)
     uwsgi.plugin(name="uWSGI: install the consul plugin", here=here)
 
 # Refuses a change of Consul's servers that would lose the catalog.

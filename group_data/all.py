@@ -38,6 +38,10 @@ app_python = "/usr/bin/python3"
 # uWSGI worker processes of each instance.
 app_processes = 2
 
+# Whether each worker loads the application by itself (uWSGI's lazy-apps). It must where
+# loading starts threads or an event loop, which a fork loses: see docs/frameworks.md.
+app_lazy = False
+
 # The uWSGI servers on each host: a name (the id in Consul) and a port.
 instances = {"server1": 2001, "server2": 2002}
 
@@ -76,6 +80,10 @@ health_statuses = "200-299"
 
 # Seconds within which a new release must be loaded, and then as many to answer.
 health_timeout = 30
+
+# Seconds within which the release that serves must be loaded when its host boots, or when it
+# is started again: a host that has just booted may be slow.
+boot_timeout = 300
 
 # Seconds for which a new release must go on answering before it receives a request.
 min_healthy_time = 3

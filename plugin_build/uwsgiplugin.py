@@ -20,6 +20,7 @@ GCC_LIST = [
         "plugin",
         "stop",
         "worker",
+        "jobs",
         "agent",
         "conversation",
         "registration",

@@ -115,6 +115,17 @@ int consul_handover_leave(const char *text);
  * application or its children could find it. */
 char *consul_handover_take(void);
 
+/* ---- jobs.c: what an instance does beside its requests waits until it is its turn ---- */
+
+/* Set where the configuration wants nothing to wait. */
+extern int consul_jobs_in_trial;
+/* In the master, when the application was loaded and nothing else was started. */
+void consul_jobs_withhold(void);
+/* In each cycle of the master. */
+void consul_jobs_cycle(void);
+/* In a process that is to wait. */
+void consul_jobs_wait(void);
+
 /* ---- health.c: how the workers are ---- */
 
 enum consul_status { CONSUL_PASSING, CONSUL_WARNING, CONSUL_CRITICAL };

@@ -392,6 +392,7 @@ static int has_thread(void) {
 }
 
 static void consul_master_cycle(void) {
+    consul_jobs_cycle();
     if (!plugin.services)
         return;
     if (control.pid != getpid())
@@ -553,6 +554,10 @@ static struct uwsgi_option consul_options[] = {
      "check_body, check_tls_server_name, check_ssl_no_verify; "
      "register_url, deregister_url, check_url; debug",
      consul_add, NULL, UWSGI_OPT_MASTER},
+    {"consul-jobs-in-trial", no_argument, 0,
+     "timers, crons, mules, spoolers and daemons run also while a release is tried, and beside the "
+     "one before it",
+     uwsgi_opt_true, &consul_jobs_in_trial, 0},
     UWSGI_END_OF_OPTIONS /* brings its own comma */
 };
 
@@ -562,6 +567,8 @@ struct uwsgi_plugin consul_plugin = {
     .on_load = consul_on_load,
     .init = consul_init,
     .preinit_apps = consul_preinit_apps,
+    .postinit_apps = consul_jobs_withhold,
+    .spooler_init = consul_jobs_wait,
     .hijack_worker = consul_hijack_worker,
     .master_cycle = consul_master_cycle,
     .master_cleanup = consul_master_cleanup,

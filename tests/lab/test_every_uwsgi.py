@@ -29,7 +29,8 @@ pytestmark = pytest.mark.takes(360)
 DIST = ROOT / "plugin_build/dist"
 MACHINES = ["debian11:11", "debian13:13"]
 NAMES = ["drakar", "debian11", "debian13", "cheetah"]
-APPS: list[Any] = ["drakar", "debian11", "debian13", ("cheetah", {"uwsgi_source": "pypi"})]
+PYPI = {"uwsgi_source": "pypi"}
+APPS: list[Any] = ["drakar", "debian11", "debian13", ("cheetah", PYPI)]
 VERSIONS = {
     "drakar": "2.0.21-debian",
     "debian11": "2.0.19.1-debian",
@@ -41,8 +42,15 @@ PACKAGES = "dpkg-query --show --showformat '${db:Status-Abbrev} ${Package} ${Ver
 
 
 @pytest.fixture(scope="module")
-def four(fleet: SharedFleet, lab: Lab) -> Iterator[Fleet]:
-    """drakar as it is in the shared fleet; for the others there is no plugin yet."""
+def four(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """drakar as it is in the shared fleet; for the others there is no plugin yet. PyPI's has gevent
+    in it, and serves by it."""
+    folder = tmp_path_factory.mktemp("gevent")
+    (folder / "requirements.txt").write_text("gevent\n")
+    text = (ROOT / "app/uwsgi.ini.j2").read_text()
+    (folder / "own.ini.j2").write_text(text.replace("[uwsgi]\n", "[uwsgi]\ngevent = 100\n", 1))
+    PYPI["app_ini"] = str(folder / "own.ini.j2")
+    PYPI["app_requirements"] = str(folder / "requirements.txt")
     lab.up(*MACHINES)
     yield fleet
     lab.down("debian11", "debian13")
@@ -143,6 +151,7 @@ def test_each_host_gets_its_own(four: Fleet, lab: Lab) -> None:
     # PyPI's comes from the application's environment.
     running = lab.ssh("cheetah", "ps -C uwsgi -o args=").stdout
     assert f"/srv/{SERVICE}/releases/" in running
+    assert "*** running gevent loop engine" in journal_of(lab, "cheetah")
     assert "/venv/bin/uwsgi" in running
 
 

@@ -43,9 +43,18 @@ class BadRelease:
     says: str
 
 
+# It says more than is shown, before the failure and after it.
+CHATTER = """
+import subprocess
+import time
+subprocess.Popen(["sh", "-c", "while :; do n=$((n + 1)); echo $n gulls; sleep 0.01; done"])
+time.sleep(1)
+"""
+
 BAD_RELEASES = {
+    # Beside something that chatters, as a daemon of an application does: see CHATTER.
     "does not import": BadRelease(
-        "raise RuntimeError('no wind')\n",
+        CHATTER + "raise RuntimeError('no wind')\n",
         "RuntimeError: no wind",
     ),
     "exits at once": BadRelease(

@@ -1,9 +1,11 @@
 """What the commands share: the inventory, JSON, errors."""
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
+from checkout import BIN
 from invoke import Context, Exit, Task
 
 from uwsgi_consul_fleet.commands import command as commands
@@ -84,3 +86,14 @@ def test_an_error_ends_a_command_with_its_words_and_status(
         raise error
 
     assert ends(fail) == (message, code)
+
+
+@pytest.mark.parametrize(
+    "words", [("lab.ssh", "--help"), ("adopt", "--help"), ("lab.up", "--help")]
+)
+def test_help_is_no_name(words: tuple[str, ...]) -> None:
+    result = subprocess.run(
+        [str(BIN / "invoke"), *words], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"[--core-opts] {words[0]} [--options]" in result.stdout

@@ -79,6 +79,7 @@ def test_state_is_read_from_its_lines() -> None:
             "uwsgi /usr/bin/uwsgi 2.0.21-debian",
             "user consul",
             "package uwsgi-core",
+            "uwsgi_plugin python3",
             "file 640 root consul /etc/uwsgi-consul-fleet/consul.d/consul.json",
             f"sum {'a' * 64} /etc/uwsgi-consul-fleet/consul.d/consul.json",
             "consul_binary debian-bullseye",
@@ -92,6 +93,8 @@ def test_state_is_read_from_its_lines() -> None:
             "app_python cpython-311-x86_64-linux-gnu-2.36",
             'generation r1-1a2b3c4d {"requirements": "0123", "resolution": "4567"}',
             "resolution_kept 4567/cpython-311-x86_64-linux-gnu-2.36/requirements.txt",
+            "id shop server1",
+            "id shop two",
             "unit consul.service active no enabled",
             "unit demo-2001@abc-123.service inactive no ",
             "unit demo-2001@abc-124.service activating yes disabled",
@@ -107,6 +110,8 @@ def test_state_is_read_from_its_lines() -> None:
     assert (found.consul_in_use, found.consul_running) == ("debian-bullseye", "77aa")
     assert (found.consul_raft, found.consul_leader) == ("yes", "10.0.0.1:8300")
     assert found.applications == {"shop": {2001, 2002}, "blog": set()}
+    assert found.ids == {"shop": {"server1", "two"}}
+    assert found.uwsgi_plugins == {"python3"}
     assert found.consul_peers == ("10.0.0.1:8300", "10.0.0.2:8300")
     assert not found.consul_problem
     assert found.generations == {"r1-1a2b3c4d": {"requirements": "0123", "resolution": "4567"}}
@@ -136,7 +141,7 @@ def test_each_instance_has_an_ini_that_registers_it(package: Package) -> None:
         parser = configparser.ConfigParser(strict=False, interpolation=None)
         parser.read_string(package.files[f"{port}.ini"].content.decode())
         ini = parser["uwsgi"]
-        assert ini["socket"] == f":{port}"
+        assert ini["socket"] == "fd://3"
         assert ini["plugins"] == "python3,%dconsul_plugin.so"
         pairs = dict(pair.split("=", 1) for pair in ini["consul-register"].split(","))
         assert (pairs["id"], pairs["port"]) == (name, str(port))
@@ -157,9 +162,49 @@ def test_units_belong_together(package: Package) -> None:
     service = package.files["units/2001.service"].content.decode()
     assert "ListenStream=0.0.0.0:2001\n" in package.files["units/2001.socket"].content.decode()
     assert "Sockets=consul-demo-server-2001.socket\n" in service
+    assert "UnsetEnvironment=LISTEN_PID LISTEN_FDS" in service
     assert "KillSignal=SIGHUP\n" in service
     # A trial must never have what clients connect to.
     assert "Sockets=" not in package.files["units/trial.service"].content.decode()
+
+
+BY_NAME = "[uwsgi]\nif-not-env = RELEASE_TRIAL\nsocket = :{{ instance.port }}\nend-if =\n"
+
+
+def units_of(**settings: object) -> tuple[str, str]:
+    files = package_of(**settings).files
+    found = [files[f"units/2001.{kind}"].content.decode() for kind in ("socket", "service")]
+    return found[0], found[1]
+
+
+def test_a_socket_listens_where_its_host_is_reached() -> None:
+    listens, _ = units_of(address="fd00::b")
+    assert "ListenStream=[::]:2001\n" in listens
+
+
+def test_an_ini_that_names_its_socket_finds_it_where_it_always_was(tmp_path: Path) -> None:
+    template = tmp_path / "own.ini.j2"
+    template.write_text(BY_NAME)
+    listens, service = units_of(app_ini=str(template), address="fd00::b")
+    assert "ListenStream=0.0.0.0:2001\n" in listens
+    assert "UnsetEnvironment" not in service
+
+
+def test_plugins_that_an_ini_loads_by_name_are_known(tmp_path: Path) -> None:
+    template = tmp_path / "own.ini.j2"
+    template.write_text(f"{BY_NAME}plugins = 0:python3, gevent_python3,%dconsul_plugin.so\n")
+    assert package_of(app_ini=str(template)).uwsgi_plugins == {"python3", "gevent_python3"}
+
+
+def test_what_a_trial_can_not_hold_back_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = tmp_path / "own.ini.j2"
+    template.write_text(
+        BY_NAME.replace("end-if", "exec-as-root = a\nend-if") + "exec-pre-app = b\n"
+    )
+    package_of(app_ini=str(template))
+    assert "a trial of a release runs exec-pre-app too" in caplog.text
 
 
 def test_an_ini_that_can_not_be_tried_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.host import health, store
+from uwsgi_consul_fleet.host import health, store, units
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
@@ -140,6 +140,15 @@ def test_a_host_knows_which_one_serves(srv: Path) -> None:
     assert found.generation == "r2-a"
     assert (srv / "current").resolve().name == "r2-a"
     assert "Service=%N@r2-a.service" in store.pointer("shop").read_text()
+
+
+def test_a_port_keeps_the_address_at_which_it_was_opened(tmp_path: Path) -> None:
+    new, there = tmp_path / "new.socket", tmp_path / "there.socket"
+    new.write_text("[Socket]\nListenStream=[::]:2001\nBacklog=2048\n")
+    there.write_text("[Socket]\nListenStream=0.0.0.0:2001\nBacklog=1024\n")
+    assert units._copy(new, there)
+    assert there.read_text() == "[Socket]\nListenStream=0.0.0.0:2001\nBacklog=2048\n"
+    assert not units._copy(new, there)
 
 
 def test_a_pointer_to_what_is_gone_is_none(srv: Path) -> None:

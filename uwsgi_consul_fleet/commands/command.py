@@ -2,12 +2,15 @@
 
 import inspect
 import json as json_module
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from itertools import dropwhile, islice
 from typing import TYPE_CHECKING, Any
 
 from invoke import Exit, Task, task
+from invoke.parser.argument import Argument
 
 from uwsgi_consul_fleet.errors import FleetError
 
@@ -26,6 +29,23 @@ class Answer:
     data: Any
     show: Callable[[], None]
     exit_code: int = 0
+
+
+class Command(Task[Any]):
+    """Invoke would take ``--help`` for the value of a positional argument."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        found = super().get_arguments(ignore_unknown_help)
+        if words_after(self.name)[:1] == ["--help"]:
+            for each in found:
+                each.positional = False
+        return found
+
+
+def words_after(task_name: str) -> list[str]:
+    """What follows a task on this command line."""
+    me = task_name.replace("_", "-")
+    return [*islice(dropwhile(lambda word: word.rpartition(".")[2] != me, sys.argv), 1, None)]
 
 
 def command(
@@ -79,7 +99,7 @@ def command(
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [_option("context"), *own[wants_fleet:], *added]
         )
-        made: Task[Any] = task(help=texts, **options)(run)
+        made: Task[Any] = task(help=texts, **{"klass": Command, **options})(run)
         return made
 
     return decorate

@@ -1,11 +1,12 @@
 """`invoke TASK [NAME…]`: a positional argument of any length, which Invoke does not have."""
 
-import sys
-from itertools import dropwhile, islice, takewhile
+from itertools import takewhile
 from typing import Any
 
 from invoke.parser.argument import Argument
 from invoke.tasks import Task
+
+from uwsgi_consul_fleet.commands.command import words_after
 
 
 class Names(Argument):
@@ -43,6 +44,5 @@ class NamesTask(Task[Any]):
         ]
 
     def _count(self) -> int:
-        me = self.name.replace("_", "-")
-        after = islice(dropwhile(lambda word: word.rpartition(".")[2] != me, sys.argv), 1, None)
-        return len(list(takewhile(lambda word: not word.startswith("-"), after)))
+        words = words_after(self.name)
+        return len(list(takewhile(lambda word: not word.startswith("-"), words)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
+from pathlib import Path
 
 from . import health, retire, store, systemd, units
 from .consul import Consul, UnavailableError
 from .says import ReleaseError, say
 from .store import Release
 
+SIDE_BY_SIDE = Path("/run/uwsgi-consul-fleet.switch")
 PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
 
@@ -37,11 +40,10 @@ def switch(
     try:
         _clear_trials(app)
         units.install(new)
-        if ran and not store.has_served(new):
+        if not store.has_served(new):
             _try(new)
         units.open_sockets(new, opened)
-        _start(new)
-        _take_over(new)
+        _replace_by(new)
         if not without_consul:
             _wait_for_consul(consul, new)
     except (ReleaseError, OSError) as error:
@@ -71,7 +73,7 @@ def _try(new: Release) -> None:
     """Start it where no client is, and see whether it is well and stays so."""
     say(f"{new.release}: tried on a socket of its own")
     try:
-        systemd.start([new.trial])
+        systemd.start([new.trial], new.health_timeout)
         health.wait(new, "trial", new.trial)
         say(f"{new.release}: healthy, watched for {new.min_healthy_time} s")
         health.watch(new, "trial", new.trial)
@@ -87,10 +89,19 @@ def _told(new: Release, services: list[str], error: ReleaseError) -> ReleaseErro
     return ReleaseError(f"{lines}\n{new.release} is not fit to serve: {error}")
 
 
+def _replace_by(new: Release) -> None:
+    """Start it beside what serves, which it leaves timers, daemons and the like to until that has
+    stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit)."""
+    with SIDE_BY_SIDE.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _start(new)
+        _take_over(new)
+
+
 def _start(new: Release) -> None:
     """Beside the old one, on the sockets that both hold."""
     try:
-        systemd.start(new.services)
+        systemd.start(new.services, new.health_timeout)
         for instance in new.instances:
             health.wait(new, instance.port, new.service(instance.port))
     except ReleaseError as error:
@@ -121,8 +132,9 @@ def _undo(new: Release, old: Release | None, opened: list[int], ran: list[str]) 
     """As if there had been no attempt; says how the host is then."""
     try:
         if old is not None and old.generation == new.generation:
-            pass  # it is the one that should serve: leave it to be looked at
-        elif old is not None and ran:
+            return _state(old)  # it is the one that should serve: leave it to be looked at
+        systemd.abandon(new.services)
+        if old is not None and ran:
             _go_back(old)
             _discard(new)
         elif ran:  # by what, nobody knows: leave it alone
@@ -145,8 +157,7 @@ def _go_back(old: Release) -> None:
     """The old one may run still, or be stopped already; its sockets may be closed."""
     units.install(old)
     units.open_sockets(old, units.closed_ports(old))
-    _start(old)
-    _take_over(old)
+    _replace_by(old)
 
 
 def _stop(new: Release, old: Release | None, opened: list[int]) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .says import ReleaseError
 
 UNITS = Path("/etc/systemd/system")
 RUNTIME = Path("/run/systemd/system")
-JOURNAL_LINES = 20
+JOURNAL_LINES = 5000
+SHOWN_LINES = 20
+TRACEBACK = "Traceback (most recent call last)"
+FAILURE = re.compile(
+    r"error|exception|fail|fatal|refuse|denied|unable|can't|cannot|invalid|unavailable|no such"
+    r"|not started|killed|died|abort|segmentation|exited"
+    r"|\[\S+ line \d+\]$",  # where uWSGI says what the system said
+    re.IGNORECASE,
+)
 
 
 def systemctl(*arguments: str) -> str:
@@ -23,12 +31,20 @@ def systemctl(*arguments: str) -> str:
     return result.stdout
 
 
-def start(units: Iterable[str]) -> None:
-    """Returns when all of them are ready; :raises ReleaseError: why one does not get there."""
-    listed = list(units)
-    started = subprocess.run(["systemctl", "start", *listed], capture_output=True, check=False)
+def start(units: list[str], seconds: float | None = None) -> None:
+    """Returns when all of them are ready.
+
+    :param seconds: how long that may take; a boot has a limit of its own, in the units
+    :raises ReleaseError: why one does not get there
+    """
+    words = ["systemctl", "start", *units]
+    try:
+        started = subprocess.run(words, capture_output=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        late = ", ".join(unit for unit in units if not is_active(unit))
+        raise ReleaseError(f"{late} is not ready after {seconds} s") from None
     if started.returncode:
-        reasons = [found for found in map(_why_not, listed) if found]
+        reasons = [found for found in map(_why_not, units) if found]
         raise ReleaseError("; ".join(reasons) or started.stderr.decode(errors="replace").strip())
 
 
@@ -55,6 +71,15 @@ def stop(units: Iterable[str]) -> None:
         subprocess.run(["systemctl", "reset-failed", *listed], capture_output=True, check=False)
 
 
+def abandon(units: Iterable[str]) -> None:
+    """End those that are not ready yet at once: while it loads its application uWSGI hears no
+    signal, and would serve when it has."""
+    late = [unit for unit in units if not is_active(unit)]
+    for words in (["stop", "--no-block"], ["kill", "--signal=KILL"]):
+        if late:
+            subprocess.run(["systemctl", *words, *late], capture_output=True, check=False)
+
+
 def is_active(unit: str) -> bool:
     words = ["systemctl", "--quiet", "is-active", unit]
     return subprocess.run(words, check=False).returncode == 0
@@ -77,10 +102,38 @@ def port_of(app: str, unit: str) -> int | None:
 
 
 def journal(units: Iterable[str]) -> str:
-    """The last lines of these units, for a person."""
+    """The lines of these units that say why something failed, and the last of the others."""
     subprocess.run(["journalctl", "--sync"], capture_output=True, check=False)
     words = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={JOURNAL_LINES}"]
     chosen = [f"--unit={unit}" for unit in units]
-    return subprocess.run(
+    said = subprocess.run(
         [*words, *chosen], capture_output=True, text=True, errors="replace", check=False
-    ).stdout.rstrip()
+    ).stdout
+    return "\n".join(telling(said.splitlines()))
+
+
+def telling(lines: Iterable[str]) -> list[str]:
+    """Failures first, then what was said last: a daemon of the application that chatters must not
+    hide why it did not start. Of what differs in numbers alone the last is enough."""
+    failures: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
+    for block in _blocks(lines):
+        kind = failures if len(block) > 1 or FAILURE.search(block[0]) else others
+        shape = re.sub(r"\d+", "0", "\n".join(block))
+        kind.pop(shape, None)
+        kind[shape] = block
+    why = [line for block in failures.values() for line in block][-SHOWN_LINES:]
+    rest = [line for block in others.values() for line in block]
+    return why + rest[max(0, len(rest) - SHOWN_LINES + len(why)) :]
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
+    """A traceback of Python's as one, which ends with the first line that is not indented."""
+    block: list[str] = []
+    for line in lines:
+        block.append(line)
+        if not line.startswith(TRACEBACK) and (len(block) == 1 or not line.startswith(" ")):
+            yield block
+            block = []
+    if block:
+        yield block

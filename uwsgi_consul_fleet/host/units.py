@@ -10,6 +10,8 @@ from . import store, systemd
 from .store import Release
 from .systemd import RUNTIME, UNITS
 
+LISTEN = re.compile(r"^ListenStream=.*$", re.MULTILINE)
+
 
 def install(release: Release) -> None:
     """What it needs to run; nothing starts, and nothing that runs is changed."""
@@ -33,9 +35,13 @@ def _ports(release: Release) -> list[int]:
 
 
 def _copy(source: Path, target: Path) -> bool:
-    """Whether that changed anything."""
+    """Whether that changed anything. A socket keeps its address: releases before this one, to which
+    one may go back, may find it by that alone, and none can change it while it is open."""
     text = source.read_text()
-    if target.is_file() and target.read_text() == text:
+    there = target.read_text() if target.is_file() else ""
+    if kept := LISTEN.search(there):
+        text = LISTEN.sub(kept.group(), text)
+    if there == text:
         return False
     store.write(target, text)
     return True
@@ -57,7 +63,7 @@ def open_sockets(release: Release, ports: list[int]) -> None:
             store.write(_drop_in(release.app, port), store.drop_in(release.generation))
     if ports:
         systemd.systemctl("daemon-reload")
-        systemd.start(_socket(release, port) for port in ports)
+        systemd.start([_socket(release, port) for port in ports])
 
 
 def _socket(release: Release, port: int) -> str:

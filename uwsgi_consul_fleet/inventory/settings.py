@@ -79,7 +79,7 @@ def _free(name: str) -> str:
 
 
 def _not_ours(name: str) -> str:
-    if name in ("RELEASE_TRIAL", "NOTIFY_SOCKET") or name.startswith("LISTEN_"):
+    if name in ("RELEASE_TRIAL", "RELEASE_LOCK", "NOTIFY_SOCKET") or name.startswith("LISTEN_"):
         raise ValueError("this variable has a meaning of its own; take another name")
     return name
 
@@ -133,6 +133,10 @@ class Settings(BaseModel):
     app_processes: int = Field(default=2, ge=1, le=1024)
     """uWSGI worker processes of each instance."""
 
+    app_lazy: bool = False
+    """Whether each worker loads the application by itself (uWSGI's lazy-apps). It must where
+    loading starts threads or an event loop, which a fork loses: see docs/frameworks.md."""
+
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
     """The uWSGI servers on each host: a name (the id in Consul) and a port."""
 
@@ -173,6 +177,10 @@ class Settings(BaseModel):
 
     health_timeout: int = Field(default=30, ge=1, le=3600)
     """Seconds within which a new release must be loaded, and then as many to answer."""
+
+    boot_timeout: int = Field(default=300, ge=1, le=86400)
+    """Seconds within which the release that serves must be loaded when its host boots, or when it
+    is started again: a host that has just booted may be slow."""
 
     min_healthy_time: int = Field(default=3, ge=0, le=3600)
     """Seconds for which a new release must go on answering before it receives a request."""

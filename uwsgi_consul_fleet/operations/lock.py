@@ -1,6 +1,6 @@
 """One deploy at a time: a run holds the lock from its first operation to its end.
 
-:func:`guard` follows pyinfra's own callbacks, so that the lock is not an operation
+:func:`look` follows pyinfra's own callbacks, so that the lock is not an operation
 that would show in the results; :func:`require` is one, for what must not go on without it.
 """
 
@@ -185,12 +185,15 @@ class Guard:
 
 
 def look(here: Here) -> None:
-    """To be called before anything is read of the hosts; see :meth:`Guard.look`."""
+    """Watch over the lock from here on, which the run holds from its first operation to its end.
+
+    :raises SystemExit: see :meth:`Guard.look`
+    """
     guard(here).look()
 
 
 def guard(here: Here) -> Guard:
-    """The guard of this run's lock, which it holds from its first operation on."""
+    """The guard of this run's lock."""
     return here.run.once(Guard)
 
 

@@ -61,10 +61,12 @@ class HostState:
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
     could not be asked, ``consul_fleet`` whose its cluster is, as it lies there, and
-    ``consul_contents`` what it knows of each service (releases/rule.py). ``kept`` are applications
-    of which only data is left. ``generations`` are by name, with the fields of their release.json;
-    ``last_switch`` is the end of the history (host/store.py). ``consul_before`` are binaries, by
-    their label, and files of configuration, by their path, in the places of versions before 0.3.
+    ``consul_contents`` what it knows of each service (releases/rule.py). ``applications`` are those
+    that are here, with their ports, and ``ids`` what those that serve are called in Consul.
+    ``kept`` are applications of which only data is left. ``generations`` are by name, with the
+    fields of their release.json; ``last_switch`` is the end of the history (host/store.py).
+    ``consul_before`` are binaries, by their label, and files of configuration, by their path, in
+    the places of versions before 0.3.
     ``app_python`` is the kind of the application's Python, '' where there is none, and
     ``app_python_closed`` what of it no service can get at. ``resolutions`` are the ids and kinds of
     those that are here with their wheels.
@@ -80,10 +82,12 @@ class HostState:
     files: dict[str, FileState] = field(default_factory=dict)
     units: dict[str, UnitState] = field(default_factory=dict)
     packages: set[str] = field(default_factory=set)
+    uwsgi_plugins: set[str] = field(default_factory=set)
     users: set[str] = field(default_factory=set)
     consul_binaries: set[str] = field(default_factory=set)
     consul_before: set[str] = field(default_factory=set)
     applications: dict[str, set[int]] = field(default_factory=dict)
+    ids: dict[str, set[str]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     generations: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     current_generation: str = ""
@@ -177,6 +181,9 @@ def parse(output: list[str]) -> HostState:
             setattr(found, kind, rest.strip())
         elif kind == "consul":
             note_consul(found, rest)
+        elif kind == "id":
+            name, id_ = rest.split(" ", 1)
+            found.ids.setdefault(name, set()).add(id_)
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
@@ -188,17 +195,19 @@ def parse(output: list[str]) -> HostState:
         elif kind == "resolution_kept":
             name, itself, _ = rest.split("/")
             found.resolutions.add((name, itself))
-        elif kind in ("package", "user", "consul_binary", "consul_before", "kept"):
-            collection: set[str] = {
+        else:
+            collection: set[str] | None = {
                 "package": found.packages,
                 "user": found.users,
                 "consul_binary": found.consul_binaries,
                 "consul_before": found.consul_before,
                 "kept": found.kept,
-            }[kind]
-            collection.add(rest)
-        else:
-            found.belongings.note(kind, rest)
+                "uwsgi_plugin": found.uwsgi_plugins,
+            }.get(kind)
+            if collection is None:
+                found.belongings.note(kind, rest)
+            else:
+                collection.add(rest)
     return found
 
 

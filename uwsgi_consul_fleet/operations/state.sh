@@ -36,6 +36,9 @@ dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
     uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv 2>/dev/null |
     sed -n 's/^installed /package /p'
 
+find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |
+    sed 's/.*\/\(.*\)_plugin\.so$/uwsgi_plugin \1/'
+
 # Mode, owner and group first, then the sums, in the same order.
 find /etc/uwsgi-consul-fleet/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
     \( -path '/etc/uwsgi-consul-fleet/consul.d/*' -o -name consul.service \
@@ -63,6 +66,7 @@ for name in $recorded $(printf %s "$marks" | sed 's/app://g'); do
     # What a host keeps of one that is gone has no user any more.
     if getent passwd "$name" >/dev/null || [ -e "/etc/uwsgi-consul-fleet/$name.conf" ]; then
         echo "application $name $ports"
+        sed -n "s/^ *\"id\": \"\(.*\)\",*$/id $name \1/p" "/srv/$name/current/release.json" 2>/dev/null
     elif [ -e "/srv/$name" ]; then
         echo "kept $name"
     fi

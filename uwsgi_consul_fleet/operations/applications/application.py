@@ -17,7 +17,6 @@ from uwsgi_consul_fleet.operations.applications.archive import Base64
 from uwsgi_consul_fleet.operations.applications.decided import prepare as prepare
 from uwsgi_consul_fleet.operations.applications.dependencies import bring as bring
 from uwsgi_consul_fleet.operations.applications.package import Package
-from uwsgi_consul_fleet.operations.applications.release import read as read_release
 from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.lock import missing, rolled_out
@@ -32,30 +31,21 @@ from uwsgi_consul_fleet.releases.rollout import Step
 HERE = Path(__file__).parent
 LISTENING = UnitState("active", "enabled")
 
-__all__ = [
-    "bring",
-    "install",
-    "prepare",
-    "read",
-    "refuse_taken_ports",
-    "retire",
-    "settle",
-    "switch",
-]
+__all__ = ["bring", "install", "prepare", "refuse_what_is_taken", "retire", "settle", "switch"]
 
 
-def read(me: Host) -> None:
-    """What is released from this machine, while the hosts are not looked at yet.
-
-    :raises DeployError: where something is missing or wrong
-    """
-    if me.instances:
-        read_release(me.settings)
-
-
-def refuse_taken_ports(here: Here) -> None:
-    """:raises DeployError: where another application of this host has the ports of its own"""
+def refuse_what_is_taken(here: Here) -> None:
+    """:raises DeployError: where another application of this host has the ports of its own, or its
+    ids in Consul and goes on serving"""
     me = here.me
+    for name, ids in here.known.ids.items():
+        same = sorted(ids & {instance.id for instance in me.instances})
+        if name not in here.run.fleet.services and same:
+            raise DeployError(
+                f"{me.name}: {name} is registered in Consul as {', '.join(same)} of this host, "
+                f"which {me.settings.app_name} would take from it: give instances other names "
+                '(or ids: {"server1": {"port": 2001, "id": "shop-1"}}); nothing was changed'
+            )
     for name, ports in here.known.applications.items():
         taken = sorted(ports & {instance.port for instance in me.instances})
         if name != me.settings.app_name and taken:

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory.model import Host
@@ -20,6 +24,9 @@ from uwsgi_consul_fleet.releases.rule import Content
 UNITS = Path(__file__).parent / "units"
 ENVIRONMENT = "environment"
 TRIAL = "RELEASE_TRIAL"
+NOT_IN_A_TRIAL = re.compile(rf"^if-not-env = {TRIAL}$.*?^end-if", re.MULTILINE | re.DOTALL)
+HOOKS = re.compile(r"^\s*((?:exec|hook|call)-[\w-]+|emperor|legion[\w-]*)\s*=", re.MULTILINE)
+PLUGINS = re.compile(r"^\s*(?:need-)?plugins?\s*=(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,16 @@ class Package:
         files = [*sorted(self.files.items()), (ENVIRONMENT, variables)]
         return archive.archive(self.release.sources, files)
 
+    @property
+    def uwsgi_plugins(self) -> set[str]:
+        """Those that its ini files load by their names."""
+        texts = [
+            file.content.decode() for path, file in self.files.items() if path.endswith(".ini")
+        ]
+        lines = (match for text in texts for match in PLUGINS.findall(text))
+        words = {word.strip().rpartition(":")[2] for line in lines for word in line.split(",")}
+        return {word for word in words if re.fullmatch(r"\w+", word)}
+
 
 def make(me: Host, release: Release) -> Package:
     """A release for this host, which has instances, from this machine's files.
@@ -95,7 +112,8 @@ def settings_alone(me: Host, template: Path) -> str:
     """
     me, none = _nowhere(me), Release("", Sources(()), None, template)
     variables = environment.render(environment.variables(me.settings))
-    texts = {**_inis(me, none), **_units(me), "release.json": json.dumps(_health(me))}
+    inis = _inis(me, none)
+    texts = {**inis, **_units(me, inis), "release.json": json.dumps(_health(me))}
     files = {path: File(text.encode()) for path, text in texts.items()}
     return Package(none, files, variables, _virtualenv(me, none)).digest()
 
@@ -107,7 +125,8 @@ def _nowhere(me: Host) -> Host:
 
 def _files(me: Host, release: Release, settings: Mapping[str, str]) -> dict[str, File]:
     manifest = _manifest(me, release, settings)
-    texts = {**_inis(me, release), **_units(me), "release.json": manifest}
+    inis = _inis(me, release)
+    texts = {**inis, **_units(me, inis), "release.json": manifest}
     files = {path: File(text.encode()) for path, text in texts.items()}
     if release.requirements is not None:
         files |= {path: File(text) for path, text in release.requirements.files.items()}
@@ -140,6 +159,7 @@ def _inis(me: Host, release: Release) -> dict[str, str]:
         )
         for instance in me.instances
     }
+    _tell_what_runs(release.template, "".join(found.values()))
     if any(f"if-not-env = {TRIAL}" not in text for text in found.values()):
         raise DeployError(
             f"app_ini: {release.template}: its `socket` and `consul-register` must stand between "
@@ -149,18 +169,37 @@ def _inis(me: Host, release: Release) -> dict[str, str]:
     return found
 
 
-def _units(me: Host) -> dict[str, str]:
+@cache
+def _told(template: Path, options: tuple[str, ...]) -> None:
+    logger.warning(
+        f"    Warning: {template}: a trial of a release runs {', '.join(options)} too; what it "
+        f"must not run belongs between `if-not-env = {TRIAL}` and `end-if =`"
+    )
+
+
+def _tell_what_runs(template: Path, inis: str) -> None:
+    """What the consul plugin can't hold back."""
+    if found := tuple(sorted({*HOOKS.findall(NOT_IN_A_TRIAL.sub("", inis))})):
+        _told(template, found)
+
+
+def _units(me: Host, inis: dict[str, str]) -> dict[str, str]:
     settings = me.settings
     app = settings.app_name
     pypi = settings.uwsgi_source == "pypi"
     program = f"/srv/{app}/releases/%i/venv/bin/uwsgi" if pypi else "/usr/bin/uwsgi"
-    values = {"app": app, "settings": settings, "start": START, "uwsgi": program}
+    values: dict[str, Any] = {"app": app, "settings": settings, "start": START, "uwsgi": program}
     first = me.instances[0].port
     found = {
         "units/app.target": render(UNITS / "target.j2", **values),
         "units/trial.service": render(UNITS / "trial.j2", port=first, **values),
     }
     for instance in me.instances:
+        ini = inis[f"{instance.port}.ini"]
+        # An ini that names the socket's address finds it among those that systemd lists.
+        by_descriptor = re.search(r"^[^;#\n]*=\s*fd://3\s*$", ini, re.MULTILINE) is not None
+        values["by_descriptor"] = by_descriptor
+        values["every"] = "[::]" if by_descriptor and ":" in instance.address else "0.0.0.0"  # noqa: S104
         for kind in ("service", "socket"):
             text = render(UNITS / f"{kind}.j2", port=instance.port, **values)
             found[f"units/{instance.port}.{kind}"] = text

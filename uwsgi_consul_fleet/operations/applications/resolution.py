@@ -22,7 +22,19 @@ def choose(here: Here, release: Release) -> str:
     """
     if release.requirements is None:
         return ""
-    run, app = here.run, here.me.settings.app_name
+    app, chosen = here.me.settings.app_name, here.run.once(_chosen)
+    key = (app, release.name, release.requirements.digest)
+    if key not in chosen:
+        chosen[key] = _choose(here.run, app, release)
+    return chosen[key]
+
+
+def _chosen(run: Run) -> dict[tuple[str, ...], str]:
+    """What was chosen, which is the same for all hosts."""
+    return {}
+
+
+def _choose(run: Run, app: str, release: Release) -> str:
     named = run.pyinfra.typed.get("release") == release.name
     # Hosts that this run leaves out are asked only where the others don't know.
     return (

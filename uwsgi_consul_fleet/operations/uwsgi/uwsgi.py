@@ -28,20 +28,27 @@ LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 
 
 @operation()
-def install(here: Here) -> Generator[Any, None, None]:
-    """uWSGI, its Python plugin, and what an application's virtual environment needs."""
+def install(here: Here, wanted: set[str]) -> Generator[Any, None, None]:
+    """uWSGI, its Python plugin, and what an application's virtual environment needs.
+
+    :param wanted: the plugins that the ini files load by their names
+    """
     me, known = here.me, here.known
     source = me.settings.uwsgi_source
+    # PyPI's has all that it can have.
+    lacks = wanted - known.uwsgi_plugins - {"python3"} if source == "debian" else set()
     missing = [package for package in NEEDED[source] if package not in known.packages]
     if not known.packages.intersection(LIBCURL):
         missing.append(LIBCURL[0])
     if missing:
         yield packages.install(*missing)
+    if lacks:
+        yield packages.install_uwsgi_plugins(*sorted(lacks))
     if source == "pypi" and known.uwsgi is None:
         script = pypi_script(me.settings)
         text = QuoteString(script)
         yield StringCommand("env", StringCommand("SCRIPT=", text, _separator=""), "sh", "-c", text)
-    elif not missing:
+    elif not missing and not lacks:
         host.noop("uWSGI is installed")
         return
     here.changed()

@@ -1,0 +1,118 @@
+/*
+ * What an instance does beside its requests, by itself: timers, crons, watched files, mules,
+ * spoolers, daemons. A release that is tried must do none of it, since it may never be approved;
+ * and while two releases run side by side it is the old one that does. So the new one waits:
+ *
+ *   RELEASE_TRIAL=1     for good
+ *   RELEASE_LOCK=FILE   until nobody holds a flock() on the file, as who lets releases take over
+ *
+ * Handlers of uWSGI's signals are called in whichever process by way of the language's plugin, so
+ * there they are stopped. A mule passes the first plugin's master_fixup() before it begins.
+ */
+#include <uwsgi.h>
+
+#include "consul.h"
+
+#include <poll.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+
+extern struct uwsgi_server uwsgi;
+
+#define PLUGINS 256
+#define LOOK 100 /* milliseconds between two looks of a process that waits */
+
+int consul_jobs_in_trial;
+
+static struct {
+    int *held; /* shared by all processes; NULL where nothing ever waited */
+    const char *lock;
+    int (*handlers[PLUGINS])(uint8_t, void *);
+    void (*fixup)(int);
+    struct uwsgi_cron *crons;
+    struct uwsgi_daemon *daemons;
+} jobs;
+
+static int is_held(void) {
+    return jobs.held && __atomic_load_n(jobs.held, __ATOMIC_ACQUIRE);
+}
+
+static int is_locked(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int locked;
+    if (fd < 0)
+        return 0;
+    locked = flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK;
+    close(fd);
+    return locked;
+}
+
+static int handle_signal(uint8_t number, void *handler) {
+    const struct uwsgi_signal_entry *entry =
+        &uwsgi.shared->signal_table[uwsgi.mywid * 256 + number];
+    return is_held() ? 0 : jobs.handlers[entry->modifier1](number, handler);
+}
+
+void consul_jobs_wait(void) {
+    while (is_held())
+        poll(NULL, 0, LOOK);
+}
+
+static void fix_up(int step) {
+    if (step && uwsgi.muleid)
+        consul_jobs_wait();
+    if (jobs.fixup)
+        jobs.fixup(step);
+}
+
+static void stand_before_plugins(void) {
+    int i;
+    /* Several of them may be one. */
+    for (i = 0; i < PLUGINS; i++)
+        jobs.handlers[i] = uwsgi.p[i]->signal_handler;
+    for (i = 0; i < PLUGINS; i++) {
+        if (jobs.handlers[i])
+            uwsgi.p[i]->signal_handler = handle_signal;
+    }
+    jobs.fixup = uwsgi.p[0]->master_fixup;
+    uwsgi.p[0]->master_fixup = fix_up;
+}
+
+void consul_jobs_withhold(void) {
+    int is_trial = getenv("RELEASE_TRIAL") != NULL;
+    jobs.lock = is_trial ? NULL : getenv("RELEASE_LOCK");
+    if (consul_jobs_in_trial || !uwsgi.master_process ||
+        !(is_trial || (jobs.lock && is_locked(jobs.lock))))
+        return;
+    jobs.held =
+        mmap(NULL, sizeof(*jobs.held), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (jobs.held == MAP_FAILED) {
+        uwsgi_error("[consul] mmap()");
+        exit(1);
+    }
+    *jobs.held = 1;
+    stand_before_plugins();
+    jobs.crons = uwsgi.crons;
+    jobs.daemons = uwsgi.daemons;
+    uwsgi.crons = NULL;
+    uwsgi.daemons = NULL;
+    uwsgi_log("[consul] timers, crons, mules, spoolers and daemons %s\n",
+              is_trial ? "are not run in a trial"
+                       : "wait until the release before this one has ended");
+}
+
+void consul_jobs_cycle(void) {
+    struct uwsgi_cron **last_cron = &uwsgi.crons;
+    struct uwsgi_daemon **last_daemon = &uwsgi.daemons;
+    if (!is_held() || !jobs.lock || is_locked(jobs.lock))
+        return;
+    while (*last_cron)
+        last_cron = &(*last_cron)->next;
+    while (*last_daemon)
+        last_daemon = &(*last_daemon)->next;
+    *last_cron = jobs.crons;
+    *last_daemon = jobs.daemons;
+    uwsgi_log("[consul] timers, crons, mules, spoolers and daemons begin\n");
+    __atomic_store_n(jobs.held, 0, __ATOMIC_RELEASE);
+    uwsgi_daemons_spawn_all();
+}
