@@ -148,9 +148,10 @@ def _served(known: HostState) -> Served | None:
 def _keeps_its_settings(known: HostState, me: Host, release: Release) -> bool:
     """Whether today's settings are those that this host went back from: they return when they
     are changed, or when it has another plugin and has to be switched."""
-    found, plugin = _served(known), plugin_file(known)
+    found = _served(known)
     if not found or not found.left or found.content != release.content:
         return False
+    plugin = plugin_file(known)
     if not plugin or plugin.path != known.current_plugin:
         return False
     its_own = known.generations[known.current_generation].get("settings_alone")
