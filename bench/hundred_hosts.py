@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import figures
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.reading import read
 from uwsgi_consul_fleet.operations import state
-from uwsgi_consul_fleet.operations.applications.package import prepare
+from uwsgi_consul_fleet.operations.applications.package import make
+from uwsgi_consul_fleet.operations.applications.release import read as read_release
 from uwsgi_consul_fleet.operations.consul import agent
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import plugin_file
 from uwsgi_consul_fleet.ssh import options as ssh
@@ -67,8 +69,10 @@ def record(host: Host) -> str:
 
 def own(host: Host, fleet: Fleet, known: state.HostState) -> list[str]:
     """What only this host has in its answer when the deploy is through with it."""
-    label, package, plugin = known.consul_in_use, prepare(host), plugin_file(known)
-    assert package, f"{host.name} has no application"
+    label, plugin = known.consul_in_use, plugin_file(known)
+    made = known.generations[known.current_generation]
+    release = read_release(host.settings)
+    package = make(host, replace(release, name=made["release"], resolution=made["resolution"]))
     assert plugin, f"{host.name} has no plugin"
     sums = [file.state.sha256 for file in agent.files(host, fleet, label)]
     return [*sums, agent.digest(host, fleet, label), package.generation(plugin, known.app_python)]

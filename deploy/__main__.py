@@ -47,7 +47,7 @@ if me.is_member:
     )
 
     if package:
-        lock.announce(here, package.release.name)
+        lock.announce(here, package.release.content, package.refused)
         lock.require(name="Lock: go on only with it", here=here)
         if package.release.resolution:
             app.bring(

@@ -60,8 +60,9 @@ app_secrets_file = None
 
 # --- Releases ---------------------------------------------------------------
 
-# What a release is called; None for what git calls the content of app_source. Also: --data
-# release=NAME
+# What a release is called; None for what git calls the content of app_source. A label: a name
+# releases the same content again only as --data release=NAME. "current" keeps what the fleet was
+# put to.
 release = None
 
 # Releases that stay on each host, the one that serves among them; two or more.

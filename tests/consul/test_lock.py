@@ -17,8 +17,8 @@ from consul_processes import Agent, until
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
-from uwsgi_consul_fleet.host import lock_session, unwritten
-from uwsgi_consul_fleet.host.consul import FLEET, Access, UnavailableError
+from uwsgi_consul_fleet.host import cluster, lock_session, unwritten
+from uwsgi_consul_fleet.host.consul import CONTENTS, FLEET, Access, Consul, UnavailableError
 from uwsgi_consul_fleet.host.lock_session import (
     AUDIT,
     HELD,
@@ -32,6 +32,7 @@ from uwsgi_consul_fleet.host.lock_session import (
 )
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.releases.rule import Content, Record
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
 TWICE_THE_TTL = 20  # seconds; Consul takes no shorter ttl than 10 s
@@ -232,12 +233,15 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     ask("expect", releases={"shop": "r7"})
     ask("finish", entry={"outcome": "ok"})
     back = {**ANNA, "id": "anna", "what": "rollback", "outcome": "ok", "since": lock_session.now()}
-    told = json.dumps({"releases": {"shop": "r6"}, "entry": back})
+    r6, r7 = ({"release": f"r{each}", "content": str(each)} for each in (6, 7))
+    contents = {"shop": {"on": [r6], "refused": [r7]}}
+    told = json.dumps({"releases": {"shop": "r6"}, "contents": contents, "entry": back})
     unwritten.keep(told)
     # Who looked before is told that something happened since.
     assert ask("look")["seen"] == "anna"
     assert take("carl")["last"]["id"] == "anna"
     assert keys(agent).call("GET", f"/v1/kv/{RELEASES}shop")[0]["Value"] == encoded("r6")
+    assert contents["shop"].items() <= keys(agent).value(f"{CONTENTS}shop").items()
     assert [entry.get("id") for entry in audit(agent)] == ["bert", "anna"]
     assert not unwritten.read()
     ask("expect", releases={"shop": "r8"})
@@ -414,3 +418,17 @@ class TestWhatIsWritten:
         port = int(agent.url.rpartition(":")[2])
         found = catalog.read("drakar", port, ["shop"])
         assert found.expected_releases == {"shop": "r8", "bar": "r1"}
+
+    def test_what_a_service_was_put_to_is_told_by_the_servers(
+        self, agent: Agent, session: Start
+    ) -> None:
+        one = session(agent)
+        one.ask("take", claim=ANNA)
+        old, new = ({"release": f"r{each}", "content": str(each)} for each in (1, 2))
+        for on, refused in ((new, []), (old, [new]), (old, [])):
+            said = {"shop": {"on": [on], "refused": refused}}
+            assert one.ask("expect", releases={}, contents=said) == {"state": "held"}
+        known = cluster.status(Consul(Access(agent.url)))["contents"]
+        found = Record.parse(known["shop"])
+        assert found
+        assert (found.on, found.refused) == ((Content("r1", "1"),), (Content("r2", "2"),))

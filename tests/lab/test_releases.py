@@ -170,7 +170,8 @@ def test_one_host_may_fail_and_the_others_go_on(
 def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load, lab: Lab) -> None:
     fleet, good = releases.fleet, releases.serving
     begin = time.time()
-    bad = releases.deploy()
+    source, bad = releases.revision()
+    fleet.deploy(*released(source, bad))
     servers = reading.read(fleet.path, options.address).consul_servers
     with Lock(servers) as held:
         held.take("test", {})
@@ -191,9 +192,13 @@ def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load,
         lab.ssh("drakar", "sudo systemctl start consul")
     releases.serves(good)
     until(lambda: fleet.verify("--wait", "5", check=False).returncode < 2, "Consul is back", 30)
+    words = ("--data", f"app_source={source}")
+    stays = f"stays on {good}: app_source is "
+    assert stays in output(fleet.deploy("--dry", *words))  # of which Consul knows nothing yet
     with Lock(servers) as held:
         held.take("test", {}, wait=10)
     fleet.verify("--wait", "10")
+    assert stays in output(fleet.deploy("--dry", *words))
     audit = run("invoke", "audit", "--json", "--last", "2", "--inventory", str(fleet.path))
     told = [(entry["what"], entry["outcome"]) for entry in json.loads(audit.stdout)]
     assert told == [("rollback", "ok"), ("test", "ok")]

@@ -5,6 +5,7 @@ of the hosts that stay. The tests run in the order in which they stand here, on 
 starts from what the one before it left. Two, six, two is in bench/scaling.py.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,10 @@ def test_two_applications_are_released_together(
         ("drakar", "1.11"),
         ("ormen", "1.10"),
     }
+    # What one goes on with is not the other's.
+    said = output(fleet.deploy("--dry"))
+    assert "consul-demo-server: stays on 1.11: app_source is what it serves" in said
+    assert re.search(r"other-server: releases \S+ \(app_source\) over 1\.10", said), said
     fleet.hosts(["drakar"], ["drakar"], ["ormen"])
     fleet.deploy()
     left = "sudo ls /srv /etc/uwsgi-consul-fleet /opt; systemctl list-units --all '*-server-*'"

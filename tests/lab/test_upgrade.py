@@ -50,6 +50,15 @@ def test_its_fleet_is_verified_and_shown(fleet: Fleet) -> None:
     assert [entry["what"] for entry in json.loads(audit)] == ["deploy"]
 
 
+def test_what_it_released_is_known_by_its_content(fleet: Fleet, old: Version) -> None:
+    """Of which that version wrote down nothing, on hosts or in Consul."""
+    same = ("--dry", "--data", f"app_source={old.checkout / 'app'}")
+    same += ("--data", f"app_requirements={old.checkout / 'app/requirements.txt'}")
+    stays = "consul-demo-server: stays on old: app_source is what it serves"
+    assert stays in output(fleet.deploy(*same))
+    assert "(app_source) over old" in output(fleet.deploy("--dry"))
+
+
 def held(process: subprocess.Popen[str], fleet: Fleet, lab: Any) -> None:
     """Wait until that run has the lock."""
     look = "for i in $(seq 200); do consul kv get uwsgi-consul-fleet/lock && exit; sleep 0.1; done"
@@ -118,6 +127,17 @@ def test_a_second_roll_back_goes_further_back(fleet: Fleet) -> None:
     nothing_left = fleet.rollback(check=False)
     assert nothing_left.returncode == 2
     assert "no release before the one that serves" in output(nothing_left)
+
+
+def test_what_it_released_gets_settings_from_now(fleet: Fleet, lab: Any) -> None:
+    """Nothing of it is in `app_source`, and no host has it packed."""
+    said = output(fleet.deploy("--data", "min_healthy_time=1", "--data", "app_processes=3"))
+    assert "stays on old: app_source is " in said
+    assert fleet.releases() == dict.fromkeys(HOSTS, "old")
+    for host in HOSTS:
+        look = "grep ^processes /srv/consul-demo-server/current/2001.ini"
+        assert lab.ssh(host, look).stdout == "processes = 3\n"
+    fleet.verify("--wait", "10", "--probe")
 
 
 def test_its_group_data_goes_on_working(fleet: Fleet, old: Version, tmp_path: Path) -> None:

@@ -53,6 +53,12 @@ def output(result: subprocess.CompletedProcess[str]) -> str:
     return result.stdout + result.stderr
 
 
+def changed(deploy: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
+    """Which operations of a deploy with --json changed something, and on which hosts."""
+    report = json.loads(deploy.stdout)["results"]
+    return {op["name"]: op["success"] for op in report["operations"] if op["success"]}
+
+
 class Fleet:
     """An inventory file of its own, and the three commands over it."""
 
@@ -87,8 +93,7 @@ class Fleet:
 
     def changes(self, *options: str) -> dict[str, list[str]]:
         """Which operations change something, and on which hosts."""
-        report = json.loads(self.deploy("--json", *options).stdout)["results"]
-        return {op["name"]: op["success"] for op in report["operations"] if op["success"]}
+        return changed(self.deploy("--json", *options))
 
     def verify(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run("invoke", "verify", *options, "--inventory", str(self.path), check=check)

@@ -47,7 +47,7 @@ class Run:
         typed: str = "",
     ) -> None:
         self.fleet = fleet_of(*inside, *left_out)
-        self.pyinfra = SimpleNamespace(connected={*inside}, typed={"release": typed})
+        self.pyinfra = SimpleNamespace(connected={*inside}, failed=set(), typed={"release": typed})
         self.asked = 0
         self.state_of = inside.__getitem__
         self._left_out = left_out

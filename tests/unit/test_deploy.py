@@ -19,8 +19,8 @@ from uwsgi_consul_fleet.build.source import Source
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import environment
-from uwsgi_consul_fleet.operations.applications.package import Package, prepare
-from uwsgi_consul_fleet.operations.applications.release import _read
+from uwsgi_consul_fleet.operations.applications.package import Package, make
+from uwsgi_consul_fleet.operations.applications.release import _read, made_by, read
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError, inventory_file, refuse_own_order
 from uwsgi_consul_fleet.operations.state import FileState, UnitState, parse
@@ -49,9 +49,9 @@ def host_with(**settings: object) -> Host:
 
 def package_of(**settings: object) -> Package:
     _read.cache_clear()
-    found = prepare(host_with(**settings))
-    assert found is not None
-    return found
+    host = host_with(**settings)
+    release = read(host.settings)
+    return make(host, replace(release, resolution=made_by(release)))
 
 
 @pytest.fixture
@@ -273,7 +273,8 @@ def test_another_python_is_another_generation_where_it_matters(package: Package)
 
 
 def test_a_given_name_is_the_releases(package: Package) -> None:
-    named = package_of(release="spring")
+    host = host_with()
+    named = make(host, replace(read(host.settings), name="spring"))
     assert named.release.name == "spring"
     assert named.generation(PLUGIN, PYTHON).startswith("spring-")
     assert b"release:spring" in named.files["2001.ini"].content
@@ -370,8 +371,7 @@ def test_a_secret_shows_neither_in_a_package_nor_in_its_name(
 
 def test_the_settings_of_a_release_have_one_name_on_all_hosts() -> None:
     def names(host: Host) -> tuple[str, str]:
-        package = prepare(host)
-        assert package is not None
+        package = make(host, read(host.settings))
         settings = json.loads(package.files["release.json"].content)["settings"]
         return settings, package.generation(PLUGIN, PYTHON)
 

@@ -30,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     command("list", "print the releases on this host as JSON")
+    one = command("describe", "print what a release is made of, as JSON")
+    one.add_argument("wanted", metavar="RELEASE", help="as `list` names it, or its content")
+    one = command("pack", "write the sources of a release as the beginning of a .tar.gz")
+    one.add_argument("generation", metavar="RELEASE", help="as `list` names it")
     one = command("switch", "let a release serve; the one before goes on if it does not come up")
     one.add_argument("generation", metavar="RELEASE", help="as `list` names it")
     one.add_argument("--keep", type=int, default=5, help="how many releases stay (default: 5)")

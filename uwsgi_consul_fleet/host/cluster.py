@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from contextlib import suppress
 from socket import gethostname
 from typing import Any
 
-from .consul import FLEET, Consul, UnavailableError
+from .consul import CONTENTS, FLEET, Consul, UnavailableError
 from .says import ReleaseError
 
 ALIVE, FAILED = 1, 4  # serf's status of a member
@@ -21,13 +22,15 @@ DEMOTED = 10.0  # seconds for a former server to be seen as a client
 
 
 def status(consul: Consul) -> dict[str, Any]:
-    """Of a server, by itself: whom it follows, which servers it counts, each as HOST:PORT, and
-    whose the cluster is; or why it could not be asked."""
+    """Of a server, by itself: whom it follows, which servers it counts, each as HOST:PORT, whose
+    the cluster is, and what its services were put to; or why it could not be asked."""
     try:
+        leader = consul.get("/v1/status/leader")
         return {
-            "leader": consul.get("/v1/status/leader"),
+            "leader": leader,
             "peers": consul.get("/v1/status/peers") or [],
             "fleet": _fleet(consul),
+            "contents": _contents(consul) if leader else {},
         }
     except UnavailableError as error:
         return {"problem": str(error)}
@@ -41,6 +44,20 @@ def _fleet(consul: Consul) -> str:
         if error.status in (404, 500):
             return ""
         raise
+
+
+def _contents(consul: Consul) -> dict[str, str]:
+    """Of each service, as lock_session.py wrote it; nothing where that is not known."""
+    try:
+        entries = consul.get(f"/v1/kv/{CONTENTS}?recurse")
+    except UnavailableError as error:
+        if error.status in (404, 500):
+            return {}
+        raise
+    return {
+        each["Key"][len(CONTENTS) :]: b64decode(each["Value"] or "").decode(errors="replace")
+        for each in entries
+    }
 
 
 def cluster(consul: Consul) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .says import ReleaseError
 CONFIG = "/etc/uwsgi-consul-fleet/agent.json"
 TIMEOUT = 10  # seconds for an answer
 FLEET = "uwsgi-consul-fleet/fleet"  # the key that says whose the cluster is
+CONTENTS = "uwsgi-consul-fleet/contents/"  # below it, what each service was put to
 
 
 class UnavailableError(ReleaseError):

@@ -21,13 +21,14 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 from . import unwritten
-from .consul import FLEET, Access, Consul, UnavailableError
+from .consul import CONTENTS, FLEET, Access, Consul, UnavailableError
 
 LOCK = "uwsgi-consul-fleet/lock"
 LAST = "uwsgi-consul-fleet/last"  # who had the lock last and may have changed something under it
 AUDIT = "uwsgi-consul-fleet/audit/"
 RELEASES = "uwsgi-consul-fleet/releases/"
 HELD = "held"  # instead of the id of who had it last
+REFUSED = 50  # contents that were rolled back from
 AND = ", "  # between the releases of a service, where hosts differ
 KEPT = 200  # audit entries
 TIMEOUT = 2  # seconds for an answer of the agent
@@ -44,6 +45,22 @@ SESSION = {
 }
 
 Message = dict[str, Any]
+
+
+def merged(before: Message, on: list[Message], refused: list[Message]) -> Message:
+    """What is kept of a service: the contents that it was put ``on``, each with its ``release``,
+    and those that were ``refused`` since, because it was rolled back from them.
+
+    :param refused: more of these
+    """
+
+    def key(each: Message) -> str:
+        return str(each["content"] or each["release"])  # of a version before 0.3
+
+    known = {key(each): each for each in [*before.get("refused", []), *refused]}
+    for each in on:
+        known.pop(key(each), None)
+    return {"on": on, "refused": list(known.values())[-REFUSED:], "since": now()}
 
 
 class LostError(Exception):
@@ -130,11 +147,15 @@ class Keys(Consul):
 
     def last(self) -> Message:
         """Who had the lock last: the claim; nothing where nobody had it."""
-        entries = self.call("GET", f"/v1/kv/{LAST}?consistent")
-        return claim_in(b64decode(entries[0]["Value"] or "")) if entries else {}
+        return self.value(LAST)
 
     def note(self, last: Message) -> None:
         self.call("PUT", f"/v1/kv/{LAST}", last)
+
+    def value(self, key: str) -> Message:
+        """What a key holds; nothing where it is not there."""
+        entries = self.call("GET", f"/v1/kv/{key}?consistent")
+        return claim_in(b64decode(entries[0]["Value"] or "")) if entries else {}
 
     def record(self, entry: Message) -> None:
         """Append to the audit, and drop what is too old; said twice, it is there once."""
@@ -216,7 +237,7 @@ class Lock:
         for told in unwritten.read():
             known = self.keys.call("GET", f"/v1/kv/{AUDIT}?keys") or []
             if all(key < AUDIT + told["entry"]["since"] for key in known):
-                self.do_expect(told["releases"])
+                self.do_expect(told["releases"], told["contents"])
             self.keys.record(told["entry"])
         unwritten.clear()
 
@@ -245,15 +266,25 @@ class Lock:
     def _holds(self) -> bool:
         return (self.keys.holder() or {}).get("session") == self.session
 
-    def do_expect(self, releases: dict[str, str]) -> Message:
-        """Write down which release each service should be on, if the lock is ours."""
+    def do_expect(
+        self, releases: dict[str, str], contents: dict[str, dict[str, list[Message]]] | None = None
+    ) -> Message:
+        """Write down which release each service should be on, if the lock is ours.
+
+        :param contents: of each service: see merged()
+        """
         ours = {"Verb": "check-session", "Key": LOCK, "Session": self.session}
-        written = [
-            {"Verb": "set", "Key": RELEASES + service, "Value": encoded(release)}
-            for service, release in releases.items()
-        ]
-        deadline = time.monotonic() + PATIENCE
-        if not _until(deadline, lambda: self.keys.transact(ours, *written)):
+
+        def write() -> bool:
+            written: Message = {RELEASES + service: to for service, to in releases.items()}
+            for service, said in (contents or {}).items():
+                written[CONTENTS + service] = merged(self.keys.value(CONTENTS + service), **said)
+            steps = [
+                {"Verb": "set", "Key": key, "Value": encoded(to)} for key, to in written.items()
+            ]
+            return self.keys.transact(ours, *steps)
+
+        if not _until(time.monotonic() + PATIENCE, write):
             raise LostError
         return {"state": "held"}
 

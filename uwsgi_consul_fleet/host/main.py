@@ -61,6 +61,10 @@ def _run(access: Access, token: str, command: str, **options: Any) -> None:
         from . import store
 
         store.show(**options)
+    elif command in ("describe", "pack"):
+        from . import content
+
+        getattr(content, command)(**options)
     else:
         with LOCK.open("w") as lock:  # /run is root's: nobody else can hold it
             fcntl.flock(lock, fcntl.LOCK_EX)

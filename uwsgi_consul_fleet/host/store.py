@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,6 +42,8 @@ class Release:
     min_healthy_time: int  # seconds
     health_headers: dict[str, str]
     health_statuses: str
+    content: str
+    settings_alone: str
     resolution: str = ""
 
     @property
@@ -85,8 +88,18 @@ def load(app: str, generation: str) -> Release:
         # Versions before 0.3 had neither.
         health_headers=fields.get("health_headers", {}),
         health_statuses=fields.get("health_statuses", "200-399"),
+        content=content_of(fields),
+        settings_alone=fields.get("settings_alone", ""),
         resolution=fields.get("resolution") or "",
     )
+
+
+def content_of(fields: Mapping[str, Any]) -> str:
+    """The digest of the content, from the fields of a release.json: of its sources and of its
+    requirements as they were written; '' where a version before 0.3 wrote it."""
+    if "sources" not in fields:
+        return ""
+    return f"{fields['sources']}.{fields['requirements'] or ''}"
 
 
 def generations(app: str) -> list[str]:
@@ -173,9 +186,28 @@ def record(release: Release, back: bool = False) -> None:
         "release": release.release,
         "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    before = history(release.app)
     if back:
         entry["back"] = True
-    _write_history(release.app, [*history(release.app), entry][-200:])
+        entry["left"] = [
+            each for each in _left(release.app, before) if each["generation"] != release.generation
+        ]
+    _write_history(release.app, [*before, entry][-200:])
+
+
+def _left(app: str, entries: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What was rolled back from when the next entry is a roll-back: what served, and what that
+    was rolled back from itself. A deploy looks at it when the releases are gone."""
+    if not entries:
+        return []
+    last = entries[-1]
+    found = list(last.get("left", []))
+    if last["generation"] in generations(app):
+        release = load(app, last["generation"])
+        told = {"release": release.release, "content": release.content}
+        told = {**told, "generation": release.generation, "settings": release.settings_alone}
+        found.append(told)
+    return found
 
 
 def forget(release: Release) -> None:
@@ -228,6 +260,7 @@ def show(app: str) -> None:
                 "generation": generation,
                 "release": release.release,
                 "settings": release.settings,
+                "content": release.content,
                 "instances": [instance.id for instance in release.instances],
                 "current": now is not None and now.generation == generation,
                 "previous": generation == before,

@@ -155,8 +155,9 @@ class Settings(BaseModel):
 
     # A number in group_data/ is taken too.
     release: Annotated[ReleaseName, BeforeValidator(_text)] | None = None
-    """What a release is called; None for what git calls the content of app_source. Also: --data
-    release=NAME"""
+    """What a release is called; None for what git calls the content of app_source. A label: a name
+    releases the same content again only as --data release=NAME. "current" keeps what the fleet was
+    put to."""
 
     # The one that serves, and at least the one to be put back to.
     keep_releases: int = Field(default=5, ge=2, le=1000)

@@ -135,13 +135,18 @@ class Lock:
             else:
                 time.sleep(INTERVAL)
 
-    def expect(self, releases: Mapping[str, str]) -> None:
+    def expect(
+        self, releases: Mapping[str, str], contents: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
         """Write down which release each service should be on from now on.
 
+        :param contents: of each service: those that it was put ``on``, and those that are
+            ``refused`` since it was rolled back from them
         :raises LostLockError: where the lock is gone
         :raises UnreachableError: where Consul does not answer
         """
-        reply = self._keeper.ask({"do": "expect", "releases": dict(releases)}, FAR_ANSWER)
+        message = {"do": "expect", "releases": dict(releases), "contents": contents or {}}
+        reply = self._keeper.ask(message, FAR_ANSWER)
         if reply["state"] == "lost":
             raise LostLockError(_lost(reply))
         if reply["state"] != "held":

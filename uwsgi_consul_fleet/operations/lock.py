@@ -6,7 +6,8 @@ that would show in the results; :func:`require` is one, for what must not go on 
 
 import atexit
 import signal
-from collections.abc import Generator
+from collections import defaultdict
+from collections.abc import Generator, Iterable
 from threading import Lock as Mutex
 from typing import Any
 
@@ -23,6 +24,7 @@ from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.ownership.identity import ForeignError
+from uwsgi_consul_fleet.releases.rule import Content
 
 ELECTION = 30  # seconds in which a cluster that was just started finds its leader
 NEW_LEADER = 10  # seconds in which one that runs does, as after the restart of a server
@@ -40,6 +42,8 @@ class Guard:
         self._run = run
         self.lock = None if run.pyinfra.is_dry else self._lock()
         self.releases: dict[str, str] = {}
+        self.contents: defaultdict[str, set[Content]] = defaultdict(set)
+        self.refused: defaultdict[str, set[Content]] = defaultdict(set)
         self.written: set[str] = set()
         self.held = False
         self.interrupted = False
@@ -193,11 +197,16 @@ def guard(here: Here) -> Guard:
     return here.run.once(Guard)
 
 
-def announce(here: Here, release: str) -> None:
+def announce(here: Here, release: Content, refused: Iterable[Content]) -> None:
     """Name a release that this run brings: whoever is locked out reads it. Hosts with an
-    ``app_source`` of their own may bring several of one service."""
-    known, service = guard(here).releases, here.me.settings.app_name
-    known[service] = AND.join(sorted({*known.get(service, release).split(AND), release}))
+    ``app_source`` of their own may bring several of one service.
+
+    :param refused: what is not to be released unless it is named
+    """
+    found, service = guard(here), here.me.settings.app_name
+    found.contents[service].add(release)
+    found.refused[service].update(refused)
+    found.releases[service] = AND.join(sorted({each.release for each in found.contents[service]}))
 
 
 def rolled_out(here: Here) -> None:
@@ -210,7 +219,9 @@ def rolled_out(here: Here) -> None:
     found, service = guard(here), here.me.settings.app_name
     if found.lock and service not in found.written:
         found.written.add(service)
-        found.lock.expect({service: found.releases[service]})
+        known = {"on": found.contents[service], "refused": found.refused[service]}
+        contents = {key: [each.as_dict() for each in sorted(all_)] for key, all_ in known.items()}
+        found.lock.expect({service: found.releases[service]}, {service: contents})
 
 
 def missing(here: Here) -> str:

@@ -19,6 +19,7 @@ from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
 from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.ownership.belongings import LOOK, Belongings
 
@@ -59,11 +60,13 @@ class HostState:
     """What state.sh printed, taken apart.
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
-    could not be asked, and ``consul_fleet`` whose its cluster is, as it lies there.
-    ``applications`` are those that are here, with their ports, and ``ids`` what those that serve
-    are called in Consul. ``kept`` are applications of which only data is left. ``generations`` are
-    by name, with the fields of their release.json. ``consul_before`` are binaries, by their label,
-    and files of configuration, by their path, in the places of versions before 0.3.
+    could not be asked, ``consul_fleet`` whose its cluster is, as it lies there, and
+    ``consul_contents`` what it knows of each service (releases/rule.py). ``applications`` are those
+    that are here, with their ports, and ``ids`` what those that serve are called in Consul.
+    ``kept`` are applications of which only data is left. ``generations`` are by name, with the
+    fields of their release.json; ``last_switch`` is the end of the history (host/store.py).
+    ``consul_before`` are binaries, by their label, and files of configuration, by their path, in
+    the places of versions before 0.3.
     ``app_python`` is the kind of the application's Python, '' where there is none, and
     ``app_python_closed`` what of it no service can get at. ``resolutions`` are the ids and kinds of
     those that are here with their wheels.
@@ -88,6 +91,8 @@ class HostState:
     kept: set[str] = field(default_factory=set)
     generations: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     current_generation: str = ""
+    current_plugin: str = ""
+    last_switch: Mapping[str, Any] = field(default_factory=dict)
     resolutions: set[tuple[str, str]] = field(default_factory=set)
     consul_data: str = ""
     consul_raft: str = ""
@@ -95,6 +100,7 @@ class HostState:
     consul_peers: tuple[str, ...] = ()
     consul_problem: str = ""
     consul_fleet: str = ""
+    consul_contents: Mapping[str, str] = field(default_factory=dict)
     belongings: Belongings = field(default_factory=Belongings)
 
     def active_units(self, names: re.Pattern[str]) -> set[str]:
@@ -149,6 +155,7 @@ WORDS = frozenset(
         "consul_in_use",
         "consul_running",
         "current_generation",
+        "current_plugin",
         "python",
     }
 )
@@ -183,6 +190,8 @@ def parse(output: list[str]) -> HostState:
         elif kind == "generation":
             name, _, fields = rest.partition(" ")
             found.generations[name] = _fields(fields)
+        elif kind == "last_switch":
+            found.last_switch = _fields(rest)
         elif kind == "resolution_kept":
             name, itself, _ = rest.split("/")
             found.resolutions.add((name, itself))
@@ -218,6 +227,21 @@ def note_consul(found: HostState, answer: str) -> None:
         found.consul_peers = tuple(status.get("peers", ()))
         found.consul_problem = status.get("problem", "")
         found.consul_fleet = status.get("fleet", "")
+        found.consul_contents = status.get("contents", {})
+
+
+class Description(FactBase[Mapping[str, Any]]):
+    """What the host program says of a release that a version before 0.3 made."""
+
+    @staticmethod
+    def default() -> Mapping[str, Any]:
+        return {}
+
+    def command(self, app_name: str, generation: str) -> str:
+        return shlex.join([*host_program.carried(), "describe", app_name, generation])
+
+    def process(self, output: list[str]) -> Mapping[str, Any]:
+        return _fields(output[-1])
 
 
 def about(host: Host) -> dict[str, str]:
@@ -235,6 +259,11 @@ def read(target: Any, host: Host) -> HostState:
     found: HostState = target.get_fact(State, **about(host))
     if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
         note_consul(found, target.get_fact(ConsulStatus))
+    current = found.current_generation
+    fields = found.generations.get(current, {})
+    if "release" in fields and not content_of(fields):
+        about_it = {"app_name": host.settings.app_name, "generation": current}
+        found.generations[current] = target.get_fact(Description, **about_it)
     return found
 
 

@@ -90,7 +90,12 @@ for place in "/srv/$app/resolutions"/*/*/requirements.txt; do
     if [ -e "$place" ]; then echo "resolution_kept ${place#"/srv/$app/resolutions/"}"; fi
 done
 # The one drop-in of all its sockets; see host/store.py.
-sed -n 's/^Service=%N@\(.*\)\.service$/current_generation \1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null
+current=$(sed -n 's/^Service=%N@\(.*\)\.service$/\1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null)
+if [ "$current" ]; then
+    echo "current_generation $current"
+    echo "current_plugin $(readlink "/srv/$app/releases/$current/consul_plugin.so")"
+    echo "last_switch $(tail -n 1 "/srv/$app/history" 2>/dev/null)"
+fi
 
 print_unit() {
     echo "unit $id $active $stale $enabled"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.main import LOCK
 from uwsgi_consul_fleet.host_program import PROGRAM
@@ -20,7 +21,7 @@ class Generation:
 
     ``settings`` is a hash of what it runs with, the same on each host with the same settings;
     ``instances`` are the service ids that it registers; ``previous`` is that to which a roll-back
-    goes.
+    goes; ``content`` is the digest of its bytes, '' where a version before 0.3 made it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Generation:
     current: bool
     since: str | None
     previous: bool = False
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ def read(fleet: Fleet, settled: bool = False) -> list[HostReleases]:
     hosts = fleet.app_servers
     with ssh.side_by_side(len(hosts)) as pool:
         return pool.map(lambda host: _read(host, settled), hosts)
+
+
+def ask(host: Host, *words: str) -> dict[str, Any]:
+    """What this version's program says on a host, as JSON; nothing where it fails, or the host
+    can't be asked."""
+    script = f"exec {shlex.join([*host_program.carried(), *access().words, *words])}"
+    try:
+        with ssh.connect(host) as connection:
+            result = ssh.run_script(connection, script, access().stdin.encode())
+    except UnreachableError:
+        return {}
+    return dict(json.loads(result.stdout)) if result.exit_code == 0 else {}
 
 
 def _read(host: Host, settled: bool) -> HostReleases:

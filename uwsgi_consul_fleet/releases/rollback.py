@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
+from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 PATIENCE = 30  # seconds in which Consul must confirm the lock before the next batch
@@ -190,9 +191,10 @@ def _switch_all(
     } - missed
     told = {"changed": sorted(changed), "failed": sorted(missed), "detail": "\n".join(problems)}
     outcome = "failed" if problems else "ok"
+    known = {"releases": back, "contents": _contents(chosen, back)}
     try:
-        if not lock.held or not _write_down(lock, back, outcome, told, without_consul):
-            _keep(fleet, back, lock.untaken(outcome, **told))
+        if not lock.held or not _write_down(lock, known, outcome, told, without_consul):
+            _keep(fleet, known, lock.untaken(outcome, **told))
     except FleetError as error:
         problems.append(f"{', '.join(back)}: the hosts went back, but: {error}")
     if problems:
@@ -201,11 +203,15 @@ def _switch_all(
 
 
 def _write_down(
-    lock: Lock, back: Mapping[str, str], outcome: str, told: Mapping[str, Any], without_consul: bool
+    lock: Lock,
+    known: Mapping[str, Any],
+    outcome: str,
+    told: Mapping[str, Any],
+    without_consul: bool,
 ) -> bool:
     """In Consul; whether that was possible, where it need not be."""
     try:
-        lock.expect(back)
+        lock.expect(**known)
         lock.finish(outcome, **told)
     except UnreachableError:
         if not without_consul:
@@ -214,9 +220,9 @@ def _write_down(
     return True
 
 
-def _keep(fleet: Fleet, back: Mapping[str, str], entry: Message) -> None:
+def _keep(fleet: Fleet, known: Mapping[str, Any], entry: Message) -> None:
     """On the Consul servers, for the next run that holds the lock."""
-    words = ["unwritten", json.dumps({"releases": back, "entry": entry})]
+    words = ["unwritten", json.dumps({**known, "entry": entry})]
 
     def keep(server: Host) -> bool:
         try:
@@ -245,6 +251,23 @@ def _roll(
             pool.map(lambda target: _switch(rollout, target, without_consul), its)
         if rollout.stopped:
             return
+
+
+def _contents(
+    chosen: Sequence[Target], apps: Iterable[str]
+) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """For the next deploy: what each of these is put to, and what it was put back from."""
+    found: dict[str, dict[str, list[dict[str, str]]]] = {
+        app: {"on": [], "refused": []} for app in apps
+    }
+    for target in chosen:
+        if not (told := found.get(target.found.host.settings.app_name)):
+            continue
+        for key, each in (("on", target.generation), ("refused", target.found.current)):
+            content = Content(each.release, each.content).as_dict() if each else None
+            if content and content not in told[key]:
+                told[key].append(content)
+    return found
 
 
 def _is_on(target: Target) -> bool:

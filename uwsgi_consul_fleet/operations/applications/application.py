@@ -12,10 +12,10 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
-from uwsgi_consul_fleet.operations.applications import package as packages
 from uwsgi_consul_fleet.operations.applications import resolution
 from uwsgi_consul_fleet.operations.applications.archive import Base64
-from uwsgi_consul_fleet.operations.applications.dependencies import Supply, bring
+from uwsgi_consul_fleet.operations.applications.decided import prepare as prepare
+from uwsgi_consul_fleet.operations.applications.dependencies import bring as bring
 from uwsgi_consul_fleet.operations.applications.package import Package
 from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.operations.files import fail
@@ -32,24 +32,6 @@ HERE = Path(__file__).parent
 LISTENING = UnitState("active", "enabled")
 
 __all__ = ["bring", "install", "prepare", "refuse_what_is_taken", "retire", "settle", "switch"]
-
-
-def prepare(here: Here) -> Package | None:
-    """The release for this host, from this machine's files; None for a host without instances.
-
-    :raises DeployError: where something is missing or wrong, before any host is touched
-    """
-    me, closed = here.me, here.known.app_python_closed
-    found = packages.prepare(me, lambda release: resolution.choose(here, release))
-    if found and found.virtualenv != "-" and closed:
-        raise DeployError(
-            f"{me.name}: app_python: {closed} is not for everybody: the application runs as "
-            f"{me.settings.app_name}, for whom there are no home folders; install it elsewhere, "
-            "such as below /opt; nothing was changed"
-        )
-    if found:
-        here.run.once(Supply).want(me, found.release)
-    return found
 
 
 def refuse_what_is_taken(here: Here) -> None:
@@ -237,11 +219,10 @@ def _to_go(here: Here) -> list[str]:
 
 
 def _is_whole(run: Run, app: str) -> bool:
-    """Whether this run has every host, but for those that may fail; with --limit the fleet is not
-    on its release."""
-    missing = {each.name for each in run.fleet.serving(app)} - run.pyinfra.connected
-    may_fail = run.fleet.hosts[0].settings.max_failed_hosts
-    return missing <= run.pyinfra.failed and len(missing) <= may_fail
+    """Whether this run is about every host; with --limit the fleet is not on its release. One that
+    can't be reached gets it when it can."""
+    about = run.pyinfra.connected | run.pyinfra.failed
+    return {each.name for each in run.fleet.serving(app)} <= about
 
 
 @operation()

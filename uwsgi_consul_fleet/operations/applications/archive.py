@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-import tarfile
 import tempfile
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
@@ -11,14 +10,13 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple
 
+from uwsgi_consul_fleet.host.content import TAR_BLOCK, Entry, header, member
 from uwsgi_consul_fleet.operations.applications import source
-from uwsgi_consul_fleet.operations.applications.source import Entry
 from uwsgi_consul_fleet.operations.plan import DeployError
 
 # Not /tmp, which is memory on many machines.
 LARGE = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - the file there has no name
 BLOCK = 64 * 1024  # bytes
-TAR_BLOCK = 512  # bytes
 
 
 class File(NamedTuple):
@@ -54,8 +52,8 @@ class Sources:
             found = temporary()
             with gzip.GzipFile("", "wb", 6, found, mtime=0) as archive:
                 for entry in self.entries:
-                    seen.update(source.header(entry))
-                    for block in _member(entry, _seen(entry.blocks(), seen.update)):
+                    seen.update(header(entry))
+                    for block in member(entry, _seen(entry.blocks(), seen.update)):
                         archive.write(block)
             found.flush()
         except OSError as error:
@@ -71,27 +69,13 @@ def _seen(blocks: Iterable[bytes], see: Callable[[bytes], None]) -> Iterator[byt
         yield block
 
 
-def _member(entry: Entry, blocks: Iterable[bytes]) -> Iterator[bytes]:
-    member = tarfile.TarInfo(entry.path)
-    member.mode = entry.mode & 0o7777
-    if entry.link:
-        member.type, member.linkname = tarfile.SYMTYPE, entry.link
-    else:
-        member.size = entry.size
-    yield member.tobuf()
-    for block in blocks:
-        if not entry.link:
-            yield block
-    yield bytes(-member.size % TAR_BLOCK)
-
-
 def archive(sources: Sources, files: Iterable[tuple[str, File]]) -> Iterator[bytes]:
     """A .tar.gz of the sources and these files, in pieces; the same give the same bytes."""
     yield from pieces(sources.packed())
     ours = bytearray()
     for path, file in files:
         entry = Entry(path, Path(), file.mode, len(file.content))
-        ours += b"".join(_member(entry, [file.content]))
+        ours += b"".join(member(entry, [file.content]))
     yield gzip.compress(ours + bytes(2 * TAR_BLOCK), mtime=0)
 
 

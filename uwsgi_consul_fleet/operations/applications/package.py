@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from pyinfra import logger
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import archive, environment
-from uwsgi_consul_fleet.operations.applications.archive import File
-from uwsgi_consul_fleet.operations.applications.release import Release, made_by, read
+from uwsgi_consul_fleet.operations.applications.archive import File, Sources
+from uwsgi_consul_fleet.operations.applications.release import Release
 from uwsgi_consul_fleet.operations.files import RemoteFile, render
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
+from uwsgi_consul_fleet.releases.rule import Content
 
 UNITS = Path(__file__).parent / "units"
 ENVIRONMENT = "environment"
@@ -33,14 +34,17 @@ class Package:
     """A release for one host.
 
     ``files`` are those that it has beside the sources, by path; ``variables`` is the
-    application's environment, which nobody may see; ``virtualenv`` says what is
-    in its virtual environment, ``-`` for none.
+    application's environment, which nobody may see; ``virtualenv`` says what is in its virtual
+    environment, ``-`` for none. ``stays`` is the generation that the host is on, where it keeps
+    the settings that it went back to. ``refused`` is what is released only where it is named.
     """
 
     release: Release
     files: dict[str, File] = field(repr=False)
     variables: str = field(repr=False)
     virtualenv: str
+    stays: str = ""
+    refused: tuple[Content, ...] = ()
 
     def generation(self, plugin: RemoteFile, python: str) -> str:
         """The name of the release together with everything it runs with on this host.
@@ -50,7 +54,7 @@ class Package:
 
         :param python: its kind, as the host says it
         """
-        return f"{self.release.name}-{self.digest(plugin.path, python)}"
+        return self.stays or f"{self.release.name}-{self.digest(plugin.path, python)}"
 
     def environment(self, python: str) -> str:
         """The name of its virtual environment for a kind of Python; - for none."""
@@ -87,22 +91,31 @@ class Package:
         return {word for word in words if re.fullmatch(r"\w+", word)}
 
 
-def prepare(me: Host, resolution: Callable[[Release], str] = made_by) -> Package | None:
-    """The release for this host, from this machine's files; None for a host without instances.
+def make(me: Host, release: Release) -> Package:
+    """A release for this host, which has instances, from this machine's files.
 
-    :param resolution: chooses what its requirements are resolved to
-    :raises DeployError: where something is missing or wrong, before any host is touched
+    :raises DeployError: where something is missing or wrong
     """
-    if not me.instances:
-        return None
-    release = read(me.settings)
-    release = replace(release, resolution=resolution(release))
     variables = environment.render(environment.variables(me.settings))
     virtualenv = _virtualenv(me, release)
     # What it runs with, but for what is different on each host.
-    alike = Package(release, _files(_nowhere(me), release, ""), variables, virtualenv)
-    files = _files(me, release, alike.digest())
+    told = {"settings_alone": settings_alone(me, release.template)}
+    alike = Package(release, _files(_nowhere(me), release, told), variables, virtualenv)
+    files = _files(me, release, {"settings": alike.digest(), **told})
     return Package(release, files, variables, virtualenv)
+
+
+def settings_alone(me: Host, template: Path) -> str:
+    """A hash of what a release runs with, whatever its name, its content and its host are.
+
+    :raises DeployError: where something is missing or wrong
+    """
+    me, none = _nowhere(me), Release("", Sources(()), None, template)
+    variables = environment.render(environment.variables(me.settings))
+    inis = _inis(me, none)
+    texts = {**inis, **_units(me, inis), "release.json": json.dumps(_health(me))}
+    files = {path: File(text.encode()) for path, text in texts.items()}
+    return Package(none, files, variables, _virtualenv(me, none)).digest()
 
 
 def _nowhere(me: Host) -> Host:
@@ -110,7 +123,7 @@ def _nowhere(me: Host) -> Host:
     return replace(me, name="", address="", instances=instances)
 
 
-def _files(me: Host, release: Release, settings: str) -> dict[str, File]:
+def _files(me: Host, release: Release, settings: Mapping[str, str]) -> dict[str, File]:
     manifest = _manifest(me, release, settings)
     inis = _inis(me, release)
     texts = {**inis, **_units(me, inis), "release.json": manifest}
@@ -193,19 +206,28 @@ def _units(me: Host, inis: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _manifest(me: Host, release: Release, settings: str) -> str:
+def _manifest(me: Host, release: Release, settings: Mapping[str, str]) -> str:
     """What the program on the host reads (see host/store.py), and the deploy (see state.sh)."""
     fields = {
         "release": release.name,
-        "settings": settings,
-        "requirements": release.requirements.digest if release.requirements else None,
-        "resolution": release.resolution or None,
+        **settings,
+        "sources": release.sources.digest,
+        "requirements": release.requirements_digest,
+        "requirements_file": release.requirements.main if release.requirements else "-",
+        "resolution": release.resolution,
         "node": me.name,
         "instances": [{"id": each.id, "port": each.port} for each in me.instances],
-        "health_path": me.settings.health_path,
-        "health_timeout": me.settings.health_timeout,
-        "min_healthy_time": me.settings.min_healthy_time,
-        "health_headers": me.settings.health_headers,
-        "health_statuses": me.settings.health_statuses,
+        **_health(me),
     }
     return json.dumps(fields, indent=2) + "\n"
+
+
+def _health(me: Host) -> dict[str, Any]:
+    settings = me.settings
+    return {
+        "health_path": settings.health_path,
+        "health_timeout": settings.health_timeout,
+        "min_healthy_time": settings.min_healthy_time,
+        "health_headers": settings.health_headers,
+        "health_statuses": settings.health_statuses,
+    }

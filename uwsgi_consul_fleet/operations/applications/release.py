@@ -1,16 +1,19 @@
 """What is released: the application's source and its requirements, and what it is called."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
 
+from uwsgi_consul_fleet.host.content import TAKEN
+from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.operations.applications import requirements, source
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements
 from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.releases.rule import Content
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,17 @@ class Release:
     template: Path
     resolution: str = ""
 
+    @property
+    def content(self) -> Content:
+        """What it is, under its name."""
+        fields = {"sources": self.sources.digest, "requirements": self.requirements_digest}
+        return Content(self.name, content_of(fields))
+
+    @property
+    def requirements_digest(self) -> str:
+        """Of the requirements as they are written; '' without any."""
+        return self.requirements.digest if self.requirements else ""
+
 
 def made_by(release: Release) -> str:
     """The id of the resolution that is made for a release, known before there is one; '' where it
@@ -36,17 +50,13 @@ def made_by(release: Release) -> str:
 
 
 def read(settings: Settings) -> Release:
-    """The release that these settings describe.
+    """What these settings describe, under git's name for it.
 
     :raises DeployError: where the source, the requirements or the template is missing or wrong
     """
     with _one_at_a_time:
-        found = _read(settings.app_source, settings.app_requirements, settings.app_ini)
-    return replace(found, name=settings.release) if settings.release else found
+        return _read(settings.app_source, settings.app_requirements, settings.app_ini)
 
-
-# Beside the source in a release.
-TAKEN = {"consul_plugin.so", "environment", "units", "venv", requirements.FOLDER}
 
 # Hosts are prepared side by side: the first one reads, the others find it read.
 _one_at_a_time = Lock()

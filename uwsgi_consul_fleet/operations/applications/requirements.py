@@ -1,6 +1,5 @@
 """The requirements as they are written, with the files that they include."""
 
-import hashlib
 import os
 import re
 import shlex
@@ -9,11 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from uwsgi_consul_fleet.host.content import ALONE, FOLDER, digest_of
 from uwsgi_consul_fleet.operations.plan import DeployError
-
-ALONE = "requirements.txt"
-# Where they lie in a release if they are several: as here, below what they have in common.
-FOLDER = "requirements.d"
 
 COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
 # pip puts values of its environment there.
@@ -27,7 +23,8 @@ _options.add_argument("-c", "--constraint", action="append", default=[])
 
 @dataclass(frozen=True)
 class Requirements:
-    """``files`` are by their path in the release; ``main`` is the one that pip is given."""
+    """``files`` are by their path in the release: alone, or as here below what they have in common;
+    ``main`` is the one that pip is given."""
 
     main: str
     files: dict[str, bytes]
@@ -35,12 +32,7 @@ class Requirements:
     @property
     def digest(self) -> str:
         """Changes with any of them."""
-        found = hashlib.sha256()
-        if len(self.files) > 1:
-            found.update(repr(sorted(self.files.items())).encode())
-        else:
-            found.update(self.files[self.main])
-        return found.hexdigest()[:16]
+        return digest_of(self.files)
 
     @property
     def are_pinned(self) -> bool:

@@ -3,39 +3,15 @@
 import hashlib
 import os
 import stat
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from uwsgi_consul_fleet.git import git
+from uwsgi_consul_fleet.host.content import Entry, entry_of, header
 from uwsgi_consul_fleet.operations.applications.listing import paths, refusal
 
-BLOCK = 2**20
-LINK = 0o120000  # as git calls it
 # What stands in a file of git-lfs before it was fetched.
 POINTER = b"version https://git-lfs.github.com/"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file, or a link that says ``link``: its path in the release, and where it lies here."""
-
-    path: str
-    place: Path
-    mode: int
-    size: int
-    link: str = ""
-
-    def blocks(self) -> Iterator[bytes]:
-        """What it holds."""
-        if self.link:
-            yield os.fsencode(self.link)
-            return
-        with self.place.open("rb") as file:
-            while block := file.read(BLOCK):
-                yield block
-                time.sleep(0)  # other hosts' turn
 
 
 def read(folder: Path) -> tuple[Entry, ...]:
@@ -44,11 +20,11 @@ def read(folder: Path) -> tuple[Entry, ...]:
 
     :raises DeployError: where there is nothing, or something that can't be sent as it is
     """
-    found = [entry for path in paths(folder) if (entry := _entry(folder, path))]
+    found = [each for path in paths(folder) if (each := _entry(folder, path))]
     if not found:
         raise refusal(f"there is no file in {folder}")
     _check_links(folder, found)
-    return tuple(sorted(found, key=lambda entry: entry.place))
+    return tuple(sorted(found, key=lambda each: each.place))
 
 
 def digest(entries: Sequence[Entry]) -> str:
@@ -67,11 +43,6 @@ def digest(entries: Sequence[Entry]) -> str:
         except OSError as error:
             raise refusal(f"{entry.place}: {error.strerror}") from error
     return found.hexdigest()
-
-
-def header(entry: Entry) -> bytes:
-    """What stands before its content in a digest."""
-    return os.fsencode(f"{entry.path}\0{entry.mode:o} {entry.size}\0")
 
 
 def name(folder: Path, content: str) -> str:
@@ -93,13 +64,8 @@ def _entry(folder: Path, path: Path) -> Entry | None:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    where = str(path.relative_to(folder.parent))
-    if stat.S_ISLNK(status.st_mode):
-        link = os.readlink(path)  # noqa: PTH115 - its very text
-        return Entry(where, path, LINK, len(os.fsencode(link)), link)
-    if stat.S_ISREG(status.st_mode):
-        # As git keeps it: whether it can be executed.
-        return Entry(where, path, 0o755 if status.st_mode & 0o100 else 0o644, status.st_size)
+    if stat.S_ISLNK(status.st_mode) or stat.S_ISREG(status.st_mode):
+        return entry_of(str(path.relative_to(folder.parent)), path, status)
     if stat.S_ISDIR(status.st_mode):
         raise refusal(
             f"{path} is a repository of its own, and no submodule that is checked out: "

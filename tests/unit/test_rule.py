@@ -1,0 +1,185 @@
+"""What a plain deploy releases: the rule, case by case."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.host.lock_session import REFUSED, merged
+from uwsgi_consul_fleet.operations.applications import application
+from uwsgi_consul_fleet.operations.applications.archive import Sources
+from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
+from uwsgi_consul_fleet.operations.applications.release import Release
+from uwsgi_consul_fleet.releases.rule import Content, Record, Served, decide
+
+# Names with the content that they have; a prime is the same content under another name.
+NAMES = ("a", "b", "c", "b'")
+A, B, C, B_AGAIN = (Content(name, name.rstrip("'") * 8) for name in NAMES)
+EARLY, LATE = "2026-01-01T00:00:00.000001Z", "2026-02-02T00:00:00+00:00"
+
+
+def on(*contents: Content, refused: tuple[Content, ...] = ()) -> Record:
+    return Record(contents, refused, EARLY)
+
+
+def back(content: Content, *left: Content, since: str = LATE) -> Served:
+    """A host that was rolled back to this."""
+    return Served(content, left, since)
+
+
+HOSTS = {"drakar": Served(A), "cheetah": Served(A)}
+MIXED = {"drakar": Served(A), "cheetah": Served(C)}
+
+
+@pytest.mark.parametrize(
+    ("head", "record", "serving", "how", "expected", "says"),
+    [
+        # Nothing serves yet.
+        (B, None, {}, {}, B, "releases b (app_source)"),
+        # The content is compared, whatever its name is.
+        (B, on(A), HOSTS, {}, B, "releases b (app_source) over a"),
+        (B, on(B), {"drakar": Served(B)}, {}, B, "stays on b: app_source is what it serves"),
+        (B_AGAIN, on(B), {"drakar": Served(B)}, {}, B, "stays on b: app_source is what it serves"),
+        # A roll-out that was interrupted goes on, or back where it was never meant.
+        (C, on(A), MIXED, {}, C, "releases c (app_source) over a"),
+        (A, on(A), MIXED, {}, A, "stays on a: app_source is what it serves"),
+        # Machines that were all made anew.
+        (A, on(A), {}, {}, A, "stays on a: app_source is what it serves"),
+        # A name that is typed is a release, with the same content too; also the name that it has.
+        (B_AGAIN, on(B), {}, {"named": True}, B_AGAIN, "releases b' (app_source) over b"),
+        (B, on(B), {}, {"named": True}, B, "stays on b: it is what was named"),
+        # What was rolled back from takes its name.
+        (
+            B,
+            on(A, refused=(B,)),
+            HOSTS,
+            {},
+            A,
+            "stays on a: app_source is b, which was rolled back from; "
+            "pyinfra … --data release=b releases it",
+        ),
+        (B_AGAIN, on(A, refused=(B,)), HOSTS, {}, A, "stays on a: app_source is b', which was"),
+        (B, on(A, refused=(B,)), HOSTS, {"typed": "1f2e"}, A, "--data release=1f2e releases it"),
+        (B, on(A, refused=(B,)), HOSTS, {"named": True}, B, "releases b (app_source) over a"),
+        (C, on(A, refused=(B,)), HOSTS, {}, C, "releases c (app_source) over a"),
+        # A version before 0.3 made it: git gives the same content the same name.
+        (B, on(A, refused=(Content("b", ""),)), HOSTS, {}, A, "stays on a: app_source is b, which"),
+        (B, on(Content("a", "")), HOSTS, {}, B, "releases b (app_source) over a"),
+        (A, on(Content("a", "")), HOSTS, {}, A, "stays on a: app_source is what it serves"),
+        # A roll-back that Consul was not told of; and one from before what it knows.
+        (B, on(B), {"drakar": back(A, B)}, {}, A, "stays on a: app_source is b, which was rolled"),
+        (C, on(B), {"drakar": back(A, B)}, {}, C, "releases c (app_source) over a"),
+        (B, on(B), {"drakar": back(A, B, since=EARLY)}, {}, B, "stays on b: app_source is what"),
+        (B, on(C), {"drakar": back(A, B)}, {}, B, "releases b (app_source) over c"),
+        # Nothing in Consul: the hosts decide, where they agree.
+        (B, None, {"drakar": Served(A), "cheetah": Served(A)}, {}, B, "releases b (app_source) ov"),
+        (A, None, {"drakar": Served(A), "cheetah": Served(A)}, {}, A, "stays on a: app_source is"),
+        (B, None, {"drakar": back(A, B)}, {}, A, "stays on a: app_source is b, which was rolled"),
+        (B, None, MIXED, {}, B, "releases b (app_source) (cheetah is on c, drakar is on a)"),
+        # One host missed that it was released again.
+        (B, None, {"drakar": back(A, B), "cheetah": Served(B)}, {}, B, "releases b (app_source)"),
+        # To keep the content.
+        (B, on(A), HOSTS, {"stay": True}, A, "stays on a: app_source is b; pyinfra … --data rel"),
+        (A, on(A), HOSTS, {"stay": True}, A, "stays on a: app_source is what it serves"),
+        # Hosts with a source of their own.
+        (B, on(A, B), MIXED, {}, B, "stays on b: app_source is what it serves"),
+        (C, on(A, B), HOSTS, {}, C, "releases c (app_source) over a"),
+        (C, on(A, B), {"drakar": Served(B)}, {"stay": True}, B, "stays on b: app_source is c;"),
+    ],
+)
+def test_the_rule(
+    head: Content,
+    record: Record | None,
+    serving: dict[str, Served],
+    how: dict[str, Any],
+    expected: Content,
+    says: str,
+) -> None:
+    found = decide(head, record, serving, **how)
+    assert found.content == expected, found.told
+    assert says in found.told
+
+
+@pytest.mark.parametrize(
+    ("record", "serving", "how"),
+    [
+        (None, {}, {"stay": True}),
+        (None, MIXED, {"stay": True}),
+        (None, {"drakar": back(A, B), "cheetah": Served(C)}, {}),
+    ],
+)
+def test_where_nobody_knows_on_what_to_stay_it_is_to_be_named(
+    record: Record | None, serving: dict[str, Served], how: dict[str, Any]
+) -> None:
+    with pytest.raises(FleetError, match=r"name what it is to be.*--data release=b; nothing was"):
+        decide(B, record, serving, **how)
+
+
+# --- What Consul keeps -----------------------------------------------------------------
+
+
+def kept(*steps: tuple[Content, tuple[Content, ...]]) -> Record:
+    """What is known after a fleet was put to these, one after the other, from those."""
+    value: dict[str, Any] = {}
+    for to, refused in steps:
+        value = merged(value, [to.as_dict()], [each.as_dict() for each in refused])
+    found = Record.parse(json.dumps(value))
+    assert found
+    return found
+
+
+def test_what_was_rolled_back_from_is_kept_until_it_is_released() -> None:
+    assert kept((B, ()), (A, (B,))).refused == (B,)
+    assert kept((B, ()), (A, (B,)), (C, ()), (A, (C,))).refused == (B, C)
+    assert kept((B, ()), (A, (B,)), (B_AGAIN, ())).refused == ()
+    assert kept((B, ()), (A, (B,)), (A, ())).on == (A,)
+
+
+def test_settings_alone_that_were_rolled_back_refuse_no_content() -> None:
+    assert kept((B, ()), (B, (B,))).refused == ()
+
+
+def test_the_latest_are_kept() -> None:
+    many = [Content(str(number), f"{number}.") for number in range(REFUSED + 5)]
+    found = kept(*[(A, (each,)) for each in many])
+    assert found.refused == tuple(many[5:])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"on": [1], "refused": [], "since": ""}', "{"])
+def test_what_somebody_else_wrote_there_says_nothing(text: str) -> None:
+    assert Record.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("connected", "failed", "whole"),
+    [({"a", "b"}, set(), True), ({"a"}, {"b"}, True), ({"a"}, set(), False)],
+)
+def test_a_host_that_is_down_changes_nothing_about_what_the_fleet_was_put_to(
+    connected: set[str], failed: set[str], whole: bool
+) -> None:
+    """One that --limit leaves out does: the fleet is not on it."""
+    hosts = [SimpleNamespace(name=name) for name in ("a", "b")]
+    run: Any = SimpleNamespace(
+        fleet=SimpleNamespace(serving=lambda app: hosts),
+        pyinfra=SimpleNamespace(connected=connected, failed=failed),
+    )
+    assert application._is_whole(run, "shop") == whole
+
+
+# --- Several applications ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("spring", ["blog", "shop"]), ("1f2e", ["shop"]), ("3a4b", ["blog"]), ("5c6d", ["shop"])],
+)
+def test_what_git_calls_an_application_names_that_alone(typed: str, meant: list[str]) -> None:
+    def source(app: str, folder: str) -> Source:
+        return app, folder, None, "", None
+
+    called = {("shop", "a"): "1f2e", ("shop", "b"): "5c6d", ("blog", "c"): "3a4b"}
+    heads = {source(*key): Release(name, Sources(()), None, Path()) for key, name in called.items()}
+    assert [app for app in ("blog", "shop") if is_meant(typed, app, heads)] == meant

@@ -1,0 +1,113 @@
+"""What hosts have that this run is not about, or that this machine has not any more.
+
+A release as a host has it: its content comes from there, and never from what `app_source` has
+become since.
+"""
+
+import hashlib
+import os
+import shlex
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.host.content import BLOCK, LINK, Entry, header
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations.applications.archive import LARGE, Sources
+from uwsgi_consul_fleet.operations.applications.release import Release
+from uwsgi_consul_fleet.operations.applications.requirements import Requirements
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.releases.releases import ask
+from uwsgi_consul_fleet.releases.rule import Content
+from uwsgi_consul_fleet.ssh import connection as ssh
+
+
+def contents(servers: Iterable[Host]) -> dict[str, str]:
+    """What Consul knows of each service, from the first of its servers that follows a leader."""
+    answers = (ask(each, "consul", "status") for each in servers)
+    return next((each["contents"] for each in answers if each.get("leader")), {})
+
+
+def find(hosts: Sequence[Host], content: Content, template: Path) -> Release | None:
+    """The release with this content, from one of the hosts that have it; None where none has."""
+    for position, host in enumerate(hosts):
+        if fields := ask(host, "describe", host.settings.app_name, content.digest):
+            sources = KeptSources(fields["sources"], content, hosts[position:])
+            files = {path: text.encode() for path, text in fields["files"].items()}
+            wanted = Requirements(fields["requirements_file"], files) if files else None
+            return Release(content.release, sources, wanted, template)
+    return None
+
+
+class KeptSources(Sources):
+    """Sources that are on hosts; they are sent on from a file without a name, as others are."""
+
+    def __init__(self, digest: str, content: Content, hosts: Iterable[Host]) -> None:
+        super().__init__(())
+        self.digest = digest
+        self._content = content
+        self._hosts = hosts
+
+    def _pack(self) -> IO[bytes]:
+        problems = []
+        for host in self._hosts:
+            found = tempfile.TemporaryFile(dir=LARGE)  # noqa: SIM115 - it goes with the process
+            if not (problem := self._fetch(host, found)):
+                return found
+            found.close()
+            problems.append(f"{host.name}: {problem}")
+        raise DeployError(
+            f"{self._content.release} can't be taken from a host that has it:\n"
+            + "\n".join(problems)
+            + "\nrelease it anew, under another name: --data release=NAME"
+        )
+
+    def _fetch(self, host: Host, into: IO[bytes]) -> str:
+        """Why not, or ''."""
+        fields = ask(host, "describe", host.settings.app_name, self._content.digest)
+        if not fields:
+            return "it has none with this content"
+        app_name, generation = host.settings.app_name, fields["generation"]
+        words = (*host_program.carried(), "pack", app_name, generation)
+        try:
+            with ssh.connect(host) as connection:
+                result = ssh.run_script(connection, f"exec {shlex.join(words)}", into=into)
+        except (UnreachableError, OSError) as error:
+            return str(error)
+        if result.exit_code:
+            return result.stderr.strip()
+        into.flush()
+        into.seek(0)
+        place = f"/srv/{app_name}/releases/{generation}"
+        return "" if digest(into) == self.digest else f"{place} is not any more what was released"
+
+
+def digest(packed: IO[bytes]) -> str:
+    """Of sources that are packed; '' where they are damaged."""
+    found = hashlib.sha256()
+    try:
+        with tarfile.open(fileobj=packed, mode="r|gz") as archive:
+            for member in archive:
+                for block in _blocks(archive, member):
+                    found.update(block)
+    except (tarfile.TarError, OSError, EOFError):
+        return ""
+    return found.hexdigest()
+
+
+def _blocks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    """As they are in the digest of sources; see host/content.py."""
+    link = member.linkname if member.issym() else ""
+    size = len(os.fsencode(link)) if link else member.size
+    yield header(Entry(member.name, Path(), LINK if link else member.mode, size, link))
+    if link:
+        yield os.fsencode(link)
+    elif file := archive.extractfile(member):
+        while block := file.read(BLOCK):
+            yield block
+            time.sleep(0)  # other hosts' turn
