@@ -16,6 +16,9 @@ app.refuse_what_is_taken(here)
 unmarked = ownership.settled(here.run).unmarked
 package = app.prepare(here)
 
+if me.is_member and not fleet.brings_consul:
+    consul.existing.expect(name="Consul: ask the agent that is there", here=here)
+
 if unmarked:
     ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
     ownership.mark(name="Fleet: mark the other hosts", here=here, servers=False)
@@ -28,7 +31,7 @@ if package:
 # Refuses a change of Consul's servers that would lose the catalog.
 consul.cluster.change(here.run)
 
-if me.is_member:
+if me.is_member and fleet.brings_consul:
     source = consul.source.choose(here)
 
     consul.install(name="Consul: install the binary", here=here, source=source)
@@ -45,22 +48,22 @@ if me.is_member:
         source=source,
         _parallel=consul.at_a_time(here),
     )
+elif me.is_member:
+    consul.existing.use(name="Consul: use the agent that is there", here=here)
 
-    if package:
-        lock.announce(here, package.release.name)
-        lock.require(name="Lock: go on only with it", here=here)
-        if package.release.resolution:
-            app.bring(
-                name="Application: bring its dependencies", here=here, release=package.release
+if package:
+    lock.announce(here, package.release.name)
+    lock.require(name="Lock: go on only with it", here=here)
+    if package.release.resolution:
+        app.bring(name="Application: bring its dependencies", here=here, release=package.release)
+    app.install(name="Application: install the release", here=here, package=package)
+    for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]
+        if me in batch.hosts:
+            app.switch(
+                name=f"Application: switch the {batch.label}: {batch.names}",
+                here=here,
+                package=package,
             )
-        app.install(name="Application: install the release", here=here, package=package)
-        for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]
-            if me in batch.hosts:
-                app.switch(
-                    name=f"Application: switch the {batch.label}: {batch.names}",
-                    here=here,
-                    package=package,
-                )
 
 app.settle(name="Application: the roll-out is over", here=here, package=package)
 

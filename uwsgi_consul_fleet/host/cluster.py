@@ -33,10 +33,22 @@ def status(consul: Consul) -> dict[str, Any]:
         return {"problem": str(error)}
 
 
+def agent(consul: Consul) -> dict[str, Any]:
+    """Of an agent that was here before us: whom it follows, whose our part of its keys is, and what
+    it calls the host, where a token may ask for that; or why it could not be asked."""
+    try:
+        found: dict[str, Any] = {"leader": consul.get("/v1/status/leader"), "fleet": _fleet(consul)}
+    except UnavailableError as error:
+        return {"problem": str(error), "refused": error.status == 403}
+    with suppress(UnavailableError):
+        found["node"] = consul.get("/v1/agent/self")["Config"]["NodeName"]
+    return found
+
+
 def _fleet(consul: Consul) -> str:
     """'' where nobody wrote it down. While there is no leader it may not be known."""
     try:
-        return json.dumps(consul.get(f"/v1/kv/{FLEET}?raw&stale"))
+        return json.dumps(consul.get(f"/v1/kv/{consul.access.keys}{FLEET}?raw&stale"))
     except UnavailableError as error:
         if error.status in (404, 500):
             return ""

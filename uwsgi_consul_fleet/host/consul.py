@@ -7,6 +7,7 @@ to load than all else that is looked at there: an exchange in HTTP/1.0 is a hand
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,20 @@ from urllib.parse import urlsplit
 
 from .says import ReleaseError
 
+ADDRESS = "http://127.0.0.1:8500"  # where an agent usually answers
 CONFIG = "/etc/uwsgi-consul-fleet/agent.json"
 TIMEOUT = 10  # seconds for an answer
-FLEET = "uwsgi-consul-fleet/fleet"  # the key that says whose the cluster is
+KEYS = "uwsgi-consul-fleet/"  # what all our keys begin with, in a Consul of the fleet's own
+FLEET = "fleet"  # the key behind it that says whose the cluster is, or this part of it
+# What a token must allow for paths that begin so.
+PERMISSIONS = (
+    ("/v1/kv/", 'key_prefix "{keys}" {{ policy = "write" }}'),
+    ("/v1/txn", 'key_prefix "{keys}" {{ policy = "write" }}'),
+    ("/v1/session/", 'session_prefix "" {{ policy = "write" }}'),
+    ("/v1/health/", 'service_prefix "" and node_prefix "" {{ policy = "read" }}'),
+    ("/v1/agent/", 'agent_prefix "" {{ policy = "read" }}'),
+    ("/v1/operator/", 'operator = "write"'),
+)
 
 
 class UnavailableError(ReleaseError):
@@ -31,14 +43,16 @@ class Access(NamedTuple):
     """How the agent is spoken to; the fields are those of CONFIG, which may leave out any.
 
     ``address`` is ``http://HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; the others
-    are paths of files. The token in ``token_file`` is the agent's own.
+    are paths of files. The token in ``token_file`` is the host's own. ``keys`` is what our keys
+    begin with.
     """
 
-    address: str = "http://127.0.0.1:8500"
+    address: str = ADDRESS
     token_file: str = ""
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    keys: str = KEYS
 
     @classmethod
     def read(cls, path: str = CONFIG) -> Access:
@@ -49,6 +63,16 @@ class Access(NamedTuple):
             return cls()
         except (OSError, ValueError, TypeError) as error:
             raise ReleaseError(f"{path}: {error}") from None
+
+    def told(self, line: str) -> tuple[Access, str]:
+        """With what whoever deploys knows better, and the deploy's token: JSON, in which files are
+        themselves (``ca``, ``cert``, ``key``). None of it is written down here."""
+        said = json.loads(line.strip() or "{}")
+        token = said.pop("token", "")
+        for kind in ("ca", "cert", "key"):
+            if kind in said:
+                said[f"{kind}_file"] = _in_memory(said.pop(kind))
+        return self._replace(**said), token
 
     def token(self) -> str:
         return Path(self.token_file).read_text().strip() if self.token_file else ""
@@ -74,6 +98,15 @@ class Access(NamedTuple):
         if self.cert_file:
             context.load_cert_chain(self.cert_file, self.key_file or None)
         return context.wrap_socket(connection, server_hostname=name)
+
+
+def _in_memory(text: str) -> str:
+    """A path for a text, as long as this process lives."""
+    if not text:
+        return ""
+    memory = os.memfd_create("file")
+    os.write(memory, text.encode())
+    return f"/proc/self/fd/{memory}"
 
 
 class Consul:
@@ -119,7 +152,14 @@ class Consul:
         except (OSError, ValueError) as error:
             at, reason = self.access.address, str(error) or type(error).__name__
             raise UnavailableError(f"Consul at {at} does not answer: {reason}") from error
-        raise UnavailableError(f"Consul answers {status} to {path}: {text}", status)
+        raise UnavailableError(self._told(status, path, text), status)
+
+    def _told(self, status: int, path: str, text: str) -> str:
+        if status != 403:
+            return f"Consul answers {status} to {path}: {text}"
+        needs = next((needs for begin, needs in PERMISSIONS if path.startswith(begin)), "")
+        hint = f"; the token needs {needs.format(keys=self.access.keys)}" if needs else ""
+        return f"Consul refuses {path} (403): {text}{hint}"
 
     def _exchange(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], str]:
         lines = [f"{method} {path} HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]

@@ -120,7 +120,7 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
     identity = hosts.identity(fleet)
     if identity:
         print(f"Fleet {identity}", flush=True)
-    with Lock(fleet.consul_servers) as lock:
+    with Lock(fleet.asked) as lock:
         lock.look()  # before the hosts are asked
         found = read(fleet, settled=True)
         chosen = targets(found, name)
@@ -225,8 +225,8 @@ def _keep(fleet: Fleet, back: Mapping[str, str], entry: Message) -> None:
         except UnreachableError:
             return False
 
-    with ssh.side_by_side(len(fleet.consul_servers)) as pool:
-        kept = any(pool.map(keep, fleet.consul_servers))
+    with ssh.side_by_side(len(fleet.asked)) as pool:
+        kept = any(pool.map(keep, fleet.asked))
     print(
         "the audit gets it with the next run that holds the lock"
         if kept
@@ -281,8 +281,8 @@ def _switch(rollout: Rollout, target: Target, without_consul: bool) -> None:
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
     # This version's: the one there may know less.
-    script = f"exec {shlex.join([*host_program.carried(), *access().words, *words])} >&2"
-    stdin = access().stdin.encode()
+    script = f"exec {shlex.join([*host_program.carried(), *access(host).words, *words])} >&2"
+    stdin = access(host).stdin.encode()
     result = ssh.run_script(connection, script, stdin, on_line=lambda line: _log(host, line))
     return result.exit_code == 0
 

@@ -16,6 +16,7 @@ from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import archive, environment
 from uwsgi_consul_fleet.operations.applications.archive import File
 from uwsgi_consul_fleet.operations.applications.release import Release, made_by, read
+from uwsgi_consul_fleet.operations.consul.existing import plugins_keys
 from uwsgi_consul_fleet.operations.files import RemoteFile, render
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
@@ -107,7 +108,7 @@ def prepare(me: Host, resolution: Callable[[Release], str] = made_by) -> Package
 
 def _nowhere(me: Host) -> Host:
     instances = tuple(replace(each, node="", address="") for each in me.instances)
-    return replace(me, name="", address="", instances=instances)
+    return replace(me, name="", address="", node="", instances=instances)
 
 
 def _files(me: Host, release: Release, settings: str) -> dict[str, File]:
@@ -142,6 +143,7 @@ def _inis(me: Host, release: Release) -> dict[str, str]:
             instance=instance,
             settings=me.settings,
             release=release.name,
+            agent=plugins_keys(me),
             virtualenv=_has_virtualenv(me, release),
         )
         for instance in me.instances
@@ -200,7 +202,7 @@ def _manifest(me: Host, release: Release, settings: str) -> str:
         "settings": settings,
         "requirements": release.requirements.digest if release.requirements else None,
         "resolution": release.resolution or None,
-        "node": me.name,
+        "node": me.node,
         "instances": [{"id": each.id, "port": each.port} for each in me.instances],
         "health_path": me.settings.health_path,
         "health_timeout": me.settings.health_timeout,

@@ -14,6 +14,7 @@ from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import cluster as cluster
+from uwsgi_consul_fleet.operations.consul import existing as existing
 from uwsgi_consul_fleet.operations.consul import source as source
 from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.source import Source
@@ -335,16 +336,21 @@ def _why_not_leave(here: Here, remover: str) -> str | None:
 
 @operation()
 def remove(here: Here) -> Generator[Any, None, None]:
-    """Remove everything that was put here for Consul, and its data with ``purge``."""
-    me, known = here.me, here.known
-    there = {UNIT, PROGRAM} & {*known.files} or known.consul_binaries
-    left_over = me.settings.purge and (known.consul_data or known.belongings.made)
-    if not me.is_retired or CONSUL not in known.belongings.ours or not (there or left_over):
+    """Remove everything that was put here for Consul and what asks it, and its data with ``purge``;
+    of an agent that was here before us, nothing."""
+    me, known, purge = here.me, here.known, here.me.settings.purge
+    ours = CONSUL in known.belongings.ours
+    if ours:
+        left_over = purge and (known.consul_data or known.belongings.made)
+        there = bool({UNIT, PROGRAM} & {*known.files} or known.consul_binaries or left_over)
+    else:
+        there = bool(known.belongings.identity) and (purge or PROGRAM in known.files)
+    if not me.is_retired or not there:
         host.noop("nothing of Consul is to be removed here")
         return
     if known.consul_before:
         yield from _leave_places_of_before(here)
     script = (HERE / "remove.sh").read_text()
-    keep = "purge" if me.settings.purge else "keep"
-    yield StringCommand("sh", "-c", QuoteString(script), "remove", keep)
+    words = ("purge" if purge else "keep", "ours" if ours else "theirs")
+    yield StringCommand("sh", "-c", QuoteString(script), "remove", *words)
     here.changed()

@@ -9,7 +9,6 @@ from typing import Any
 from pyinfra.api import FactBase
 
 from uwsgi_consul_fleet import host_program
-from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.consul import quorum
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -67,7 +66,7 @@ class ClusterFact(FactBase[Cluster]):
         return Cluster(problem="it could not be asked")
 
     def command(self) -> str:
-        return shlex.join([*host_program.carried(), *access().words, "consul", "cluster"])
+        return shlex.join([*host_program.carried(), "consul", "cluster"])
 
     def process(self, output: list[str]) -> Cluster:
         found = json.loads(output[-1])
@@ -80,7 +79,7 @@ class ClusterFact(FactBase[Cluster]):
 
 def seen_by(target: Any) -> Cluster:
     """How the agent of one of pyinfra's hosts sees the cluster now."""
-    found: Cluster = target.get_fact(ClusterFact, _stdin=access().stdin)
+    found: Cluster = target.get_fact(ClusterFact)
     return found
 
 
@@ -112,7 +111,7 @@ def change(run: Run) -> Change:
 
     :raises DeployError: for a change that would lose the quorum, or the catalog
     """
-    return run.once(_change)
+    return run.once(_change) if run.fleet.brings_consul else Change()
 
 
 def _change(run: Run) -> Change:
