@@ -20,7 +20,8 @@ if me.is_member and not fleet.brings_consul:
     consul.existing.expect(name="Consul: ask the agent that is there", here=here)
 
 if unmarked:
-    ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
+    if me.is_consul_server:
+        ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
     ownership.mark(name="Fleet: mark the other hosts", here=here, servers=False)
 
 if package:
@@ -29,19 +30,23 @@ if package:
     uwsgi.plugin(name="uWSGI: install the consul plugin", here=here)
 
 # Refuses a change of Consul's servers that would lose the catalog.
-consul.cluster.change(here.run)
+change = consul.cluster.change(here.run)
 
 if me.is_member and fleet.brings_consul:
     source = consul.source.choose(here)
 
     consul.install(name="Consul: install the binary", here=here, source=source)
     consul.configure(name="Consul: configure the agent", here=here, source=source)
-    consul.run_server(name="Consul: run the servers", here=here, source=source, _serial=True)
+    if me.is_consul_server:
+        consul.run_server(name="Consul: run the servers", here=here, source=source, _serial=True)
+        if me.name == change.leader:
+            consul.run_server(name="Consul: run the leader", here=here, source=source, leads=True)
     consul.let_vote(name="Consul: let new servers vote", here=here)
     consul.expel(name="Consul: remove retired hosts that are gone", here=here)
-    consul.demote(
-        name="Consul: make clients of former servers", here=here, source=source, _serial=True
-    )
+    if here.known.consul_raft and not me.is_consul_server:
+        consul.demote(
+            name="Consul: make clients of former servers", here=here, source=source, _serial=True
+        )
     consul.run_client(
         name="Consul: run the client agents",
         here=here,
@@ -71,7 +76,7 @@ app.settle(name="Application: the roll-out is over", here=here, package=package)
 # puts in order as soon as it can, so these are on every host's list.
 if fleet.idle or len(fleet.services) > 1:
     app.retire(name="Application: stop it and remove it", here=here)
-if fleet.retired:
+if me.is_retired:
     consul.leave(name="Consul: leave the servers", here=here, servers=True, _serial=True)
     consul.leave(name="Consul: leave the cluster", here=here, servers=False)
     consul.remove(name="Consul: remove it", here=here)

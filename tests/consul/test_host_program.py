@@ -19,7 +19,7 @@ from versions import BEFORE
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.consul.access import Access as OperatorsAccess
-from uwsgi_consul_fleet.host import health
+from uwsgi_consul_fleet.host import cluster, health
 from uwsgi_consul_fleet.host.consul import Access, Consul, UnavailableError
 
 SECRET = "open-sesame"  # of the guarded agent
@@ -294,6 +294,24 @@ def test_two_agents_join(
     assert nowhere.stderr.endswith("Failed to join any nodes.\n")
     other.kill()
     release(tmp_path, {"address": shared_agent.url}, "consul", "expel", "skeid", "dc1")
+
+
+def test_a_server_that_has_what_its_leader_has(
+    shared_agent: Agent, new_agent: Callable[..., Agent]
+) -> None:
+    until(lambda: cluster.has_caught_up(Consul(Access(shared_agent.url))), "it is well", 10)
+    # One of three that is alone has no leader.
+    alone = new_agent("-server", "-bootstrap-expect", "3", "-data-dir", str(shared_agent.log) + "3")
+    alone.start(wait=False)
+    asked = Consul(Access(alone.url))
+
+    def refuses() -> bool:
+        try:
+            return not cluster.has_caught_up(asked)
+        except UnavailableError as error:
+            return error.status == 500
+
+    assert until(refuses, "it answers that it knows no leader")
 
 
 # --- The version before --------------------------------------------------------------

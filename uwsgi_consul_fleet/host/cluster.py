@@ -79,6 +79,17 @@ def servers(consul: Consul, query: str = "") -> Any:
     return consul.get(f"/v1/operator/raft/configuration{query}")["Servers"]
 
 
+def has_caught_up(consul: Consul) -> bool:
+    """Whether the server of this host has applied all that its leader had when it was asked, votes,
+    and counts as healthy."""
+    health = {each["Name"]: each for each in consul.health()}
+    itself = consul.get("/v1/agent/self")
+    mine = health.get(itself["Config"]["NodeName"], {"Healthy": False})
+    led = [each["LastIndex"] for each in health.values() if each["Leader"]]
+    applied = int(itself["Stats"]["raft"]["applied_index"])
+    return bool(led and mine["Healthy"] and mine["Voter"] and applied >= led[0])
+
+
 def until(seconds: float, look: Callable[[], bool]) -> bool:
     """Whether that came true in time; an agent without an answer is asked again."""
     deadline = time.monotonic() + seconds

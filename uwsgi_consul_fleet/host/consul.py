@@ -133,6 +133,10 @@ class Consul:
         """The decoded answer, None for an empty one; :raises UnavailableError: with the reason"""
         return self._ask(method, path, body)[0]
 
+    def health(self) -> Any:
+        """Autopilot's, of the servers; it answers 429 where one of them is not well."""
+        return self._ask("GET", "/v1/operator/autopilot/health", fine=429)[0]["Servers"] or []
+
     def watch(self, path: str, index: str, wait: int) -> tuple[Any, str]:
         """The answer and its index.
 
@@ -143,11 +147,11 @@ class Consul:
         joint = "&" if "?" in path else "?"
         return self._ask("GET", f"{path}{joint}index={index}&wait={wait}s")
 
-    def _ask(self, method: str, path: str, body: Any = None) -> tuple[Any, str]:
+    def _ask(self, method: str, path: str, body: Any = None, fine: int = 0) -> tuple[Any, str]:
         try:
             data = b"" if body is None else json.dumps(body).encode()
             status, headers, text = self._exchange(method, path, data)
-            if status < 400:
+            if status < 400 or status == fine:
                 return json.loads(text) if text else None, headers.get("x-consul-index", "0")
         except (OSError, ValueError) as error:
             at, reason = self.access.address, str(error) or type(error).__name__

@@ -10,7 +10,13 @@ from fabric import Connection
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
-from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
+from uwsgi_consul_fleet.errors import (
+    FleetError,
+    LostLockError,
+    RefusedError,
+    RollbackError,
+    UnreachableError,
+)
 from uwsgi_consul_fleet.host.lock_session import Message
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock.lock import Lock
@@ -151,9 +157,9 @@ def _take(
 ) -> None:
     try:
         lock.take("rollback", _wanted(chosen), identity=identity)
-    except UnreachableError as error:
+    except (UnreachableError, RefusedError) as error:
         if not without_consul:
-            raise UnreachableError(
+            raise type(error)(
                 f"{error}\nNothing was changed. In an emergency: invoke rollback --without-consul"
             ) from error
         print(

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.host_program import PROGRAM
@@ -18,7 +19,8 @@ from uwsgi_consul_fleet.operations.consul import existing as existing
 from uwsgi_consul_fleet.operations.consul import source as source
 from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.source import Source
-from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail, render
+from uwsgi_consul_fleet.operations.files import Base64, RemoteFile, converge, fail, render
+from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import UnitState
 from uwsgi_consul_fleet.operations.users import system_user
@@ -52,7 +54,12 @@ def install(here: Here, source: Source) -> Generator[Any, None, None]:
         yield StringCommand("cp", f"{BINARIES_BEFORE}/{source.label}/consul", part)
     elif source.path:
         host.log(f"Consul from {source.description}")
-        yield FileUploadCommand(str(source.path), part, host.get_temp_filename(part))
+        # Not pyinfra's `host`, which is whichever one is in context when it is asked.
+        say = here.run.pyinfra.host(here.me.name).log
+        unpack = f"base64 -d | gunzip >{part}"
+        yield StringCommand(
+            "sh", "-c", QuoteString(unpack), _stdin=Base64(partial(source.packed, say))
+        )
     else:
         host.log(f"Consul from {source.description}")
         script = (HERE / "debian.sh").read_text()
@@ -132,10 +139,15 @@ def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
 
 
 @operation()
-def run_server(here: Here, source: Source) -> Generator[Any, None, None]:
-    """A Consul server that runs with the configuration it has."""
-    if here.me.is_consul_server:
+def run_server(here: Here, source: Source, leads: bool = False) -> Generator[Any, None, None]:
+    """A Consul server that runs with the configuration it has.
+
+    :param leads: whether it is the turn of the leader, without whom nobody gets an answer: last
+    """
+    if (cluster.change(here.run).leader == here.me.name) == leads:
         yield from _run(here, source.label)
+    else:
+        host.noop("it is not its turn")
 
 
 @operation()
@@ -181,6 +193,11 @@ def _restart(here: Here, label: str) -> Generator[Any, None, None]:
     """Start the agent anew, unless that has just gone wrong on another host: what it did there
     it would do here, to one server after the other."""
     me, before = here.me, here.known.consul_before
+    if why_not := _why_not_agree(here):
+        if not here.run.pyinfra.is_executing:
+            raise DeployError(f"{why_not}; nothing was changed")
+        yield fail(why_not)
+        return
     if why_not := _why_not_restart(here):
         yield fail(f"{me.name}: {why_not}")
         return
@@ -200,6 +217,12 @@ def _leave_places_of_before(here: Here) -> Generator[Any, None, None]:
     script = (HERE / "before.sh").read_text()
     yield StringCommand("sh", "-c", QuoteString(script), "before")
     here.changed()
+
+
+def _why_not_agree(here: Here) -> str:
+    """Why the servers would have no majority while this one restarts, or ''."""
+    running = here.me.name in cluster.change(here.run).peers and here.known.consul_running
+    return cluster.why_not_restart(here.run, here.me) if running else ""
 
 
 def _why_not_restart(here: Here) -> str:
