@@ -34,6 +34,8 @@ change = consul.cluster.change(here.run)
 
 if me.is_member and fleet.brings_consul:
     source = consul.source.choose(here)
+    # Refuses a restart that would lose the catalog.
+    consul.refuse_restart(here, source)
 
     consul.install(name="Consul: install the binary", here=here, source=source)
     consul.configure(name="Consul: configure the agent", here=here, source=source)

@@ -89,10 +89,12 @@ consul_ca_file = {ca!r}
 consul_token = {deploy!r}
 consul_app_token = {application!r}
 """
-# But for what an agent writes when others come and go, and the copies of before of useradd's.
+# But for what an agent writes when others come and go, folders that it makes when something first
+# registers, and the copies of before of useradd's.
 FILES = (
     "find /etc /opt /srv /usr/local /home /usr/lib/systemd /usr/bin/consul -xdev "
-    r"! -path '/opt/consul/serf/*' ! -path '/etc/*-' \( -type f -exec sha256sum {} + "
+    r"! -path '/opt/consul/serf/*' ! -path '/opt/consul/checks' ! -path '/opt/consul/checks/state' "
+    r"! -path '/opt/consul/services' ! -path '/etc/*-' \( -type f -exec sha256sum {} + "
     r"-o -type l -printf '%p -> %l\n' -o -printf '%p %M %u %g\n' \)"
 )
 PROCESSES = "pgrep --list-full 'consul|sleep|uwsgi'"

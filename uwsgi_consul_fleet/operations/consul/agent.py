@@ -169,10 +169,11 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
     change and the restart would never restart it.
     """
     known, change = here.known, cluster.change(here.run)
-    unit, wanted = known.units.get("consul.service"), digest(here.me, here.run.fleet, label)
-    if unit is None or unit.active != "active" or known.consul_running != wanted:
+    if _must_restart(here, label):
         yield from _restart(here, label)
-    elif unit != RUNNING:  # as after a change that was taken back before it was made
+    elif (
+        known.units["consul.service"] != RUNNING
+    ):  # as after a change that was taken back before it was made
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
         here.changed()
     elif here.me.name in change.silent:
@@ -189,16 +190,23 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
         host.noop("Consul runs with this configuration")
 
 
+def _must_restart(here: Here, label: str) -> bool:
+    unit, wanted = here.known.units.get("consul.service"), digest(here.me, here.run.fleet, label)
+    return unit is None or unit.active != "active" or here.known.consul_running != wanted
+
+
+def refuse_restart(here: Here, source: Source) -> None:
+    """:raises DeployError: where a server must be restarted that the others can't do without"""
+    restarts = here.me.is_consul_server and _must_restart(here, source.label)
+    if restarts and (why_not := _why_not_agree(here)):
+        raise DeployError(f"{here.me.name}: {why_not}; nothing was changed")
+
+
 def _restart(here: Here, label: str) -> Generator[Any, None, None]:
     """Start the agent anew, unless that has just gone wrong on another host: what it did there
     it would do here, to one server after the other."""
     me, before = here.me, here.known.consul_before
-    if why_not := _why_not_agree(here):
-        if not here.run.pyinfra.is_executing:
-            raise DeployError(f"{why_not}; nothing was changed")
-        yield fail(why_not)
-        return
-    if why_not := _why_not_restart(here):
+    if why_not := _why_not_restart(here) or _why_not_agree(here):
         yield fail(f"{me.name}: {why_not}")
         return
     try:

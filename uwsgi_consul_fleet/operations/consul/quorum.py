@@ -58,7 +58,8 @@ def check_restart(peers: Mapping[str, bool], name: str) -> None:
     dead = _dead(peers)
     if dead and _has_quorum(peers) and not _has_quorum({**peers, name: False}):
         raise QuorumError(
-            f"{name}: its Consul server can't be restarted while {_names(dead)} is down: of "
+            "its Consul server can't be restarted while "
+            f"{_names(dead)} is down: of "
             f"{_names(peers)}, {_need({**peers, name: False})}; start {_names(dead)} first, or "
             "move it to retired"
         )
