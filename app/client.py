@@ -191,7 +191,7 @@ class _Agent:
             raise RefusedError("the token holds characters that no token has")
         self.dc = datacenter
         self.timeout = timeout
-        self.http = _Http(verify=_verify(os.environ))
+        self.http = _Http(verify=_verify(os.environ), cert=_certificate(os.environ))
         self.http.base_uri = self.url
         if urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1"):
             # requests would send even these through a proxy named in the environment.
@@ -265,6 +265,12 @@ def _verify(environment: Mapping[str, str]) -> bool | str:
     if not _is_true(environment.get("CONSUL_HTTP_SSL_VERIFY", "true")):
         return False
     return environment.get("CONSUL_CACERT") or True
+
+
+def _certificate(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """The client certificate and its key, for an agent that wants one."""
+    files = environment.get("CONSUL_CLIENT_CERT"), environment.get("CONSUL_CLIENT_KEY")
+    return (files[0], files[1]) if files[0] and files[1] else None
 
 
 def _is_true(value: str) -> bool:

@@ -16,8 +16,12 @@ app.refuse_what_is_taken(here)
 unmarked = ownership.settled(here.run).unmarked
 package = app.prepare(here)
 
+if me.is_member and not fleet.brings_consul:
+    consul.existing.expect(name="Consul: ask the agent that is there", here=here)
+
 if unmarked:
-    ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
+    if me.is_consul_server:
+        ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
     ownership.mark(name="Fleet: mark the other hosts", here=here, servers=False)
 
 if package:
@@ -26,41 +30,47 @@ if package:
     uwsgi.plugin(name="uWSGI: install the consul plugin", here=here)
 
 # Refuses a change of Consul's servers that would lose the catalog.
-consul.cluster.change(here.run)
+change = consul.cluster.change(here.run)
 
-if me.is_member:
+if me.is_member and fleet.brings_consul:
     source = consul.source.choose(here)
+    # Refuses a restart that would lose the catalog.
+    consul.refuse_restart(here, source)
 
     consul.install(name="Consul: install the binary", here=here, source=source)
     consul.configure(name="Consul: configure the agent", here=here, source=source)
-    consul.run_server(name="Consul: run the servers", here=here, source=source, _serial=True)
+    if me.is_consul_server:
+        consul.run_server(name="Consul: run the servers", here=here, source=source, _serial=True)
+        if me.name == change.leader:
+            consul.run_server(name="Consul: run the leader", here=here, source=source, leads=True)
     consul.let_vote(name="Consul: let new servers vote", here=here)
     consul.expel(name="Consul: remove retired hosts that are gone", here=here)
-    consul.demote(
-        name="Consul: make clients of former servers", here=here, source=source, _serial=True
-    )
+    if here.known.consul_raft and not me.is_consul_server:
+        consul.demote(
+            name="Consul: make clients of former servers", here=here, source=source, _serial=True
+        )
     consul.run_client(
         name="Consul: run the client agents",
         here=here,
         source=source,
         _parallel=consul.at_a_time(here),
     )
+elif me.is_member:
+    consul.existing.use(name="Consul: use the agent that is there", here=here)
 
-    if package:
-        lock.announce(here, package.release.content, package.refused)
-        lock.require(name="Lock: go on only with it", here=here)
-        if package.release.resolution:
-            app.bring(
-                name="Application: bring its dependencies", here=here, release=package.release
+if package:
+    lock.announce(here, package.release.content, package.refused)
+    lock.require(name="Lock: go on only with it", here=here)
+    if package.release.resolution:
+        app.bring(name="Application: bring its dependencies", here=here, release=package.release)
+    app.install(name="Application: install the release", here=here, package=package)
+    for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]
+        if me in batch.hosts:
+            app.switch(
+                name=f"Application: switch the {batch.label}: {batch.names}",
+                here=here,
+                package=package,
             )
-        app.install(name="Application: install the release", here=here, package=package)
-        for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]
-            if me in batch.hosts:
-                app.switch(
-                    name=f"Application: switch the {batch.label}: {batch.names}",
-                    here=here,
-                    package=package,
-                )
 
 app.settle(name="Application: the roll-out is over", here=here, package=package)
 
@@ -68,7 +78,7 @@ app.settle(name="Application: the roll-out is over", here=here, package=package)
 # puts in order as soon as it can, so these are on every host's list.
 if fleet.idle or len(fleet.services) > 1:
     app.retire(name="Application: stop it and remove it", here=here)
-if fleet.retired:
+if me.is_retired:
     consul.leave(name="Consul: leave the servers", here=here, servers=True, _serial=True)
     consul.leave(name="Consul: leave the cluster", here=here, servers=False)
     consul.remove(name="Consul: remove it", here=here)

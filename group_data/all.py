@@ -136,6 +136,8 @@ datacenter = "dc1"
 #   file     consul_file
 #   debian   Debian's own package
 #   auto     release where its site answers when Consul is first installed, else debian
+#   none     nowhere: the agent that each host has already is used and never touched. Then there
+#            are no consul_servers, and `fleet` must be set
 consul_source = "auto"
 
 # The version of the release archive.
@@ -149,6 +151,32 @@ consul_sha256 = {}
 
 # A file on this machine: the consul binary, or a release archive.
 consul_file = None
+
+# With consul_source "none": where a host's agent answers, as seen from the host:
+# http://HOST:PORT, or https://HOST:PORT with a certificate that is good for 127.0.0.1 too.
+consul_address = "http://127.0.0.1:8500"
+
+# With "none": what the agent calls the host, where that is not its name in the inventory: to
+# be set beside it, as in ("web1", {"consul_node": "web1.example.com"}).
+consul_node = None
+
+# With "none": the token of deploys and commands: a file on this machine that nobody else may
+# read, or $NAME for a variable of its environment.
+consul_token = None
+
+# With "none": the token that the application registers with, named in the same way. It lies on
+# each host in a file that the application's user alone may read.
+consul_app_token = None
+
+# With "none" and https: the certificate authority of the agents, a file on this machine; None
+# for those that the system knows.
+consul_ca_file = None
+
+# With "none" and https: a client certificate, for agents that want one; as consul_ca_file.
+consul_cert_file = None
+
+# Its key.
+consul_key_file = None
 
 # --- Hosts ------------------------------------------------------------------
 

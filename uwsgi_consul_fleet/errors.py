@@ -26,6 +26,10 @@ class UnreachableError(FleetError):
     """A host or the Consul API behind it did not answer."""
 
 
+class RefusedError(FleetError):
+    """Consul answered that it may not be asked for that: it is there and needs no repair."""
+
+
 class LockedError(FleetError):
     """Somebody else holds the lock of the fleet."""
 

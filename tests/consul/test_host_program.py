@@ -19,7 +19,7 @@ from versions import BEFORE
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.consul.access import Access as OperatorsAccess
-from uwsgi_consul_fleet.host import health
+from uwsgi_consul_fleet.host import cluster, health
 from uwsgi_consul_fleet.host.consul import Access, Consul, UnavailableError
 
 SECRET = "open-sesame"  # of the guarded agent
@@ -111,10 +111,12 @@ def test_tls_with_certificates_on_both_sides(
     assert "problem" in status(tmp_path, address=address, ca_file=str(ca))
     assert "CERTIFICATE_VERIFY_FAILED" in status(tmp_path, address=address)["problem"]
     # The operator's side, through its tunnel.
-    shown = OperatorsAccess("", *map(str, (ca, cert, key)))
-    monkeypatch.setattr(catalog, "access", lambda: shown)
-    with catalog.client("drakar", port) as asked:
+    shown = OperatorsAccess(address, "", *map(str, (ca, cert, key)))
+    with catalog.client(catalog.Way("drakar", port, shown)) as asked:
         assert asked.status.leader()
+    # And what it tells the program on a host, where none of these files lies.
+    told = release(tmp_path, {}, *shown.words, "consul", "agent", stdin=shown.stdin)
+    assert json.loads(told.stdout)["node"] == "drakar"
 
 
 def free_port() -> int:
@@ -133,10 +135,11 @@ def test_the_token_of_the_host_and_that_of_the_deploy(guarded_agent: Agent, tmp_
     found = json.loads(release(tmp_path, with_file, "consul", "cluster").stdout)
     assert (found["members"], found["nodes"]) == ({"drakar": True}, ["drakar"])
     assert [server["Voter"] for server in found["servers"]] == [True]
-    words = ("--token-stdin", "consul", "cluster")
-    assert json.loads(release(tmp_path, here, *words, stdin=f"{SECRET}\n").stdout) == found
+    words = ("--access-stdin", "consul", "cluster")
+    told = json.dumps({"token": SECRET})
+    assert json.loads(release(tmp_path, here, *words, stdin=f"{told}\n").stdout) == found
     # It wins over the host's own; an empty one is none.
-    wrong = release(tmp_path, with_file, *words, stdin="wrong\n")
+    wrong = release(tmp_path, with_file, *words, stdin='{"token": "wrong"}\n')
     assert "403" in json.loads(wrong.stdout)["problem"]
     assert json.loads(release(tmp_path, with_file, *words, stdin="\n").stdout) == found
 
@@ -144,15 +147,32 @@ def test_the_token_of_the_host_and_that_of_the_deploy(guarded_agent: Agent, tmp_
 def test_the_lock_with_the_deploys_token(guarded_agent: Agent, tmp_path: Path) -> None:
     take = json.dumps({"do": "take", "claim": ANNA})
     finish = json.dumps({"do": "finish"})
-    for start, state in ((f"{SECRET}\n", "held"), ("wrong\n", "unavailable")):
-        words = ("--token-stdin", "lock-session")
+    for token, state in ((SECRET, "held"), ("wrong", "refused")):
+        words = ("--access-stdin", "lock-session")
         said = release(
             tmp_path,
             {"address": guarded_agent.url},
             *words,
-            stdin=f"{start}{take}\n{finish}\n",
+            stdin=f"{json.dumps({'token': token})}\n{take}\n{finish}\n",
         ).stdout
-        assert json.loads(said.splitlines()[0])["state"] == state
+        reply = json.loads(said.splitlines()[0])
+        assert reply["state"] == state
+    needs = 'the token needs session_prefix "" { policy = "write" }'
+    assert "refuses" in reply["reason"]
+    assert needs in reply["reason"]
+
+
+def test_what_an_agent_of_others_says(guarded_agent: Agent, tmp_path: Path) -> None:
+    keys = "uwsgi-consul-fleet/fleets/shop/"
+    shown = OperatorsAccess(guarded_agent.url, SECRET, keys=keys)
+    words = (*shown.words, "consul", "agent")
+    found = json.loads(release(tmp_path, {}, *words, stdin=shown.stdin).stdout)
+    assert (found["node"], found["fleet"]) == ("drakar", "")
+    assert found["leader"]
+    nobody = shown._replace(token="wrong")
+    found = json.loads(release(tmp_path, {}, *words, stdin=nobody.stdin).stdout)
+    assert found["refused"]
+    assert f'the token needs key_prefix "{keys}" {{ policy = "write" }}' in found["problem"]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"adress": "http://127.0.0.1:1"}'])
@@ -174,7 +194,8 @@ def test_proxies_and_another_consul_of_the_environment_are_not_asked(
     monkeypatch.setenv("CONSUL_HTTP_SSL", "true")
     monkeypatch.setenv("CONSUL_HTTP_TOKEN", "another's")
     assert status(tmp_path, address=shared_agent.url)["leader"]
-    with catalog.client("drakar", int(shared_agent.url.rpartition(":")[2])) as asked:
+    way = catalog.Way("drakar", int(shared_agent.url.rpartition(":")[2]))
+    with catalog.client(way) as asked:
         assert asked.status.leader()
         assert asked.token is None
 
@@ -273,6 +294,24 @@ def test_two_agents_join(
     assert nowhere.stderr.endswith("Failed to join any nodes.\n")
     other.kill()
     release(tmp_path, {"address": shared_agent.url}, "consul", "expel", "skeid", "dc1")
+
+
+def test_a_server_that_has_what_its_leader_has(
+    shared_agent: Agent, new_agent: Callable[..., Agent]
+) -> None:
+    until(lambda: cluster.has_caught_up(Consul(Access(shared_agent.url))), "it is well", 10)
+    # One of three that is alone has no leader.
+    alone = new_agent("-server", "-bootstrap-expect", "3", "-data-dir", str(shared_agent.log) + "3")
+    alone.start(wait=False)
+    asked = Consul(Access(alone.url))
+
+    def refuses() -> bool:
+        try:
+            return not cluster.has_caught_up(asked)
+        except UnavailableError as error:
+            return error.status == 500
+
+    assert until(refuses, "it answers that it knows no leader")
 
 
 # --- The version before --------------------------------------------------------------

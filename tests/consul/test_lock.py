@@ -18,7 +18,7 @@ from consul_processes import Agent, until
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.host import cluster, lock_session, unwritten
-from uwsgi_consul_fleet.host.consul import CONTENTS, FLEET, Access, Consul, UnavailableError
+from uwsgi_consul_fleet.host.consul import CONTENTS, FLEET, KEYS, Access, Consul, UnavailableError
 from uwsgi_consul_fleet.host.lock_session import (
     AUDIT,
     HELD,
@@ -45,9 +45,9 @@ def keys(agent: Agent) -> Keys:
 class Session:
     """lock_session.py as it runs on a server."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, keys: str = KEYS) -> None:
         file = agent.log.with_name("agent.json")
-        file.write_text(json.dumps({"address": agent.url}))
+        file.write_text(json.dumps({"address": agent.url, "keys": keys}))
         self.process = subprocess.Popen(
             [*host_program.carried(), "--agent-file", str(file), "lock-session"],
             stdin=subprocess.PIPE,
@@ -77,8 +77,8 @@ def agent(unlocked_agent: Agent) -> Agent:
 def session() -> Iterator[Callable[[Agent], Session]]:
     started: list[Session] = []
 
-    def start(agent: Agent) -> Session:
-        started.append(Session(agent))
+    def start(agent: Agent, keys: str = KEYS) -> Session:
+        started.append(Session(agent, keys))
         return started[-1]
 
     yield start
@@ -87,7 +87,7 @@ def session() -> Iterator[Callable[[Agent], Session]]:
         one.process.wait()
 
 
-Start = Callable[[Agent], Session]
+Start = Callable[..., Session]
 
 
 class LosesAnswers(Keys):
@@ -106,7 +106,7 @@ class LosesAnswers(Keys):
 
 
 def audit(agent: Agent) -> list[dict[str, Any]]:
-    names = keys(agent).call("GET", f"/v1/kv/{AUDIT}?keys") or []
+    names = keys(agent).call("GET", f"/v1/kv/{KEYS}{AUDIT}?keys") or []
     return [agent.call("GET", f"/v1/kv/{key}?raw").json() for key in sorted(names)]
 
 
@@ -123,6 +123,25 @@ class TestTaking:
         assert ANNA.items() <= reply["holder"].items()
         assert 0 <= lock_session.seconds_since(reply["holder"]["since"]) < 60
 
+    def test_fleets_that_use_one_consul_are_not_in_each_others_way(
+        self, agent: Agent, session: Start
+    ) -> None:
+        places = (KEYS, f"{KEYS}fleets/shop/", f"{KEYS}fleets/blog/")
+        for at in places:
+            one = session(agent, at)
+            identity = {"fleet": at, "id": at, "layout": 2}
+            assert one.ask("take", claim={**ANNA, "fleet": identity})["state"] == "held"
+            assert one.ask("expect", releases={"web": at})["state"] == "held"
+            assert one.ask("finish", entry={"outcome": "ok"})["state"] == "finished"
+        for at in places:
+            found = agent.call("GET", f"/v1/kv/{at}{AUDIT}?keys").json()
+            assert len(found) == 1
+            assert agent.call("GET", f"/v1/kv/{at}{RELEASES}web?raw").text == at
+        # One of them with another id is another fleet, by the same name.
+        other = {"fleet": places[1], "id": "other", "layout": 2}
+        reply = session(agent, places[1]).ask("take", claim={**ANNA, "fleet": other})
+        assert (reply["state"], reply["fleet"]["id"]) == ("foreign", places[1])
+
     def test_one_of_many_at_once_gets_it(self, agent: Agent, session: Start) -> None:
         many = [session(agent) for _ in range(6)]
         for one in many:
@@ -136,7 +155,7 @@ class TestTaking:
     def test_a_value_that_somebody_else_wrote_holds_nobody(
         self, agent: Agent, session: Start
     ) -> None:
-        agent.call("PUT", f"/v1/kv/{LOCK}", data="[1, 2]")
+        agent.call("PUT", f"/v1/kv/{KEYS}{LOCK}", data="[1, 2]")
         assert keys(agent).holder() == {"session": ""}
         assert session(agent).ask("take", claim=ANNA)["state"] == "held"
 
@@ -211,10 +230,10 @@ class TestLooking:
         assert self.look(agent) == before
 
     def test_another_fleets_consul_is_left_as_it_is(self, agent: Agent) -> None:
-        agent.call("PUT", f"/v1/kv/{FLEET}", json={"id": "theirs", "fleet": "t", "layout": 2})
+        agent.call("PUT", f"/v1/kv/{KEYS}{FLEET}", json={"id": "theirs", "fleet": "t", "layout": 2})
         claim = {**ANNA, "id": "anna", "fleet": {"id": "ours", "fleet": "o", "layout": 2}}
         assert Lock(keys(agent)).answer({"do": "take", "claim": claim})["state"] == "foreign"
-        assert keys(agent).call("GET", f"/v1/kv/{LAST}") is None
+        assert keys(agent).call("GET", f"/v1/kv/{KEYS}{LAST}") is None
 
 
 def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
@@ -240,7 +259,7 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     # Who looked before is told that something happened since.
     assert ask("look")["seen"] == "anna"
     assert take("carl")["last"]["id"] == "anna"
-    assert keys(agent).call("GET", f"/v1/kv/{RELEASES}shop")[0]["Value"] == encoded("r6")
+    assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop")[0]["Value"] == encoded("r6")
     assert contents["shop"].items() <= keys(agent).value(f"{CONTENTS}shop").items()
     assert [entry.get("id") for entry in audit(agent)] == ["bert", "anna"]
     assert not unwritten.read()
@@ -249,15 +268,15 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     # Another server, which was told as well, is asked for the first time since.
     unwritten.keep(told)
     take("dora")
-    assert keys(agent).call("GET", f"/v1/kv/{RELEASES}shop")[0]["Value"] == encoded("r8")
+    assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop")[0]["Value"] == encoded("r8")
     assert len(audit(agent)) == 3
     assert not unwritten.read()
 
 
 def test_whose_the_hosts_are_is_asked_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def api(_fleet: Any) -> Iterator[tuple[str, int]]:
-        yield "drakar", urlsplit(agent.url).port or 0
+    def api(_fleet: Any) -> Iterator[catalog.Way]:
+        yield catalog.Way("drakar", urlsplit(agent.url).port or 0)
 
     asked: list[Any] = []
     monkeypatch.setattr(catalog, "api", api)
@@ -394,13 +413,13 @@ class TestHolding:
         keys(agent).destroy((keys(agent).holder() or {})["session"])
         assert one.ask("expect", releases={"shop": "r7"})["state"] == "lost"
         assert one.ask("beat") == {"state": "lost", "holder": None}
-        assert keys(agent).call("GET", f"/v1/kv/{RELEASES}shop") is None
+        assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop") is None
 
 
 class TestWhatIsWritten:
     def test_the_audit_keeps_the_latest(self, agent: Agent, session: Start) -> None:
         for number in range(KEPT + 5):
-            key = f"{AUDIT}2026-01-01T00:00:00.{number:06}Z"
+            key = f"{KEYS}{AUDIT}2026-01-01T00:00:00.{number:06}Z"
             agent.call("PUT", f"/v1/kv/{key}", data=json.dumps({"number": number}))
         one = session(agent)
         one.ask("take", claim=ANNA)
@@ -416,7 +435,7 @@ class TestWhatIsWritten:
         assert one.ask("expect", releases={"shop": "r7", "bar": "r1"}) == {"state": "held"}
         one.ask("expect", releases={"shop": "r8"})
         port = int(agent.url.rpartition(":")[2])
-        found = catalog.read("drakar", port, ["shop"])
+        found = catalog.read(catalog.Way("drakar", port), ["shop"])
         assert found.expected_releases == {"shop": "r8", "bar": "r1"}
 
     def test_what_a_service_was_put_to_is_told_by_the_servers(

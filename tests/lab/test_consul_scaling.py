@@ -4,6 +4,7 @@ The tests run in the order in which they stand here, on one fleet: each starts f
 before it left.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -195,6 +196,30 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
     fleet.verify("--wait", "10")
 
 
+def test_servers_restart_one_after_the_other_and_the_leader_last(
+    fleet: SharedFleet, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    binary = shutil.copy(shutil.which("consul") or "", tmp_path)
+    with Path(binary).open("ab") as file:
+        file.write(b"another version")
+    label = f"file-{hashlib.sha256(Path(binary).read_bytes()).hexdigest()[:16]}"
+    place = "/opt/uwsgi-consul-fleet/consul"
+    for name in MACHINES[1:]:  # to one of them it is sent
+        there = "$(dirname $(readlink /usr/local/bin/consul))"
+        lab.ssh(name, f"sudo cp -r {there} {place}/{label}")
+    roles = peers(lab, "drakar")
+    said = output(fleet.deploy("--data", "consul_source=file", "--data", f"consul_file={binary}"))
+    assert "is packed" in said
+    sent = lab.ssh("drakar", f"sha256sum {place}/{label}/consul").stdout
+    assert label.removeprefix("file-") == sent[:16]
+    look = "systemctl show --value --property ExecMainStartTimestampMonotonic consul"
+    began = {name: int(lab.ssh(name, look).stdout) for name in roles}  # they share one clock
+    assert roles[max(began, key=lambda name: began[name])][0] == "leader"
+    fleet.deploy()
+    assert fleet.changes() == {}
+
+
 def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, lab: Lab) -> None:
     # A server votes when it was well for so long: by default for 10 s, as in the first test.
     lab.ssh("drakar", f"{AUTOPILOT} -server-stabilization-time=1s")
@@ -232,11 +257,11 @@ def test_a_deploy_that_comes_second_is_told_once(fleet: SharedFleet) -> None:
     assert output(result).count("locked: ") == 1
 
 
-def refused(fleet: SharedFleet, lab: Lab, *running: str) -> str:
+def refused(fleet: SharedFleet, lab: Lab, *running: str, options: tuple[str, ...] = ()) -> str:
     """What the deploy says; nothing is touched on these hosts."""
     look = "sudo sha256sum /etc/uwsgi-consul-fleet/consul.d/* /etc/systemd/system/consul.service"
     before = [lab.ssh(name, look).stdout for name in running], agents(lab, *running)
-    result = fleet.deploy(check=False)
+    result = fleet.deploy(*options, check=False)
     assert result.returncode == 1
     assert ([lab.ssh(name, look).stdout for name in running], agents(lab, *running)) == before
     return output(result)
@@ -249,7 +274,7 @@ def test_replacing_all_servers_at_once_is_refused(fleet: SharedFleet, lab: Lab) 
     assert "keep one of them, deploy, and take it out with the next deploy" in said
 
 
-def test_losing_the_quorum_is_refused(fleet: SharedFleet, lab: Lab) -> None:
+def test_losing_the_quorum_is_refused(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
     # Else Consul itself removes a dead server within seconds, when the others can agree on it.
     lab.ssh("drakar", f"{AUTOPILOT} -cleanup-dead-servers=false")
     lab.kill("ormen")
@@ -258,6 +283,13 @@ def test_losing_the_quorum_is_refused(fleet: SharedFleet, lab: Lab) -> None:
     said = refused(fleet, lab, "drakar", "cheetah", "skeid")
     assert "cheetah: can't be removed from the Consul servers while ormen is down" in said
     assert "start ormen first, or move it to retired as well" in said
+    # Nor is a server restarted, when one would be left.
+    fleet.hosts(["drakar", "cheetah", "ormen"], APPS)
+    shutil.copy("/usr/bin/true", tmp_path / "consul")
+    other = ("--data", "consul_source=file", "--data", f"consul_file={tmp_path / 'consul'}")
+    said = refused(fleet, lab, "drakar", "cheetah", "skeid", options=other)
+    assert "its Consul server can't be restarted while ormen is down" in said
+    assert "1 of 3 alive, and it takes 2 to agree; start ormen first" in said
     lab.up("ormen")
     expect_status(lab, "drakar", "ormen", "alive")
     lab.ssh("drakar", f"{AUTOPILOT} -cleanup-dead-servers=true")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fleet_commands import Fleet, output, run
+from owned_machine import BESIDE
 
 RECORD = "/etc/uwsgi-consul-fleet/fleet.json"
 SETTINGS = """
@@ -27,20 +28,6 @@ echo precious >/opt/consul/raft/raft.db
 echo upload >/srv/consul-demo-server/releases/20200101/upload
 printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >/usr/lib/systemd/system/consul.service
 systemd-run --quiet --unit other-web python3 -m http.server 2002
-"""
-# And what is in nobody's way, with names that come near.
-BESIDE = """
-useradd --create-home --shell /bin/bash blog
-mkdir -p /srv/blog/releases/1/units /srv/blog/shared
-echo upload >/srv/blog/shared/upload
-for unit in consul-demo-server-worker@ blog-2001 consul-template; do
-    printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >/etc/systemd/system/$unit.service
-done
-systemctl daemon-reload
-systemctl start blog-2001 consul-demo-server-worker@1
-apt-get -qq install -y nftables >/dev/null
-nft add table inet own
-nft add chain inet own input '{ type filter hook input priority 0; }'
 """
 PROCESSES = "pgrep --list-full sleep"
 RULES = "nft list tables || :"
@@ -102,6 +89,7 @@ def test_what_is_in_the_way_is_named_and_left_alone(fleet: Fleet, lab: Any) -> N
         "ormen: not everything that this fleet would put there is free",
         "Consul: /lib/systemd/system/consul.service",
         "Consul: the user consul",
+        'use the Consul that is there (consul_source = "none")',
         "consul-demo-server: /srv/consul-demo-server",
         "port 2002: python3 (process ",
         "nothing was changed",

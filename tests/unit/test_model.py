@@ -238,3 +238,39 @@ def test_a_fleet_has_one_name() -> None:
         host("drakar", "consul_servers", fleet="a"), host("b", "retired", fleet="b")
     )
     assert found == "fleet: must be the same for all hosts; is 'a' for drakar, 'b' for b"
+
+
+def guest(name: str = "drakar", *groups: str, **data: object) -> InventoryHost:
+    return host(
+        name, *(groups or ["app_servers"]), **{"consul_source": "none", "fleet": "shop", **data}
+    )
+
+
+def test_hosts_that_have_a_consul_of_others() -> None:
+    found = fleet(
+        guest(consul_node="drakar.example.com"), guest("cheetah"), guest("ormen", "retired")
+    )
+    assert not found.warnings
+    assert [each.name for each in found.asked] == ["drakar", "cheetah", "ormen"]
+    assert {each.node for each in found.instances} == {"drakar.example.com", "cheetah"}
+    assert found.keys == "uwsgi-consul-fleet/fleets/shop/"
+    assert fleet(DRAKAR).keys == "uwsgi-consul-fleet/"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ([guest(fleet=None)], 'fleet: must be set with consul_source = "none"'),
+        ([guest("drakar", "app_servers", "consul_servers")], "consul_servers: must be empty with"),
+        ([guest(), host("ormen", "retired", fleet="shop")], 'consul_source: is "none" for drakar '),
+        ([guest(consul_cert_file="a.pem")], "drakar: consul_cert_file and consul_key_file belong"),
+        (
+            [guest(consul_address="localhost")],
+            "drakar: consul_address = 'localhost': String should",
+        ),
+        ([host("drakar", "consul_servers", consul_token="x")], "drakar: consul_token is for an "),
+    ],
+)
+def test_mistakes_about_a_consul_of_others(hosts: list[InventoryHost], expected: str) -> None:
+    (found,) = problems(*hosts)
+    assert found.startswith(expected)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from uwsgi_consul_fleet.operations.consul import cluster
-from uwsgi_consul_fleet.operations.consul.quorum import QuorumError, check
+from uwsgi_consul_fleet.operations.consul.quorum import QuorumError, check, check_restart
 
 
 def alive(*names: str, dead: tuple[str, ...] = ()) -> dict[str, bool]:
@@ -77,6 +77,36 @@ def test_nothing_goes_without_a_quorum_now(joining: list[str], leaving: list[str
     line = refusal(alive("a", dead=("b", "c")), joining, leaving)
     assert "no change is possible now: 1 of 3 alive, and it takes 2 to agree" in line
     assert "start b and c first" in line
+
+
+@pytest.mark.parametrize(
+    "peers",
+    [
+        alive("a"),
+        alive("a", "b"),
+        alive("a", "b", "c"),
+        alive("a", "b", "c", "d", dead=("e",)),
+        # There is none to be lost.
+        alive("a", dead=("b", "c")),
+    ],
+)
+def test_restarts_that_the_others_can_do_without(peers: dict[str, bool]) -> None:
+    check_restart(peers, "a")
+
+
+@pytest.mark.parametrize(
+    ("peers", "need"),
+    [
+        (alive("a", "b", dead=("c",)), "1 of 3 alive, and it takes 2 to agree"),
+        (alive("a", "b", "c", dead=("d", "e")), "2 of 5 alive, and it takes 3 to agree"),
+        (alive("a", "b", "c", dead=("d",)), "2 of 4 alive, and it takes 3 to agree"),
+    ],
+)
+def test_a_restart_that_would_lose_the_quorum(peers: dict[str, bool], need: str) -> None:
+    with pytest.raises(QuorumError) as caught:
+        check_restart(peers, "a")
+    assert str(caught.value).startswith("its Consul server can't be restarted while ")
+    assert need in str(caught.value)
 
 
 # --- An agent's answers ---

@@ -39,8 +39,7 @@ def test_what_runs_on_a_host_needs_python_alone(path: Path) -> None:
 
 
 def test_the_agents_address_stands_where_it_belongs() -> None:
-    """Once in what runs on the operator's machine, once in what runs on a host; the plugin, the
-    ini template and the client beside the application have their own."""
+    """Once in our Python; the plugin and the client beside the application have their own."""
     text = re.compile(r"\b8500\b")
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
     files = [ROOT / name for name in listed.stdout.split() if name.endswith(CODE)]
@@ -48,11 +47,10 @@ def test_the_agents_address_stands_where_it_belongs() -> None:
     ours = sorted(map(str, (path for path in found if path.parts[0] not in ("tests", "bench"))))
     assert ours == [
         "app/client.py",
-        "app/uwsgi.ini.j2",
+        "group_data/all.py",  # the settings' defaults, for people
         "plugin_build/src/plugin.c",  # in comments and help
         "plugin_build/src/plugin.c",
         "plugin_build/src/settings.c",
-        "uwsgi_consul_fleet/consul/catalog.py",
         "uwsgi_consul_fleet/host/consul.py",
         "uwsgi_consul_fleet/inventory/model.py",  # a port that no instance can have
         "uwsgi_consul_fleet/ownership/look.sh",  # a port on which nobody else may listen

@@ -16,7 +16,8 @@ from pyinfra.connectors.util import write_stdin
 
 from uwsgi_consul_fleet.git import environment
 from uwsgi_consul_fleet.operations.applications import archive, requirements, source
-from uwsgi_consul_fleet.operations.applications.archive import Base64, File, Sources
+from uwsgi_consul_fleet.operations.applications.archive import File, Sources
+from uwsgi_consul_fleet.operations.files import Base64
 from uwsgi_consul_fleet.operations.plan import DeployError
 
 

@@ -41,10 +41,10 @@ def adopt(fleet: Fleet, host: str, yes: bool = False) -> None:
     if not yes and not sys.stdin.isatty():
         raise FleetError("nothing was changed: without a terminal to ask at, say --yes")
     if not yes:
-        print(
-            "Its Consul, if there is one, is stopped now and forgets its cluster; the next deploy"
-        )
-        print("overwrites the rest. If you mean it, type the host's name: ", end="")
+        if hosts.stops_consul(me, found):
+            print("Its Consul is stopped now and forgets its cluster.")
+        print("The next deploy overwrites what is in its way.")
+        print("If you mean it, type the host's name: ", end="")
         sys.stdout.flush()
         if sys.stdin.readline().strip() != host:
             raise Exit("nothing was changed", 1)

@@ -30,5 +30,5 @@ def client(
     arguments = ["--service", service or fleet.services[0]]
     arguments += ["--once"] * once + ["--json"] * json + ["--passing"] * passing
     arguments += ["--datacenter", datacenter] if datacenter else []
-    with catalog.api(fleet) as (_server, port):
-        raise Exit(code=program.run([*arguments, "--url", f"http://127.0.0.1:{port}"]))
+    with catalog.api(fleet) as way:
+        raise Exit(code=program.run([*arguments, "--url", way.url], way.access))

@@ -38,8 +38,8 @@ def read(fleet: Fleet, last: int) -> list[Entry]:
     :param last: how many at most
     :raises UnreachableError: where no Consul server can be asked
     """
-    with catalog.api(fleet) as (server, port), catalog.client(server, port) as asked:
-        _, entries = asked.kv.get(AUDIT, recurse=True)
+    with catalog.api(fleet) as way, catalog.client(way) as asked:
+        _, entries = asked.kv.get(fleet.keys + AUDIT, recurse=True)
     in_order = sorted(entries or (), key=lambda entry: str(entry["Key"]))
     return [_entry(entry["Value"]) for entry in in_order[-last:]]
 

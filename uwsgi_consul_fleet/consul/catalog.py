@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import consul
 import requests
 
-from uwsgi_consul_fleet.consul.access import access
-from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.consul.access import Access, access
+from uwsgi_consul_fleet.errors import RefusedError, UnreachableError
 from uwsgi_consul_fleet.host.consul import FLEET
 from uwsgi_consul_fleet.host.lock_session import RELEASES
 from uwsgi_consul_fleet.inventory.model import Fleet
@@ -18,7 +18,6 @@ from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity, agreed
 from uwsgi_consul_fleet.ssh import connection as ssh
 
-HTTP_PORT = 8500
 TIMEOUT = 10  # seconds for an answer
 # They are about another Consul, and python-consul2 would let them override what it is told.
 ENVIRONMENT = (
@@ -27,6 +26,18 @@ ENVIRONMENT = (
     "CONSUL_HTTP_SSL_VERIFY",
     "CONSUL_HTTP_TOKEN",
 )
+
+
+class Way(NamedTuple):
+    """To the API of a host's agent: the host's name, a port on this machine, and what is shown."""
+
+    name: str
+    port: int
+    access: Access = Access()
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.access.is_https else 'http'}://127.0.0.1:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -65,69 +76,76 @@ class Catalog:
 
 
 @contextmanager
-def api(fleet: Fleet) -> Iterator[tuple[str, int]]:
-    """The HTTP API of the first Consul server that can be reached and follows a leader: its name
-    and a local port.
+def api(fleet: Fleet) -> Iterator[Way]:
+    """The HTTP API of the first Consul server that can be reached and follows a leader; of the
+    first agent, where the fleet brings no servers.
 
     :raises UnreachableError: where none can, with each one's reason
     """
     reasons = []
-    for server in fleet.consul_servers:
+    for server in fleet.asked:
+        shown = access(server)
+        at, remote_port = shown.place
         with ExitStack() as stack:
             try:
                 connection = stack.enter_context(ssh.connect(server))
-                port = stack.enter_context(ssh.tunnel(connection, HTTP_PORT))
-                _expect_leader(server.name, port)
+                port = stack.enter_context(ssh.tunnel(connection, remote_port, at))
+                way = Way(server.name, port, shown)
+                _expect_leader(way)
             except UnreachableError as error:
                 reasons.append(str(error))
                 continue
-            yield server.name, port
+            yield way
             return
     listing = "\n".join(f"  - {reason}" for reason in reasons)
+    what = "server" if fleet.brings_consul else "agent"
+    never = "If Consul was never deployed: pyinfra inventory.py deploy/"
     raise UnreachableError(
-        f"no Consul server can be asked:\n{listing}\n"
-        "If Consul was never deployed: pyinfra inventory.py deploy/"
+        f"no Consul {what} can be asked:\n{listing}\n{never if fleet.brings_consul else ''}".strip()
     )
 
 
-def _expect_leader(server: str, port: int) -> None:
-    with client(server, port) as asked:
+def _expect_leader(way: Way) -> None:
+    with client(way) as asked:
         if not asked.status.leader():
             raise UnreachableError(
-                f"{server}: its Consul server does not follow a leader; look at it with: "
-                f"systemctl status consul, on {server}"
+                f"{way.name}: its Consul agent does not follow a leader; look at it with: "
+                f"systemctl status consul, on {way.name}"
             )
 
 
-def read(server: str, port: int, services: Iterable[str]) -> Catalog:
-    """Ask the API on a local port for the nodes and for these services.
+def read(way: Way, services: Iterable[str]) -> Catalog:
+    """Ask for the nodes and for these services.
 
     :raises UnreachableError: where the API does not answer, or not as it should
+    :raises RefusedError: where it may not be asked
     """
-    with client(server, port) as asked:
+    with client(way) as asked:
         registrations = tuple(
             _registration(entry)
             for service in services
             for entry in asked.health.service(service)[1] or ()
         )
-        releases = expected_releases(asked)
-        return Catalog(_nodes(asked), registrations, server, releases, identity(asked))
+        keys = way.access.keys
+        releases = expected_releases(asked, keys)
+        return Catalog(_nodes(asked), registrations, way.name, releases, identity(asked, keys))
 
 
 @contextmanager
-def client(server: str, port: int) -> Iterator[consul.Consul]:
-    """Requests to the API on a local port.
+def client(way: Way) -> Iterator[consul.Consul]:
+    """Requests to the API.
 
     :raises UnreachableError: where one of them is not answered as it should be
+    :raises RefusedError: where it may not be asked
     """
     for name in ENVIRONMENT:
         os.environ.pop(name, None)
-    shown = access()
+    shown = way.access
     made = consul.Consul(
         host="127.0.0.1",
-        port=port,
+        port=way.port,
         token=shown.token or None,
-        scheme="https" if shown.ca_file else "http",
+        scheme="https" if shown.is_https else "http",
         verify=shown.ca_file or True,
         cert=(shown.cert_file, shown.key_file) if shown.cert_file else None,
         timeout=TIMEOUT,
@@ -138,29 +156,36 @@ def client(server: str, port: int) -> Iterator[consul.Consul]:
     made.http.session.trust_env = False  # nor is a proxy asked
     try:
         yield made
+    except consul.ACLPermissionDenied as error:
+        raise RefusedError(
+            f"{way.name}: its Consul refuses (403): {error}; docs/operations.md says what "
+            "the token (consul_token) needs"
+        ) from error
     except (requests.RequestException, consul.ConsulException) as error:
         raise UnreachableError(
-            f"{server}: the Consul API does not answer: {error}; look at it with: "
-            f"systemctl status consul, on {server}"
+            f"{way.name}: the Consul API does not answer: {error}; look at it with: "
+            f"systemctl status consul, on {way.name}"
         ) from error
 
 
-def identity(asked: consul.Consul) -> Identity | None:
-    """Whose the cluster is; None where nobody wrote it down."""
-    _, entry = asked.kv.get(FLEET)
+def identity(asked: consul.Consul, keys: str) -> Identity | None:
+    """Whose what lies behind ``keys`` is; None where nobody wrote it down."""
+    _, entry = asked.kv.get(keys + FLEET)
     return Identity.parse((entry["Value"] or b"").decode()) if entry else None
 
 
 def refuse_other(fleet: Fleet, asked: consul.Consul) -> None:
     """:raises ForeignError: where the cluster is not that of the inventory and its hosts"""
-    agreed({"its Consul": identity(asked), "its hosts": hosts.identity(fleet)}, fleet.name)
+    agreed(
+        {"its Consul": identity(asked, fleet.keys), "its hosts": hosts.identity(fleet)}, fleet.name
+    )
 
 
-def expected_releases(asked: consul.Consul) -> dict[str, str]:
+def expected_releases(asked: consul.Consul, keys: str) -> dict[str, str]:
     """The release that each service should be on: that of its last complete roll-out."""
-    _, entries = asked.kv.get(RELEASES, recurse=True)
+    _, entries = asked.kv.get(keys + RELEASES, recurse=True)
     return {
-        entry["Key"].removeprefix(RELEASES): (entry["Value"] or b"").decode()
+        entry["Key"].removeprefix(keys + RELEASES): (entry["Value"] or b"").decode()
         for entry in entries or ()
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from socket import gethostname
 
 from . import systemd
-from .cluster import LEADER, servers, until
+from .cluster import has_caught_up, servers, until
 from .consul import Consul
 from .says import ReleaseError
 
@@ -16,6 +16,7 @@ UNIT = "consul.service"
 DATA = Path("/var/lib/consul")
 CONFIGURATION = "/etc/uwsgi-consul-fleet/consul.d"
 COMMAND = Path("/usr/local/bin/consul")
+CAUGHT_UP = 60.0  # seconds for a server to have what the leader has
 LEAVING = 60.0  # seconds for an agent to say goodbye
 
 
@@ -24,7 +25,7 @@ def start(consul: Consul, binary: str, new: bool, wait: bool) -> None:
 
     :param new: forget the servers that it knew when it last was one: with their log it would
         call for an election again and again
-    :param wait: until it follows a leader, and the next server may be restarted
+    :param wait: until it has caught up with the leader, and the next server may be restarted
     :raises ReleaseError: with the agent's last lines
     """
     words = [binary, "validate", CONFIGURATION]
@@ -45,8 +46,8 @@ def start(consul: Consul, binary: str, new: bool, wait: bool) -> None:
         systemd.start([UNIT])
     except ReleaseError as error:
         raise _told(str(error)) from None
-    if wait and not until(LEADER, lambda: bool(consul.get("/v1/status/leader"))):
-        raise _told(f"after {LEADER:.0f} s its Consul server knows no leader")
+    if wait and not until(CAUGHT_UP, lambda: has_caught_up(consul)):
+        raise _told(f"after {CAUGHT_UP:.0f} s its Consul server has not caught up with the others")
 
 
 def _told(what: str) -> ReleaseError:

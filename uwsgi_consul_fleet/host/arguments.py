@@ -17,10 +17,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"how the Consul agent is spoken to (default: {CONFIG})",
     )
     made.add_argument(
-        "--token-stdin",
+        "--access-stdin",
         action="store_true",
-        help="the first line of standard input is a token for Consul; an empty one, or none, is "
-        "this host's own",
+        help="the first line of standard input says in JSON what is not as in FILE, and a token; "
+        "an empty one, or none, is this host's own",
     )
     commands = made.add_subparsers(dest="command", required=True)
 
@@ -83,6 +83,7 @@ def _consul_commands(commands: Any) -> None:
         return added
 
     command("status", "print which leader this server follows, and the servers, as JSON")
+    command("agent", "print whom this agent follows, and what it calls the host, as JSON")
     command("cluster", "print servers, members and nodes as this agent sees them, as JSON")
     one = command("start", "start the agent anew with what lies here now", "binary")
     one.add_argument("--new", action="store_true", help="forget the servers that it knew")

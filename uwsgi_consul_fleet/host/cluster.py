@@ -36,10 +36,28 @@ def status(consul: Consul) -> dict[str, Any]:
         return {"problem": str(error)}
 
 
+def agent(consul: Consul) -> dict[str, Any]:
+    """Of an agent that was here before us: whom it follows, whose our part of its keys is, what our
+    services were put to, and what it calls the host, where a token may ask for that; or why it
+    could not be asked."""
+    try:
+        leader = consul.get("/v1/status/leader")
+        found: dict[str, Any] = {
+            "leader": leader,
+            "fleet": _fleet(consul),
+            "contents": _contents(consul) if leader else {},
+        }
+    except UnavailableError as error:
+        return {"problem": str(error), "refused": error.status == 403}
+    with suppress(UnavailableError):
+        found["node"] = consul.get("/v1/agent/self")["Config"]["NodeName"]
+    return found
+
+
 def _fleet(consul: Consul) -> str:
     """'' where nobody wrote it down. While there is no leader it may not be known."""
     try:
-        return json.dumps(consul.get(f"/v1/kv/{FLEET}?raw&stale"))
+        return json.dumps(consul.get(f"/v1/kv/{consul.access.keys}{FLEET}?raw&stale"))
     except UnavailableError as error:
         if error.status in (404, 500):
             return ""
@@ -48,14 +66,15 @@ def _fleet(consul: Consul) -> str:
 
 def _contents(consul: Consul) -> dict[str, str]:
     """Of each service, as lock_session.py wrote it; nothing where that is not known."""
+    at = consul.access.keys + CONTENTS
     try:
-        entries = consul.get(f"/v1/kv/{CONTENTS}?recurse")
+        entries = consul.get(f"/v1/kv/{at}?recurse")
     except UnavailableError as error:
         if error.status in (404, 500):
             return {}
         raise
     return {
-        each["Key"][len(CONTENTS) :]: b64decode(each["Value"] or "").decode(errors="replace")
+        each["Key"][len(at) :]: b64decode(each["Value"] or "").decode(errors="replace")
         for each in entries
     }
 
@@ -82,6 +101,17 @@ def _members(consul: Consul) -> Any:
 def servers(consul: Consul, query: str = "") -> Any:
     """Raft's."""
     return consul.get(f"/v1/operator/raft/configuration{query}")["Servers"]
+
+
+def has_caught_up(consul: Consul) -> bool:
+    """Whether the server of this host has applied all that its leader had when it was asked, votes,
+    and counts as healthy."""
+    health = {each["Name"]: each for each in consul.health()}
+    itself = consul.get("/v1/agent/self")
+    mine = health.get(itself["Config"]["NodeName"], {"Healthy": False})
+    led = [each["LastIndex"] for each in health.values() if each["Leader"]]
+    applied = int(itself["Stats"]["raft"]["applied_index"])
+    return bool(led and mine["Healthy"] and mine["Voter"] and applied >= led[0])
 
 
 def until(seconds: float, look: Callable[[], bool]) -> bool:

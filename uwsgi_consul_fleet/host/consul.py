@@ -7,6 +7,7 @@ to load than all else that is looked at there: an exchange in HTTP/1.0 is a hand
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,21 @@ from urllib.parse import urlsplit
 
 from .says import ReleaseError
 
+ADDRESS = "http://127.0.0.1:8500"  # where an agent usually answers
 CONFIG = "/etc/uwsgi-consul-fleet/agent.json"
 TIMEOUT = 10  # seconds for an answer
-FLEET = "uwsgi-consul-fleet/fleet"  # the key that says whose the cluster is
-CONTENTS = "uwsgi-consul-fleet/contents/"  # below it, what each service was put to
+KEYS = "uwsgi-consul-fleet/"  # what all our keys begin with, in a Consul of the fleet's own
+FLEET = "fleet"  # the key behind it that says whose the cluster is, or this part of it
+CONTENTS = "contents/"  # below it, what each service was put to
+# What a token must allow for paths that begin so.
+PERMISSIONS = (
+    ("/v1/kv/", 'key_prefix "{keys}" {{ policy = "write" }}'),
+    ("/v1/txn", 'key_prefix "{keys}" {{ policy = "write" }}'),
+    ("/v1/session/", 'session_prefix "" {{ policy = "write" }}'),
+    ("/v1/health/", 'service_prefix "" and node_prefix "" {{ policy = "read" }}'),
+    ("/v1/agent/", 'agent_prefix "" {{ policy = "read" }}'),
+    ("/v1/operator/", 'operator = "write"'),
+)
 
 
 class UnavailableError(ReleaseError):
@@ -32,14 +44,16 @@ class Access(NamedTuple):
     """How the agent is spoken to; the fields are those of CONFIG, which may leave out any.
 
     ``address`` is ``http://HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; the others
-    are paths of files. The token in ``token_file`` is the agent's own.
+    are paths of files. The token in ``token_file`` is the host's own. ``keys`` is what our keys
+    begin with.
     """
 
-    address: str = "http://127.0.0.1:8500"
+    address: str = ADDRESS
     token_file: str = ""
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    keys: str = KEYS
 
     @classmethod
     def read(cls, path: str = CONFIG) -> Access:
@@ -50,6 +64,16 @@ class Access(NamedTuple):
             return cls()
         except (OSError, ValueError, TypeError) as error:
             raise ReleaseError(f"{path}: {error}") from None
+
+    def told(self, line: str) -> tuple[Access, str]:
+        """With what whoever deploys knows better, and the deploy's token: JSON, in which files are
+        themselves (``ca``, ``cert``, ``key``). None of it is written down here."""
+        said = json.loads(line.strip() or "{}")
+        token = said.pop("token", "")
+        for kind in ("ca", "cert", "key"):
+            if kind in said:
+                said[f"{kind}_file"] = _in_memory(said.pop(kind))
+        return self._replace(**said), token
 
     def token(self) -> str:
         return Path(self.token_file).read_text().strip() if self.token_file else ""
@@ -77,6 +101,15 @@ class Access(NamedTuple):
         return context.wrap_socket(connection, server_hostname=name)
 
 
+def _in_memory(text: str) -> str:
+    """A path for a text, as long as this process lives."""
+    if not text:
+        return ""
+    memory = os.memfd_create("file")
+    os.write(memory, text.encode())
+    return f"/proc/self/fd/{memory}"
+
+
 class Consul:
     """The agent; whatever proxy or Consul the environment names, it is this host's."""
 
@@ -101,6 +134,10 @@ class Consul:
         """The decoded answer, None for an empty one; :raises UnavailableError: with the reason"""
         return self._ask(method, path, body)[0]
 
+    def health(self) -> Any:
+        """Autopilot's, of the servers; it answers 429 where one of them is not well."""
+        return self._ask("GET", "/v1/operator/autopilot/health", fine=429)[0]["Servers"] or []
+
     def watch(self, path: str, index: str, wait: int) -> tuple[Any, str]:
         """The answer and its index.
 
@@ -111,16 +148,23 @@ class Consul:
         joint = "&" if "?" in path else "?"
         return self._ask("GET", f"{path}{joint}index={index}&wait={wait}s")
 
-    def _ask(self, method: str, path: str, body: Any = None) -> tuple[Any, str]:
+    def _ask(self, method: str, path: str, body: Any = None, fine: int = 0) -> tuple[Any, str]:
         try:
             data = b"" if body is None else json.dumps(body).encode()
             status, headers, text = self._exchange(method, path, data)
-            if status < 400:
+            if status < 400 or status == fine:
                 return json.loads(text) if text else None, headers.get("x-consul-index", "0")
         except (OSError, ValueError) as error:
             at, reason = self.access.address, str(error) or type(error).__name__
             raise UnavailableError(f"Consul at {at} does not answer: {reason}") from error
-        raise UnavailableError(f"Consul answers {status} to {path}: {text}", status)
+        raise UnavailableError(self._told(status, path, text), status)
+
+    def _told(self, status: int, path: str, text: str) -> str:
+        if status != 403:
+            return f"Consul answers {status} to {path}: {text}"
+        needs = next((needs for begin, needs in PERMISSIONS if path.startswith(begin)), "")
+        hint = f"; the token needs {needs.format(keys=self.access.keys)}" if needs else ""
+        return f"Consul refuses {path} (403): {text}{hint}"
 
     def _exchange(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], str]:
         lines = [f"{method} {path} HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]

@@ -23,10 +23,11 @@ from urllib.parse import quote
 from . import unwritten
 from .consul import CONTENTS, FLEET, Access, Consul, UnavailableError
 
-LOCK = "uwsgi-consul-fleet/lock"
-LAST = "uwsgi-consul-fleet/last"  # who had the lock last and may have changed something under it
-AUDIT = "uwsgi-consul-fleet/audit/"
-RELEASES = "uwsgi-consul-fleet/releases/"
+# Keys, each behind what all of them begin with.
+LOCK = "lock"
+LAST = "last"  # who had the lock last and may have changed something under it
+AUDIT = "audit/"
+RELEASES = "releases/"
 HELD = "held"  # instead of the id of who had it last
 REFUSED = 50  # contents that were rolled back from
 AND = ", "  # between the releases of a service, where hosts differ
@@ -89,10 +90,11 @@ def claim_in(value: bytes | None) -> Message:
 
 
 class Keys(Consul):
-    """What is asked of the key/value store and of the sessions."""
+    """What is asked of the key/value store and of the sessions; ``at`` is where our keys are."""
 
     def __init__(self, access: Access, token: str = "") -> None:
         super().__init__(access, token, TIMEOUT)
+        self.at = access.keys
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded answer; None where there is no such thing, or a transaction fails."""
@@ -115,13 +117,13 @@ class Keys(Consul):
         self.call("PUT", f"/v1/session/destroy/{session}")
 
     def acquire(self, session: str, claim: Message) -> bool:
-        return bool(self.call("PUT", f"/v1/kv/{LOCK}?acquire={session}", claim))
+        return bool(self.call("PUT", f"/v1/kv/{self.at}{LOCK}?acquire={session}", claim))
 
     def hand_over(self, old: str, new: str, claim: Message) -> bool:
         """Let the lock pass from one session to another, with no moment in which it is free."""
         return self.transact(
-            {"Verb": "unlock", "Key": LOCK, "Session": old, "Value": encoded(claim)},
-            {"Verb": "lock", "Key": LOCK, "Session": new, "Value": encoded(claim)},
+            {"Verb": "unlock", "Key": self.at + LOCK, "Session": old, "Value": encoded(claim)},
+            {"Verb": "lock", "Key": self.at + LOCK, "Session": new, "Value": encoded(claim)},
         )
 
     def transact(self, *steps: Message) -> bool:
@@ -130,16 +132,16 @@ class Keys(Consul):
 
     def identify(self, mine: Message) -> Message | None:
         """Say whose the cluster is, where nobody has; another one's answer, where it is not."""
-        if self.call("PUT", f"/v1/kv/{FLEET}?cas=0", mine):
+        if self.call("PUT", f"/v1/kv/{self.at}{FLEET}?cas=0", mine):
             return None
-        entries = self.call("GET", f"/v1/kv/{FLEET}")
+        entries = self.call("GET", f"/v1/kv/{self.at}{FLEET}")
         there = claim_in(b64decode(entries[0]["Value"] or "")) if entries else mine
         return None if there.get("id") == mine["id"] else there
 
     def holder(self) -> Message | None:
         """Who has the lock: the claim, and the ``session``."""
         # A server that was just restarted knows nothing yet, and does not say so otherwise.
-        entries = self.call("GET", f"/v1/kv/{LOCK}?consistent")
+        entries = self.call("GET", f"/v1/kv/{self.at}{LOCK}?consistent")
         if not entries:
             return None
         claim = claim_in(b64decode(entries[0]["Value"] or ""))
@@ -150,17 +152,17 @@ class Keys(Consul):
         return self.value(LAST)
 
     def note(self, last: Message) -> None:
-        self.call("PUT", f"/v1/kv/{LAST}", last)
+        self.call("PUT", f"/v1/kv/{self.at}{LAST}", last)
 
     def value(self, key: str) -> Message:
-        """What a key holds; nothing where it is not there."""
-        entries = self.call("GET", f"/v1/kv/{key}?consistent")
+        """What a key of ours holds; nothing where it is not there."""
+        entries = self.call("GET", f"/v1/kv/{self.at}{key}?consistent")
         return claim_in(b64decode(entries[0]["Value"] or "")) if entries else {}
 
     def record(self, entry: Message) -> None:
         """Append to the audit, and drop what is too old; said twice, it is there once."""
-        self.call("PUT", f"/v1/kv/{AUDIT}{entry['since']}", entry)
-        for key in sorted(self.call("GET", f"/v1/kv/{AUDIT}?keys") or [])[:-KEPT]:
+        self.call("PUT", f"/v1/kv/{self.at}{AUDIT}{entry['since']}", entry)
+        for key in sorted(self.call("GET", f"/v1/kv/{self.at}{AUDIT}?keys") or [])[:-KEPT]:
             self.call("DELETE", f"/v1/kv/{quote(key)}")
 
 
@@ -178,7 +180,8 @@ class Lock:
         try:
             return self._do(**message)
         except UnavailableError as error:
-            return {"state": "unavailable", "reason": str(error)}
+            state = "refused" if error.status == 403 else "unavailable"
+            return {"state": state, "reason": str(error)}
 
     def _do(self, do: str, **arguments: Any) -> Message:
         try:
@@ -235,8 +238,8 @@ class Lock:
         """Write down what was done without Consul. Each of its servers was told, so another one
         may have done so; what came since counts."""
         for told in unwritten.read():
-            known = self.keys.call("GET", f"/v1/kv/{AUDIT}?keys") or []
-            if all(key < AUDIT + told["entry"]["since"] for key in known):
+            known = self.keys.call("GET", f"/v1/kv/{self.keys.at}{AUDIT}?keys") or []
+            if all(key < self.keys.at + AUDIT + told["entry"]["since"] for key in known):
                 self.do_expect(told["releases"], told["contents"])
             self.keys.record(told["entry"])
         unwritten.clear()
@@ -273,14 +276,16 @@ class Lock:
 
         :param contents: of each service: see merged()
         """
-        ours = {"Verb": "check-session", "Key": LOCK, "Session": self.session}
+        at = self.keys.at
+        ours = {"Verb": "check-session", "Key": at + LOCK, "Session": self.session}
 
         def write() -> bool:
             written: Message = {RELEASES + service: to for service, to in releases.items()}
             for service, said in (contents or {}).items():
                 written[CONTENTS + service] = merged(self.keys.value(CONTENTS + service), **said)
             steps = [
-                {"Verb": "set", "Key": key, "Value": encoded(to)} for key, to in written.items()
+                {"Verb": "set", "Key": at + key, "Value": encoded(to)}
+                for key, to in written.items()
             ]
             return self.keys.transact(ours, *steps)
 

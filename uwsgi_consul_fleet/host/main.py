@@ -21,9 +21,10 @@ def main() -> int:
     # A lost connection must not end what is half done.
     for number in (signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    token = sys.stdin.readline().strip() if options.pop("token_stdin") else ""
+    said = sys.stdin.readline() if options.pop("access_stdin") else ""
     try:
-        _run(Access.read(options.pop("agent_file")), token, **options)
+        access, token = Access.read(options.pop("agent_file")).told(said)
+        _run(access, token, **options)
     except (ReleaseError, OSError) as error:
         say(str(error), error=True)
         return 1
@@ -34,7 +35,7 @@ def main() -> int:
 # server's `consul status`, and to make the parser takes longer than to ask.
 STATUS: dict[str, Any] = {
     "agent_file": CONFIG,
-    "token_stdin": False,
+    "access_stdin": False,
     "command": "consul",
     "action": "status",
 }

@@ -8,8 +8,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from uwsgi_consul_fleet.errors import InventoryError
+from uwsgi_consul_fleet.host.consul import KEYS
 from uwsgi_consul_fleet.inventory.settings import (
     FLEET_WIDE,
+    OF_AN_AGENT,
     Settings,
     nearest,
     parse,
@@ -45,14 +47,20 @@ class Instance:
 
 @dataclass(frozen=True)
 class Host:
-    """A machine of the fleet with what should run on it."""
+    """A machine of the fleet with what should run on it; ``node`` is what Consul calls it."""
 
     name: str
     address: str
+    node: str
     roles: frozenset[str]
     settings: Settings
     instances: tuple[Instance, ...]
     data: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def brings_consul(self) -> bool:
+        """Whether its Consul agent is the fleet's; else one is there, and is never touched."""
+        return self.settings.consul_source != "none"
 
     @property
     def is_consul_server(self) -> bool:
@@ -87,6 +95,22 @@ class Fleet:
     @property
     def consul_servers(self) -> tuple[Host, ...]:
         return tuple(host for host in self.active if host.is_consul_server)
+
+    @property
+    def brings_consul(self) -> bool:
+        """Whether Consul is the fleet's own; see :attr:`Host.brings_consul`."""
+        return all(host.brings_consul for host in self.hosts)
+
+    @property
+    def asked(self) -> tuple[Host, ...]:
+        """Whose agents can be asked what Consul knows, in this order."""
+        # An agent that is not ours outlives the application.
+        return self.consul_servers if self.brings_consul else self.app_servers + self.retired
+
+    @property
+    def keys(self) -> str:
+        """What all our keys in Consul begin with: several fleets may use one that is not theirs."""
+        return KEYS if self.brings_consul else f"{KEYS}fleets/{self.name}/"
 
     @property
     def app_servers(self) -> tuple[Host, ...]:
@@ -150,7 +174,7 @@ def build(
             built.append(_host(entry, found.settings, resolve, problems))
     for host in built:
         problems += _instance_problems(host) + _address_problems(host, built)
-    problems += _fleet_wide_problems(built)
+    problems += _fleet_wide_problems(built) + _agent_problems(built)
     if problems:
         raise InventoryError(problems)
     return Fleet(tuple(built), tuple(_warnings(built)))
@@ -176,6 +200,7 @@ def _host(
     return Host(
         name=entry.name,
         address=address,
+        node=settings.consul_node or entry.name,
         roles=entry.groups & ROLES,
         settings=settings,
         instances=tuple(_instances(entry, settings, address)),
@@ -188,7 +213,7 @@ def _instances(entry: InventoryHost, settings: Settings, address: str) -> Iterab
         return
     for name, instance in settings.instances.items():
         yield Instance(
-            node=entry.name,
+            node=settings.consul_node or entry.name,
             service=settings.app_name,
             name=name,
             id=instance.id or name,
@@ -231,8 +256,12 @@ def _role_problems(hosts: list[InventoryHost]) -> list[str]:
             problems.append(
                 f"{host.name}: is both in consul_servers and retired; take it out of one of them"
             )
-    if not any("consul_servers" in host.groups for host in hosts):
-        problems.append("consul_servers: is empty; the catalog needs at least one Consul server")
+    without = any(host.data.get("consul_source") == "none" for host in hosts)
+    if not without and not any("consul_servers" in host.groups for host in hosts):
+        problems.append(
+            "consul_servers: is empty; the catalog needs at least one Consul server (or, where "
+            'each host has an agent already: consul_source = "none")'
+        )
     return problems
 
 
@@ -287,9 +316,45 @@ def _fleet_wide_problems(hosts: list[Host]) -> list[str]:
     return problems
 
 
+def _agent_problems(hosts: list[Host]) -> list[str]:
+    """Of agents that are there already."""
+    problems = [
+        f'{host.name}: {key} is for an agent that is there already: consul_source = "none"'
+        for host in hosts
+        if host.brings_consul
+        for key in OF_AN_AGENT
+        if getattr(host.settings, key) != Settings.model_fields[key].default
+    ]
+    theirs = [host for host in hosts if not host.brings_consul]
+    problems += [
+        f"{host.name}: consul_cert_file and consul_key_file belong together"
+        for host in theirs
+        if bool(host.settings.consul_cert_file) != bool(host.settings.consul_key_file)
+    ]
+    if not theirs:
+        return problems
+    if len(theirs) < len(hosts):
+        ours = ", ".join(host.name for host in hosts if host.brings_consul)
+        problems.append(
+            f'consul_source: is "none" for {theirs[0].name} and not for {ours}: a fleet brings its '
+            "Consul to all of its hosts, or uses what is there on all of them"
+        )
+    if servers := [host.name for host in theirs if host.is_consul_server]:
+        problems.append(
+            f'consul_servers: must be empty with consul_source = "none", is {", ".join(servers)}: '
+            "no Consul server is this fleet's, and the agents of app_servers are asked"
+        )
+    if not theirs[0].settings.fleet:
+        problems.append(
+            'fleet: must be set with consul_source = "none", such as fleet = "shop-production": '
+            "what is kept in Consul lies below this name"
+        )
+    return problems
+
+
 def _warnings(hosts: list[Host]) -> list[str]:
     servers = [host.name for host in hosts if host.is_consul_server]
-    if len(servers) % 2 == 0:
+    if servers and len(servers) % 2 == 0:
         return [
             f"consul_servers: {len(servers)} is an even number of Consul servers: it takes "
             f"{len(servers) // 2 + 1} of them to agree, so one more than {len(servers) - 1} "

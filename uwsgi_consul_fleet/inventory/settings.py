@@ -18,6 +18,8 @@ from pydantic import (
     ValidationError,
 )
 
+from uwsgi_consul_fleet.host.consul import ADDRESS
+
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 # A DNS label: the service is looked up as NAME.service.consul, and systemd units,
 # the Unix user and the folder under /srv carry the same name.
@@ -43,9 +45,16 @@ EnvironmentName = Annotated[
 ]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
+# Where a secret is: a file on this machine, or $NAME for a variable of its environment.
+Secret = Annotated[str, StringConstraints(pattern=r"^(\$[A-Za-z_][A-Za-z0-9_]*|[^$\s][^\n]*)$")]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 # What a host can't have of its own: there is one roll-out over all hosts.
 FLEET_WIDE = ("fleet", "canary", "batch", "on_failure", "max_unavailable", "max_failed_hosts")
+# Of agents that are there already: without effect on one that is brought.
+OF_AN_AGENT = tuple(
+    f"consul_{key}"
+    for key in ("address", "node", "token", "app_token", "ca_file", "cert_file", "key_file")
+)
 # Users and units that Debian or we have for something else; adduser's and systemd's own names.
 TAKEN = frozenset(
     """
@@ -224,12 +233,14 @@ class Settings(BaseModel):
     datacenter: Label = "dc1"
     """What Consul calls the place where the hosts are."""
 
-    consul_source: Literal["auto", "release", "file", "debian"] = "auto"
+    consul_source: Literal["auto", "release", "file", "debian", "none"] = "auto"
     """Where the consul binary comes from:
       release  the release archive, checked against its published checksums
       file     consul_file
       debian   Debian's own package
-      auto     release where its site answers when Consul is first installed, else debian"""
+      auto     release where its site answers when Consul is first installed, else debian
+      none     nowhere: the agent that each host has already is used and never touched. Then there
+               are no consul_servers, and `fleet` must be set"""
 
     consul_version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+[\w.+-]*$")] = "1.21.4"
     """The version of the release archive."""
@@ -242,6 +253,34 @@ class Settings(BaseModel):
 
     consul_file: str | None = None
     """A file on this machine: the consul binary, or a release archive."""
+
+    consul_address: Annotated[
+        str, StringConstraints(pattern=r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}$")
+    ] = ADDRESS
+    """With consul_source "none": where a host's agent answers, as seen from the host:
+    http://HOST:PORT, or https://HOST:PORT with a certificate that is good for 127.0.0.1 too."""
+
+    consul_node: Plain | None = None
+    """With "none": what the agent calls the host, where that is not its name in the inventory: to
+    be set beside it, as in ("web1", {"consul_node": "web1.example.com"})."""
+
+    consul_token: Secret | None = None
+    """With "none": the token of deploys and commands: a file on this machine that nobody else may
+    read, or $NAME for a variable of its environment."""
+
+    consul_app_token: Secret | None = None
+    """With "none": the token that the application registers with, named in the same way. It lies on
+    each host in a file that the application's user alone may read."""
+
+    consul_ca_file: str | None = None
+    """With "none" and https: the certificate authority of the agents, a file on this machine; None
+    for those that the system knows."""
+
+    consul_cert_file: str | None = None
+    """With "none" and https: a client certificate, for agents that want one; as consul_ca_file."""
+
+    consul_key_file: str | None = None
+    """Its key."""
 
     address: Annotated[str, AfterValidator(_address)] | None = None
     """Where other hosts reach a host, if ssh reaches it under another address: to be set beside

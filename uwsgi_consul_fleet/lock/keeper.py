@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from uwsgi_consul_fleet import host_program
-from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.lock_session import Message, messages
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -34,10 +33,12 @@ LAST_ANSWER = 11.0  # seconds
 
 @dataclass(frozen=True)
 class Server:
-    """A Consul server, as far as ssh needs to know it."""
+    """A Consul server, as far as ssh needs to know it; ``stdin`` is what the host program is to
+    know of its agent (see consul/access.py)."""
 
     name: str
     data: Mapping[str, Any]
+    stdin: str
 
 
 class Session:
@@ -48,12 +49,13 @@ class Session:
         self.server = server
         with ExitStack() as stack:
             connection = stack.enter_context(ssh.connect(server))
-            words = (*host_program.carried(), *access().words, "lock-session")
+            told = ("--access-stdin",) if server.stdin else ()
+            words = (*host_program.carried(), *told, "lock-session")
             self._running = ssh.Running(connection, f"exec {shlex.join(words)}", timeout=ANSWER)
             self._running.begin(ANSWER)
             self._channel = self._running.channel
             self._channel.settimeout(ANSWER)
-            self._channel.sendall(access().stdin.encode())
+            self._channel.sendall(server.stdin.encode())
             self._replies = self._channel.makefile("r")
             self._stack = stack.pop_all()
 

@@ -16,7 +16,14 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
+from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.errors import (
+    FleetError,
+    LockedError,
+    LostLockError,
+    RefusedError,
+    UnreachableError,
+)
 from uwsgi_consul_fleet.host.lock_session import AUDIT, LOCK, Message, claim_in, now, seconds_since
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import handle as keeper
@@ -37,7 +44,7 @@ class Lock:
     def __init__(self, servers: Iterable[Host]) -> None:
         """Start the keeper, which connects to a Consul server; nothing is taken yet.
 
-        :param servers: the Consul servers, in the order in which they are tried
+        :param servers: whose agents can be asked, in the order in which they are tried
         """
         self._id = uuid4().hex
         self._began = 0.0
@@ -46,7 +53,10 @@ class Lock:
         self._seen: str | None = None
         self._claim: Message = {}
         self._keeper = keeper.get()
-        known = [{"name": host.name, "data": plain(host.data)} for host in servers]
+        known = [
+            {"name": host.name, "data": plain(host.data), "stdin": access(host).stdin}
+            for host in servers
+        ]
         self._keeper.send({"servers": known})
 
     def look(self, refuse: bool = True) -> None:
@@ -75,6 +85,7 @@ class Lock:
         :param identity: whose the Consul must be; it is written down there, where nobody has yet
         :raises LockedError: saying who holds it, or had it since the look
         :raises ForeignError: where the Consul is another fleet's
+        :raises RefusedError: where a token does not allow it
         :raises UnreachableError: where no Consul server can be asked
         """
         claim: Message = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
@@ -90,6 +101,8 @@ class Lock:
                 if holder is None:  # gone since
                     continue
                 raise _locked(holder)
+            if reply["state"] == "refused":
+                raise RefusedError(f"cannot acquire the lock: {reply['reason']}")
             if reply["state"] == "foreign":
                 other = Identity.parse(json.dumps(reply["fleet"]))
                 raise ForeignError(
@@ -207,7 +220,7 @@ def holder(fleet: Fleet) -> Message | None:
     """
     with _consul(fleet) as consul:
         _catalog().refuse_other(fleet, consul)
-        _, entry = consul.kv.get(LOCK)
+        _, entry = consul.kv.get(fleet.keys + LOCK)
     return {**claim_in(entry["Value"]), "session": entry.get("Session", "")} if entry else None
 
 
@@ -221,14 +234,14 @@ def unlock(fleet: Fleet, held: Message) -> None:
         if held["session"]:
             consul.session.destroy(held["session"])
         else:  # written by hand
-            consul.kv.delete(LOCK)
-        consul.kv.put(AUDIT + entry["since"], json.dumps({**_operator(), **entry}))
+            consul.kv.delete(fleet.keys + LOCK)
+        consul.kv.put(fleet.keys + AUDIT + entry["since"], json.dumps({**_operator(), **entry}))
 
 
 @contextmanager
 def _consul(fleet: Fleet) -> Iterator[Any]:
     catalog = _catalog()
-    with catalog.api(fleet) as (server, port), catalog.client(server, port) as consul:
+    with catalog.api(fleet) as way, catalog.client(way) as consul:
         yield consul
 
 

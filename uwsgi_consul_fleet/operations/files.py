@@ -1,7 +1,8 @@
 """Files on a host, compared with what is there and sent by pyinfra's own operation."""
 
 import hashlib
-from collections.abc import Generator, Iterable
+from base64 import b64encode
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO, StringIO
@@ -64,6 +65,24 @@ def converge(here: Here, wanted: Iterable[RemoteFile]) -> Generator[Any, None, N
         )
     if changed:
         here.changed()
+
+
+class Base64(list[str]):
+    """For a command's standard input. pyinfra takes a list, and goes through it when it comes to
+    write: nothing of it is there before."""
+
+    def __init__(self, pieces: Callable[[], Iterable[bytes]]) -> None:
+        super().__init__([""])  # one that is empty would not be asked
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[str]:
+        rest = b""
+        for piece in self._pieces():
+            whole = rest + piece
+            end = len(whole) - len(whole) % 3
+            rest = whole[end:]
+            yield b64encode(whole[:end]).decode()
+        yield b64encode(rest).decode()
 
 
 def fail(message: str) -> StringCommand:

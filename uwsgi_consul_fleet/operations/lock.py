@@ -16,7 +16,13 @@ import gevent
 from pyinfra import host, logger
 from pyinfra.api import operation
 
-from uwsgi_consul_fleet.errors import FleetError, LockedError, LostLockError, UnreachableError
+from uwsgi_consul_fleet.errors import (
+    FleetError,
+    LockedError,
+    LostLockError,
+    RefusedError,
+    UnreachableError,
+)
 from uwsgi_consul_fleet.host.lock_session import AND
 from uwsgi_consul_fleet.lock.lock import Lock
 from uwsgi_consul_fleet.operations import ownership
@@ -88,19 +94,22 @@ class Guard:
             self._go_on()
             try:
                 if not self._began:
-                    self._take(wait=NEW_LEADER if cluster.change(self._run).peers else 0)
+                    self._take(wait=NEW_LEADER if self._has_cluster() else 0)
                 elif self.held and self.lock:
                     self.lock.check(PATIENCE)
             except LockedError as error:
                 self._stop = _exit(error.exit_code, f"{error}. Nothing was touched")
                 raise self._stop from error
-            except ForeignError as error:
+            except (ForeignError, RefusedError) as error:
                 self._stop = _exit(1, str(error))
                 raise self._stop from error
             except LostLockError as error:
                 self._stop = _exit(1, f"{error}. Stopped; the same command again goes on")
                 raise self._stop from error
             self._began = True
+
+    def _has_cluster(self) -> bool:
+        return not self._run.fleet.brings_consul or bool(cluster.change(self._run).peers)
 
     def require(self) -> str:
         """Why the lock is not held even now, or '' where it is."""
@@ -109,7 +118,7 @@ class Guard:
                 self._required = True
                 try:
                     self._take(wait=self._until_led())
-                except (LockedError, ForeignError) as error:
+                except (LockedError, ForeignError, RefusedError) as error:
                     self._missing = str(error)
             return "" if self.held else self._missing
 
@@ -156,13 +165,13 @@ class Guard:
         return "ok" if pyinfra.changed else ""
 
     def _lock(self) -> Lock:
-        """Asks those Consul servers first that this run could connect to."""
+        """Asks those agents first that this run could connect to."""
         connected = self._run.pyinfra.connected
-        servers = self._run.fleet.consul_servers
+        servers = self._run.fleet.asked
         return Lock(sorted(servers, key=lambda server: server.name not in connected))
 
     def _servers(self) -> set[str]:
-        return {server.name for server in self._run.fleet.consul_servers}
+        return {server.name for server in self._run.fleet.asked}
 
     def _until_led(self) -> float:
         """How long to wait for a leader, in seconds: not where this very run failed on each of

@@ -51,6 +51,7 @@ def _settle(run: Run) -> Settled:
     _refuse_other_clusters(run.fleet, states)
     for name, known in states.items():
         refuse_strangers(run.fleet.host(name), known)
+        _refuse_agent(run.fleet.host(name), known)
     is_new = identity is None
     identity = identity or _new(run)
     unmarked = (name for name, each in states.items() if _lacks(run.fleet.host(name), each))
@@ -94,8 +95,22 @@ def _new(run: Run) -> Identity:
             "no host of this run says which fleet it is of, and a run that gives a fleet its "
             f"identity needs all Consul servers and no --limit: {why}; nothing was changed"
         )
+    if not run.fleet.brings_consul:
+        _expect_one_answer(run)
     name = run.fleet.name or next(iter(run.fleet.services), "fleet")
     return Identity(name, uuid4().hex, LAYOUT)
+
+
+def _expect_one_answer(run: Run) -> None:
+    """That nobody has written an identity into Consul is not said by one that does not answer."""
+    asked = [each.name for each in run.fleet.asked if each.name in run.pyinfra.connected]
+    problems = {name: run.state_of(name).consul_problem for name in asked}
+    if all(problems.values()):
+        told = "; ".join(f"{name}: {why}" for name, why in problems.items())
+        raise DeployError(
+            f"no host's Consul agent could say whether there is a fleet {run.fleet.name} ({told}); "
+            "nothing was changed"
+        )
 
 
 def _refuse_other_clusters(fleet: Fleet, states: States) -> None:
@@ -137,12 +152,32 @@ def refuse_strangers(me: Host, known: HostState) -> None:
     if not found:
         return
     lines = "\n".join(f"    {told(what, text)}" for what in found for text in there[what])
+    use = 'use the Consul that is there (consul_source = "none"), ' if CONSUL in found else ""
     raise DeployError(
         f"{me.name}: not everything that this fleet would put there is free:\n{lines}\n"
-        "    Take the host out of the inventory, give the application another app_name or other "
-        f"ports (instances), or hand over what is there, which the deploy then overwrites, "
+        f"    Take the host out of the inventory, {use}give the application another app_name or "
+        "other ports (instances), or hand over what is there, which the deploy then overwrites, "
         f"with: invoke adopt {me.name}; nothing was changed"
     )
+
+
+def _refuse_agent(me: Host, known: HostState) -> None:
+    """:raises DeployError: where a host's agent is not what the inventory says of it"""
+    if me.brings_consul or not me.is_member:
+        return
+    if CONSUL in known.belongings.ours:
+        raise DeployError(
+            f'{me.name}: consul_source = "none" is for an agent that others look after, and this '
+            "one was put there by a deploy, and nobody would configure it any more: leave "
+            "consul_source as it was, or retire the host first; nothing was changed"
+        )
+    if known.consul_refused:
+        raise DeployError(f"{me.name}: {known.consul_problem} (consul_token); nothing was changed")
+    if known.consul_node not in ("", me.node):
+        raise DeployError(
+            f"{me.name}: its Consul agent calls it {known.consul_node}, not {me.node}: set beside "
+            f"it in the inventory: consul_node = {known.consul_node!r}; nothing was changed"
+        )
 
 
 def _record(me: Host, known: HostState) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from pyinfra import logger
 from pyinfra.api.exceptions import PyinfraError
 
+from uwsgi_consul_fleet.consul import access
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading as fleet_inventory
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost
@@ -27,6 +28,7 @@ def read(pyinfra: PyinfraRun) -> Fleet:
     hosts = [InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in pyinfra]
     try:
         found = fleet_inventory.build(inventory_file(sys.argv), hosts, options.address)
+        access.check(found)
     except FleetError as error:
         raise DeployError(str(error)) from error
     for warning in found.warnings:

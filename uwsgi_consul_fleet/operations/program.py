@@ -11,6 +11,7 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.host_program import PROGRAM
+from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import packages
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.run import Here, Run
@@ -34,21 +35,24 @@ def python(here: Here) -> Generator[Any, None, None]:
 
 def command(here: Here, *words: str) -> StringCommand:
     """The program with these words, as a command of an operation. It gets the deploy's token."""
-    return _command(here.known, words)
+    return _command(here.me, here.known, words)
 
 
 def on(run: Run, name: str, *words: str) -> str | None:
     """Run it on another host than the one in context; why it failed, if it did."""
     try:
-        done, output = run.pyinfra.executor(name)(_command(run.state_of(name), words), False)
+        done, output = run.pyinfra.executor(name)(
+            _command(run.fleet.host(name), run.state_of(name), words), False
+        )
     except LOST as error:
         return f"{name}: {error}"
     return None if done else f"{name}: {output.stderr or 'the connection was lost'}"
 
 
-def _command(known: HostState, words: tuple[str, ...]) -> StringCommand:
+def _command(me: Host, known: HostState, words: tuple[str, ...]) -> StringCommand:
     """Where the program is missing or another version's, it is brought along."""
     is_ours = known.files.get(PROGRAM) == program().state
     start = (PROGRAM,) if is_ours else host_program.carried()
-    every = map(QuoteString, (*start, *access().words, *words))
-    return StringCommand(*every, _stdin=access().stdin)
+    shown = access(me)
+    every = map(QuoteString, (*start, *shown.words, *words))
+    return StringCommand(*every, _stdin=shown.stdin)

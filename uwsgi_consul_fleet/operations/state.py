@@ -18,6 +18,7 @@ from pyinfra.api import FactBase
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.build import identity
 from uwsgi_consul_fleet.build.identity import IDENTIFY, Uwsgi, parse_identity
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.model import Host
@@ -61,12 +62,14 @@ class HostState:
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
     could not be asked, ``consul_fleet`` whose its cluster is, as it lies there, and
-    ``consul_contents`` what it knows of each service (releases/rule.py). ``applications`` are those
-    that are here, with their ports, and ``ids`` what those that serve are called in Consul.
-    ``kept`` are applications of which only data is left. ``generations`` are by name, with the
-    fields of their release.json; ``last_switch`` is the end of the history (host/store.py).
-    ``consul_before`` are binaries, by their label, and files of configuration, by their path, in
-    the places of versions before 0.3.
+    ``consul_contents`` what it knows of each service (releases/rule.py).
+    Of an agent that was there before us, ``consul_problem`` says the same, ``consul_refused`` that
+    it answered, and ``consul_node`` what it calls the host, where it may tell.
+    ``applications`` are those that are here, with their ports, and ``ids`` what those that serve
+    are called in Consul. ``kept`` are applications of which only data is left. ``generations`` are
+    by name, with the fields of their release.json; ``last_switch`` is the end of the history
+    (host/store.py). ``consul_before`` are binaries, by their label, and files of configuration, by
+    their path, in the places of versions before 0.3.
     ``app_python`` is the kind of the application's Python, '' where there is none, and
     ``app_python_closed`` what of it no service can get at. ``resolutions`` are the ids and kinds of
     those that are here with their wheels.
@@ -101,6 +104,8 @@ class HostState:
     consul_problem: str = ""
     consul_fleet: str = ""
     consul_contents: Mapping[str, str] = field(default_factory=dict)
+    consul_node: str = ""
+    consul_refused: bool = False
     belongings: Belongings = field(default_factory=Belongings)
 
     def active_units(self, names: re.Pattern[str]) -> set[str]:
@@ -123,24 +128,24 @@ class State(FactBase[HostState]):
     def default() -> HostState:
         return HostState()
 
-    def command(self, app_name: str, ports: str, uwsgi: str, python: str) -> str:
+    def command(self, app_name: str, ports: str, uwsgi: str, python: str, asks: str) -> str:
         program = (host_program.PROGRAM, host_program.digest(), host_program.RUN)
         about = (app_name, ports, uwsgi, python, KIND)
-        return shlex.join(["sh", "-c", SCRIPT, "state", *about, *program])
+        return shlex.join(["sh", "-c", SCRIPT, "state", *about, *program, asks])
 
     def process(self, output: list[str]) -> HostState:
         return parse(output)
 
 
 class ConsulStatus(FactBase[str]):
-    """What the host program says of the Consul server, where it has to be brought along."""
+    """What the host program says of Consul, where it has to be brought along."""
 
     @staticmethod
     def default() -> str:
         return ""
 
-    def command(self) -> str:
-        return shlex.join([*host_program.carried(), "consul", "status"])
+    def command(self, ask: str) -> str:
+        return shlex.join([*host_program.carried(), *ask.split()])
 
     def process(self, output: list[str]) -> str:
         return output[-1]
@@ -177,6 +182,8 @@ def parse(output: list[str]) -> HostState:
             found.units[name] = UnitState(active, enabled, stale == "yes")
         elif kind == "consul_raft":
             found.consul_raft, found.consul_problem = rest, NOT_ASKED
+        elif kind == "consul_agent":
+            found.consul_problem = NOT_ASKED
         elif kind in WORDS:
             setattr(found, kind, rest.strip())
         elif kind == "consul":
@@ -220,7 +227,7 @@ def _fields(text: str) -> Mapping[str, Any]:
 
 
 def note_consul(found: HostState, answer: str) -> None:
-    """Take apart what the program says of the Consul server; nothing, where it did not say it."""
+    """Take apart what the program says of Consul; nothing, where it did not say it."""
     if answer:
         status = json.loads(answer)
         found.consul_leader = status.get("leader", "")
@@ -228,6 +235,8 @@ def note_consul(found: HostState, answer: str) -> None:
         found.consul_problem = status.get("problem", "")
         found.consul_fleet = status.get("fleet", "")
         found.consul_contents = status.get("contents", {})
+        found.consul_node = status.get("node", "")
+        found.consul_refused = status.get("refused", False)
 
 
 class Description(FactBase[Mapping[str, Any]]):
@@ -251,14 +260,22 @@ def about(host: Host) -> dict[str, str]:
         "ports": " ".join(str(instance.port) for instance in host.instances),
         "uwsgi": identity.binary(host.settings),
         "python": host.settings.app_python if host.instances else "",
+        "asks": asks(host),
     }
+
+
+def asks(host: Host) -> str:
+    """What the program is asked about Consul, in words; '' where it is asked of servers alone."""
+    return "" if host.brings_consul else shlex.join([*access(host).words, "consul", "agent"])
 
 
 def read(target: Any, host: Host) -> HostState:
     """How one of pyinfra's hosts looks."""
-    found: HostState = target.get_fact(State, **about(host))
-    if found.consul_raft and found.consul_problem == NOT_ASKED and found.python:
-        note_consul(found, target.get_fact(ConsulStatus))
+    stdin = access(host).stdin
+    found: HostState = target.get_fact(State, **about(host), _stdin=stdin)
+    if found.consul_problem == NOT_ASKED and found.python:
+        words = asks(host) or "consul status"
+        note_consul(found, target.get_fact(ConsulStatus, words, _stdin=stdin))
     current = found.current_generation
     fields = found.generations.get(current, {})
     if "release" in fields and not content_of(fields):
@@ -274,7 +291,8 @@ def ask(host: Host) -> HostState | None:
 
     try:
         with ssh.connect(host) as connection:
-            result = ssh.run_script(connection, State().command(**about(host)))
+            words, stdin = State().command(**about(host)), access(host).stdin.encode()
+            result = ssh.run_script(connection, words, stdin)
     except UnreachableError:
         return None
     return parse(result.stdout.decode(errors="replace").splitlines())

@@ -1,9 +1,9 @@
 # Prints the state of this host, a line for each thing; see parse() in state.py.
-# usage: sh -c SCRIPT state APP_NAME PORTS UWSGI PYTHON KIND PROGRAM DIGEST RUN
+# usage: sh -c SCRIPT state APP_NAME PORTS UWSGI PYTHON KIND PROGRAM DIGEST RUN ASK
 # UWSGI is the one to look at, '' for the one on the PATH; PYTHON the application's, '' for none, and
 # KIND the program by which it says what it is; DIGEST that of the host program as it should be,
-# which RUN starts.
-app=$1 app_python=$4 kind=$5 program=$6 digest=$7 run=$8
+# which RUN starts. ASK is what it is asked about Consul where the agent was here before us; else ''.
+app=$1 app_python=$4 kind=$5 program=$6 digest=$7 run=$8 ask=$9
 export LC_ALL=C
 
 # What an interrupted run began here goes on: what counts is how that ends.
@@ -13,11 +13,16 @@ if command -v python3 >/dev/null; then echo "python yes"; fi
 if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
 # A Consul server: whom it follows, and which servers it counts; asked while the rest is looked
 # at. Where the program is missing or another version's, state.py brings it along.
-if [ -d /var/lib/consul/raft ]; then
+if [ -n "$ask" ]; then
+    echo "consul_agent yes"
+elif [ -d /var/lib/consul/raft ]; then
     echo "consul_raft yes"
-    if [ "$(sha256sum 2>/dev/null <"$program")" = "$digest  -" ]; then
-        echo "consul $(python3 -IS -c "$run" "$program" consul status)" &
-    fi
+    ask='consul status'
+fi
+if [ -n "$ask" ] && [ "$(sha256sum 2>/dev/null <"$program")" = "$digest  -" ]; then
+    exec 3<&0 # a command in the background reads nothing else
+    # shellcheck disable=SC2086 # several words
+    echo "consul $(python3 -IS -c "$run" "$program" $ask <&3)" &
 fi
 
 # As somebody who may as much as the application's user.
@@ -40,8 +45,9 @@ find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |
     sed 's/.*\/\(.*\)_plugin\.so$/uwsgi_plugin \1/'
 
 # Mode, owner and group first, then the sums, in the same order.
-find /etc/uwsgi-consul-fleet/consul.d /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
+find /etc/uwsgi-consul-fleet /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
     \( -path '/etc/uwsgi-consul-fleet/consul.d/*' -o -name consul.service \
+    -o -path '/etc/uwsgi-consul-fleet/agent*' \
     -o -name consul_plugin.so -o -name start-uwsgi -o -path /opt/uwsgi-consul-fleet/release \) \
     -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
     sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'

@@ -21,7 +21,7 @@ def application(name: str) -> str:
 def wanted(host: Host) -> set[str]:
     """What the inventory puts on a host."""
     return {
-        *([CONSUL] if host.is_member else []),
+        *([CONSUL] if host.is_member and host.brings_consul else []),
         *([application(host.settings.app_name)] if host.instances else []),
     }
 

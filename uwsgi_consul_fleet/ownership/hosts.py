@@ -38,8 +38,11 @@ def look(host: Host) -> Belongings:
     ports = " ".join(str(instance.port) for instance in host.instances)
     script = f"{LOOK}look_around {shlex.join([host.settings.app_name, ports])}\n"
     with ssh.connect(host) as connection:
-        found = ssh.run_script(connection, script)
-    return parse(found.stdout.decode(errors="replace").splitlines())
+        said = ssh.run_script(connection, script)
+    found = parse(said.stdout.decode(errors="replace").splitlines())
+    if not host.brings_consul:  # a Consul there is in nobody's way
+        found.strangers.pop(CONSUL, None)
+    return found
 
 
 # An agent that remembers its cluster would join it with the one that it is to be of.
@@ -60,15 +63,20 @@ rm -rf /var/lib/consul/raft /var/lib/consul/serf
 """
 
 
+def stops_consul(host: Host, found: Belongings) -> bool:
+    """Whether a host's Consul changes hands with it; one that is only used does not."""
+    return host.brings_consul and CONSUL in found.ours | {*found.strangers}
+
+
 def adopt(host: Host, found: Belongings) -> None:
     """Hand the host over to the fleet that deploys to it next, with what is in its way there. A
-    Consul there is stopped, and forgets its cluster.
+    Consul that changes hands is stopped, and forgets its cluster.
 
     :raises FleetError: where that can't be done
     """
     made = sorted(found.ours | (wanted(host) & {*found.strangers}))
     record = shlex.quote(json.dumps({"made": made}))
-    forget = FORGET_CLUSTER if CONSUL in found.ours | {*found.strangers} else ""
+    forget = FORGET_CLUSTER if stops_consul(host, found) else ""
     write = f"mkdir -p {FILE.rpartition('/')[0]} && echo {record} >{FILE}.part"
     script = f"{forget}{write} && mv {FILE}.part {FILE}"
     with ssh.connect(host) as connection:

@@ -66,10 +66,11 @@ def read(fleet: Fleet, settled: bool = False) -> list[HostReleases]:
 def ask(host: Host, *words: str) -> dict[str, Any]:
     """What this version's program says on a host, as JSON; nothing where it fails, or the host
     can't be asked."""
-    script = f"exec {shlex.join([*host_program.carried(), *access().words, *words])}"
+    its = access(host)
+    script = f"exec {shlex.join([*host_program.carried(), *its.words, *words])}"
     try:
         with ssh.connect(host) as connection:
-            result = ssh.run_script(connection, script, access().stdin.encode())
+            result = ssh.run_script(connection, script, its.stdin.encode())
     except UnreachableError:
         return {}
     return dict(json.loads(result.stdout)) if result.exit_code == 0 else {}

@@ -10,7 +10,13 @@ from fabric import Connection
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
-from uwsgi_consul_fleet.errors import FleetError, LostLockError, RollbackError, UnreachableError
+from uwsgi_consul_fleet.errors import (
+    FleetError,
+    LostLockError,
+    RefusedError,
+    RollbackError,
+    UnreachableError,
+)
 from uwsgi_consul_fleet.host.lock_session import Message
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock.lock import Lock
@@ -121,7 +127,7 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
     identity = hosts.identity(fleet)
     if identity:
         print(f"Fleet {identity}", flush=True)
-    with Lock(fleet.consul_servers) as lock:
+    with Lock(fleet.asked) as lock:
         lock.look()  # before the hosts are asked
         found = read(fleet, settled=True)
         chosen = targets(found, name)
@@ -152,9 +158,9 @@ def _take(
 ) -> None:
     try:
         lock.take("rollback", _wanted(chosen), identity=identity)
-    except UnreachableError as error:
+    except (UnreachableError, RefusedError) as error:
         if not without_consul:
-            raise UnreachableError(
+            raise type(error)(
                 f"{error}\nNothing was changed. In an emergency: invoke rollback --without-consul"
             ) from error
         print(
@@ -231,8 +237,8 @@ def _keep(fleet: Fleet, known: Mapping[str, Any], entry: Message) -> None:
         except UnreachableError:
             return False
 
-    with ssh.side_by_side(len(fleet.consul_servers)) as pool:
-        kept = any(pool.map(keep, fleet.consul_servers))
+    with ssh.side_by_side(len(fleet.asked)) as pool:
+        kept = any(pool.map(keep, fleet.asked))
     print(
         "the audit gets it with the next run that holds the lock"
         if kept
@@ -304,8 +310,8 @@ def _switch(rollout: Rollout, target: Target, without_consul: bool) -> None:
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
     # This version's: the one there may know less.
-    script = f"exec {shlex.join([*host_program.carried(), *access().words, *words])} >&2"
-    stdin = access().stdin.encode()
+    script = f"exec {shlex.join([*host_program.carried(), *access(host).words, *words])} >&2"
+    stdin = access(host).stdin.encode()
     result = ssh.run_script(connection, script, stdin, on_line=lambda line: _log(host, line))
     return result.exit_code == 0
 

@@ -125,7 +125,7 @@ class Rollout:
     def _others_pass(self, step: Step) -> bool:
         """Whether those done before are still well, as Consul sees them."""
         done = [other for other in self.done if other.release == step.release]
-        names = [f"{other.host.name}/{one}" for other in done for one in other.instances]
+        names = [f"{other.host.node}/{one}" for other in done for one in other.instances]
         if not names or step.without_consul:
             return True
         allowed = f"--missing={step.host.settings.max_unavailable}"

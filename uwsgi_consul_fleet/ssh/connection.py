@@ -216,12 +216,13 @@ def run_script(
     return Running(connection, script, on_line).finish(stdin, into)
 
 
-def open_channel(connection: Connection, port: int) -> paramiko.Channel:
+def open_channel(connection: Connection, port: int, at: str = "127.0.0.1") -> paramiko.Channel:
     """A connection to a port on the host's loopback, to be used like a socket.
 
+    :param at: another address, as the host sees it
     :raises UnreachableError: where nothing listens there
     """
-    address = ("127.0.0.1", port)
+    address = (at, port)
     name = connection.client.options.name
     try:
         channel: paramiko.Channel = connection.transport.open_channel(
@@ -238,18 +239,19 @@ def open_channel(connection: Connection, port: int) -> paramiko.Channel:
 
 
 @contextmanager
-def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
+def tunnel(connection: Connection, remote_port: int, at: str = "127.0.0.1") -> Iterator[int]:
     """A port on this machine's loopback that leads to one on the host's loopback.
 
+    :param at: another address, as the host sees it
     :raises UnreachableError: where nothing listens on the host's port
     """
     # Asked first: behind a tunnel nobody says why there is no answer.
-    open_channel(connection, remote_port).close()
+    open_channel(connection, remote_port, at).close()
     finished = Event()
     with create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.1)
         Thread(
-            target=_serve, args=(listener, connection, remote_port, finished), daemon=True
+            target=_serve, args=(listener, connection, remote_port, at, finished), daemon=True
         ).start()
         try:
             yield int(listener.getsockname()[1])
@@ -257,13 +259,13 @@ def tunnel(connection: Connection, remote_port: int) -> Iterator[int]:
             finished.set()
 
 
-def _serve(listener: socket, connection: Connection, port: int, finished: Event) -> None:
+def _serve(listener: socket, connection: Connection, port: int, at: str, finished: Event) -> None:
     """A channel for each that comes. Fabric's own way ends with the first that can't have one."""
     while not finished.is_set():
         with suppress(OSError):  # nobody came, or it is over
             near = listener.accept()[0]
             near.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             try:
-                Tunnel(open_channel(connection, port), near, finished).start()
+                Tunnel(open_channel(connection, port, at), near, finished).start()
             except UnreachableError:
                 near.close()

@@ -78,9 +78,9 @@ def compare(fleet: Fleet, catalog: Catalog) -> Report:
     differences: list[Difference] = []
     rows: list[Row] = []
     for host in fleet.active:
-        differences += _node_differences(host, nodes.get(host.name))
+        differences += _node_differences(host, nodes.get(host.node))
         if not host.instances:
-            rows.append(_node_row(host, nodes.get(host.name)))
+            rows.append(_node_row(host, nodes.get(host.node)))
         for instance in host.instances:
             registration = found.pop((instance.node, instance.service, instance.id), None)
             release = catalog.expected_releases.get(instance.service, "")
@@ -93,20 +93,24 @@ def compare(fleet: Fleet, catalog: Catalog) -> Report:
         detail = f"{registration.status}, not in the inventory"
         differences.append(Difference("unexpected", _name(registration), detail))
         rows.append(_row(registration, registration.release, "unexpected", agrees=False))
-    differences += _unexpected_nodes(fleet, catalog.nodes)
+    if fleet.brings_consul:  # else a host that is retired stays what it was before
+        differences += _unexpected_nodes(fleet, catalog.nodes)
     return Report(tuple(rows), tuple(differences), catalog.asked, str(identity or ""))
 
 
 def _node_differences(host: Host, node: Node | None) -> list[Difference]:
     if node is None:
-        return [Difference("missing", f"node {host.name}", "not in the catalog; deploy to it")]
+        detail = "not in the catalog; deploy to it"
+        if not host.brings_consul:
+            detail = f"the catalog has no {host.node}; what does its agent call it (consul_node)?"
+        return [Difference("missing", f"node {host.name}", detail)]
     if not node.alive:
         detail = (
             f"its Consul agent at {node.address} does not answer; start it, or move the host to "
             "retired if it is gone for good"
         )
         return [Difference("dead", f"node {host.name}", detail)]
-    if node.address != host.address:
+    if host.brings_consul and node.address != host.address:
         detail = f"is {node.address}, expected {host.address}"
         return [Difference("wrong address", f"node {host.name}", detail)]
     return []

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from uwsgi_consul_fleet.consul import catalog
+from uwsgi_consul_fleet.consul.catalog import Way
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -29,8 +30,8 @@ def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
         wrong_plugins = pool.apply_async(lambda: tuple(plugins.check(fleet)))
         while True:
             try:
-                with catalog.api(fleet) as (server, port):
-                    report = _look(fleet, server, port, deadline, with_probe)
+                with catalog.api(fleet) as way:
+                    report = _look(fleet, way, deadline, with_probe)
                 return _with(report, wrong_plugins.get())
             except UnreachableError:  # as while a leader is elected
                 if time.monotonic() >= deadline:
@@ -38,10 +39,10 @@ def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
             time.sleep(INTERVAL)
 
 
-def _look(fleet: Fleet, server: str, port: int, deadline: float, with_probe: bool) -> Report:
+def _look(fleet: Fleet, way: Way, deadline: float, with_probe: bool) -> Report:
     """What one server says, as soon as it agrees or the time is over."""
     while True:
-        report = verification.compare(fleet, catalog.read(server, port, fleet.services))
+        report = verification.compare(fleet, catalog.read(way, fleet.services))
         if with_probe and report.agrees:
             report = _with(report, probe(fleet))
         if report.agrees or time.monotonic() >= deadline:

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import os
 import tempfile
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
@@ -90,21 +89,3 @@ def pieces(file: IO[bytes]) -> Iterator[bytes]:
 def temporary() -> IO[bytes]:
     """A file without a name, for what is large; it goes with the process."""
     return tempfile.TemporaryFile(dir=LARGE)
-
-
-class Base64(list[str]):
-    """For a command's standard input. pyinfra takes a list, and goes through it when it comes to
-    write: nothing of it is there before."""
-
-    def __init__(self, pieces: Callable[[], Iterable[bytes]]) -> None:
-        super().__init__([""])  # one that is empty would not be asked
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[str]:
-        rest = b""
-        for piece in self._pieces():
-            whole = rest + piece
-            end = len(whole) - len(whole) % 3
-            rest = whole[end:]
-            yield b64encode(whole[:end]).decode()
-        yield b64encode(rest).decode()

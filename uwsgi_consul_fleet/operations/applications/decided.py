@@ -178,14 +178,14 @@ def _who_has_it(run: Run, app_name: str, content: Content) -> list[Host]:
 
 
 def _records(run: Run) -> dict[str, Record | None]:
-    """What Consul knows of each application, from the first server that follows a leader."""
-    for server in run.fleet.consul_servers:
-        if server.name in run.pyinfra.connected:
-            known = run.state_of(server.name)
+    """What Consul knows of each application, from the first agent that follows a leader."""
+    for each in run.fleet.asked:
+        if each.name in run.pyinfra.connected:
+            known = run.state_of(each.name)
             if known.consul_leader:
                 return _parsed(known.consul_contents)
     left_out = ownership.left_out(run)
-    if others := [each for each in run.fleet.consul_servers if each.name in left_out]:
+    if others := [each for each in run.fleet.asked if each.name in left_out]:
         return _parsed(kept.contents(others))
     return {}
 

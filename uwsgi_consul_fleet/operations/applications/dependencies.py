@@ -24,7 +24,7 @@ from uwsgi_consul_fleet.build.places import Place
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import environment
-from uwsgi_consul_fleet.operations.applications.archive import Base64, pieces, temporary
+from uwsgi_consul_fleet.operations.applications.archive import pieces, temporary
 from uwsgi_consul_fleet.operations.applications.release import Release
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements, variables
 from uwsgi_consul_fleet.operations.applications.resolution import (
@@ -33,6 +33,7 @@ from uwsgi_consul_fleet.operations.applications.resolution import (
     everywhere,
     inside,
 )
+from uwsgi_consul_fleet.operations.files import Base64
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.ssh import connection as ssh

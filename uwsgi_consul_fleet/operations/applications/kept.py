@@ -27,9 +27,9 @@ from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 
-def contents(servers: Iterable[Host]) -> dict[str, str]:
-    """What Consul knows of each service, from the first of its servers that follows a leader."""
-    answers = (ask(each, "consul", "status") for each in servers)
+def contents(hosts: Iterable[Host]) -> dict[str, str]:
+    """What Consul knows of each service, from the first of their agents that follows a leader."""
+    answers = (ask(each, "consul", "status" if each.brings_consul else "agent") for each in hosts)
     return next((each["contents"] for each in answers if each.get("leader")), {})
 
 

@@ -16,6 +16,7 @@ from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import archive, environment
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
 from uwsgi_consul_fleet.operations.applications.release import Release
+from uwsgi_consul_fleet.operations.consul.existing import plugins_keys
 from uwsgi_consul_fleet.operations.files import RemoteFile, render
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
@@ -120,7 +121,7 @@ def settings_alone(me: Host, template: Path) -> str:
 
 def _nowhere(me: Host) -> Host:
     instances = tuple(replace(each, node="", address="") for each in me.instances)
-    return replace(me, name="", address="", instances=instances)
+    return replace(me, name="", address="", node="", instances=instances)
 
 
 def _files(me: Host, release: Release, settings: Mapping[str, str]) -> dict[str, File]:
@@ -155,6 +156,7 @@ def _inis(me: Host, release: Release) -> dict[str, str]:
             instance=instance,
             settings=me.settings,
             release=release.name,
+            agent=plugins_keys(me),
             virtualenv=_has_virtualenv(me, release),
         )
         for instance in me.instances
@@ -215,7 +217,7 @@ def _manifest(me: Host, release: Release, settings: Mapping[str, str]) -> str:
         "requirements": release.requirements_digest,
         "requirements_file": release.requirements.main if release.requirements else "-",
         "resolution": release.resolution,
-        "node": me.name,
+        "node": me.node,
         "instances": [{"id": each.id, "port": each.port} for each in me.instances],
         **_health(me),
     }

@@ -17,6 +17,7 @@ def step(here: Here, release: str, before: str, after: str) -> Step:
     # Not pyinfra's `host`, which is whichever one is in context when it is asked.
     mine = here.run.pyinfra.host(here.me.name)
     run = here.run.pyinfra.executor(here.me.name)
+    shown = access(here.me)
 
     def lost(why: str) -> bool:
         mine.log_styled(
@@ -27,9 +28,9 @@ def step(here: Here, release: str, before: str, after: str) -> Step:
         return False
 
     def execute(words: Sequence[str]) -> bool:
-        program = shlex.join([PROGRAM, *access().words, *words])
+        program = shlex.join([PROGRAM, *shown.words, *words])
         try:
-            fine, output = run(StringCommand(program, _stdin=access().stdin), True)
+            fine, output = run(StringCommand(program, _stdin=shown.stdin), True)
         except LOST as error:
             return lost(str(error))
         # The program says why it fails.

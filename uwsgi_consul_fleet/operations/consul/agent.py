@@ -3,21 +3,24 @@
 import hashlib
 import json
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import cluster as cluster
+from uwsgi_consul_fleet.operations.consul import existing as existing
 from uwsgi_consul_fleet.operations.consul import source as source
 from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.source import Source
-from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail, render
+from uwsgi_consul_fleet.operations.files import Base64, RemoteFile, converge, fail, render
+from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import UnitState
 from uwsgi_consul_fleet.operations.users import system_user
@@ -51,7 +54,12 @@ def install(here: Here, source: Source) -> Generator[Any, None, None]:
         yield StringCommand("cp", f"{BINARIES_BEFORE}/{source.label}/consul", part)
     elif source.path:
         host.log(f"Consul from {source.description}")
-        yield FileUploadCommand(str(source.path), part, host.get_temp_filename(part))
+        # Not pyinfra's `host`, which is whichever one is in context when it is asked.
+        say = here.run.pyinfra.host(here.me.name).log
+        unpack = f"base64 -d | gunzip >{part}"
+        yield StringCommand(
+            "sh", "-c", QuoteString(unpack), _stdin=Base64(partial(source.packed, say))
+        )
     else:
         host.log(f"Consul from {source.description}")
         script = (HERE / "debian.sh").read_text()
@@ -131,10 +139,15 @@ def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
 
 
 @operation()
-def run_server(here: Here, source: Source) -> Generator[Any, None, None]:
-    """A Consul server that runs with the configuration it has."""
-    if here.me.is_consul_server:
+def run_server(here: Here, source: Source, leads: bool = False) -> Generator[Any, None, None]:
+    """A Consul server that runs with the configuration it has.
+
+    :param leads: whether it is the turn of the leader, without whom nobody gets an answer: last
+    """
+    if (cluster.change(here.run).leader == here.me.name) == leads:
         yield from _run(here, source.label)
+    else:
+        host.noop("it is not its turn")
 
 
 @operation()
@@ -156,10 +169,11 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
     change and the restart would never restart it.
     """
     known, change = here.known, cluster.change(here.run)
-    unit, wanted = known.units.get("consul.service"), digest(here.me, here.run.fleet, label)
-    if unit is None or unit.active != "active" or known.consul_running != wanted:
+    if _must_restart(here, label):
         yield from _restart(here, label)
-    elif unit != RUNNING:  # as after a change that was taken back before it was made
+    elif (
+        known.units["consul.service"] != RUNNING
+    ):  # as after a change that was taken back before it was made
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
         here.changed()
     elif here.me.name in change.silent:
@@ -176,11 +190,23 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
         host.noop("Consul runs with this configuration")
 
 
+def _must_restart(here: Here, label: str) -> bool:
+    unit, wanted = here.known.units.get("consul.service"), digest(here.me, here.run.fleet, label)
+    return unit is None or unit.active != "active" or here.known.consul_running != wanted
+
+
+def refuse_restart(here: Here, source: Source) -> None:
+    """:raises DeployError: where a server must be restarted that the others can't do without"""
+    restarts = here.me.is_consul_server and _must_restart(here, source.label)
+    if restarts and (why_not := _why_not_agree(here)):
+        raise DeployError(f"{here.me.name}: {why_not}; nothing was changed")
+
+
 def _restart(here: Here, label: str) -> Generator[Any, None, None]:
     """Start the agent anew, unless that has just gone wrong on another host: what it did there
     it would do here, to one server after the other."""
     me, before = here.me, here.known.consul_before
-    if why_not := _why_not_restart(here):
+    if why_not := _why_not_restart(here) or _why_not_agree(here):
         yield fail(f"{me.name}: {why_not}")
         return
     try:
@@ -199,6 +225,12 @@ def _leave_places_of_before(here: Here) -> Generator[Any, None, None]:
     script = (HERE / "before.sh").read_text()
     yield StringCommand("sh", "-c", QuoteString(script), "before")
     here.changed()
+
+
+def _why_not_agree(here: Here) -> str:
+    """Why the servers would have no majority while this one restarts, or ''."""
+    running = here.me.name in cluster.change(here.run).peers and here.known.consul_running
+    return cluster.why_not_restart(here.run, here.me) if running else ""
 
 
 def _why_not_restart(here: Here) -> str:
@@ -335,16 +367,21 @@ def _why_not_leave(here: Here, remover: str) -> str | None:
 
 @operation()
 def remove(here: Here) -> Generator[Any, None, None]:
-    """Remove everything that was put here for Consul, and its data with ``purge``."""
-    me, known = here.me, here.known
-    there = {UNIT, PROGRAM} & {*known.files} or known.consul_binaries
-    left_over = me.settings.purge and (known.consul_data or known.belongings.made)
-    if not me.is_retired or CONSUL not in known.belongings.ours or not (there or left_over):
+    """Remove everything that was put here for Consul and what asks it, and its data with ``purge``;
+    of an agent that was here before us, nothing."""
+    me, known, purge = here.me, here.known, here.me.settings.purge
+    ours = CONSUL in known.belongings.ours
+    if ours:
+        left_over = purge and (known.consul_data or known.belongings.made)
+        there = bool({UNIT, PROGRAM} & {*known.files} or known.consul_binaries or left_over)
+    else:
+        there = bool(known.belongings.identity) and (purge or PROGRAM in known.files)
+    if not me.is_retired or not there:
         host.noop("nothing of Consul is to be removed here")
         return
     if known.consul_before:
         yield from _leave_places_of_before(here)
     script = (HERE / "remove.sh").read_text()
-    keep = "purge" if me.settings.purge else "keep"
-    yield StringCommand("sh", "-c", QuoteString(script), "remove", keep)
+    words = ("purge" if purge else "keep", "ours" if ours else "theirs")
+    yield StringCommand("sh", "-c", QuoteString(script), "remove", *words)
     here.changed()

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 from pyinfra.api import FactBase
 
 from uwsgi_consul_fleet import host_program
-from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.consul import quorum
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Run
 
 UNIT = "/etc/systemd/system/consul.service"
+SEEN = 5.0  # seconds for an agent that is back to be seen by the others
 
 
 def host_of(address: str) -> str:
@@ -67,7 +68,7 @@ class ClusterFact(FactBase[Cluster]):
         return Cluster(problem="it could not be asked")
 
     def command(self) -> str:
-        return shlex.join([*host_program.carried(), *access().words, "consul", "cluster"])
+        return shlex.join([*host_program.carried(), "consul", "cluster"])
 
     def process(self, output: list[str]) -> Cluster:
         found = json.loads(output[-1])
@@ -80,7 +81,7 @@ class ClusterFact(FactBase[Cluster]):
 
 def seen_by(target: Any) -> Cluster:
     """How the agent of one of pyinfra's hosts sees the cluster now."""
-    found: Cluster = target.get_fact(ClusterFact, _stdin=access().stdin)
+    found: Cluster = target.get_fact(ClusterFact)
     return found
 
 
@@ -90,11 +91,12 @@ class Change:
 
     ``peers`` are those of today, by name; none where Consul was never deployed, or where nobody
     who knows them could be asked: then ``silent`` names the servers with data of a cluster, and
-    why each could not. ``hung`` are those of them that run. ``remover`` is one that stays, through
-    which others are removed; it may be out of reach.
+    why each could not. ``hung`` are those of them that run. ``leader`` is a peer, or ''.
+    ``remover`` is one that stays, through which others are removed; it may be out of reach.
     """
 
     peers: frozenset[str] = frozenset()
+    leader: str = ""
     joining: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     remover: str = ""
@@ -112,7 +114,7 @@ def change(run: Run) -> Change:
 
     :raises DeployError: for a change that would lose the quorum, or the catalog
     """
-    return run.once(_change)
+    return run.once(_change) if run.fleet.brings_consul else Change()
 
 
 def _change(run: Run) -> Change:
@@ -123,8 +125,10 @@ def _change(run: Run) -> Change:
     _refuse_moved(run, peers)
     wanted = frozenset(host.name for host in run.fleet.consul_servers)
     former = [host for host in run.fleet.hosts if host.name in peers - wanted]
+    leader = run.state_of(asked).consul_leader
     found = Change(
         peers,
+        _name(run, leader) if leader else "",
         joining=(wanted - peers) & run.pyinfra.connected,
         # A host that is not reached and not retired stays what it is until it is reached again.
         leaving=frozenset(
@@ -239,6 +243,26 @@ def remover(run: Run) -> str:
     """The server through which others are removed; '' where there is none in reach."""
     name = change(run).remover
     return name if name in run.pyinfra.connected else ""
+
+
+def why_not_restart(run: Run, me: Host) -> str:
+    """Looks right before a server is restarted: why the others could not agree meanwhile, or ''.
+
+    One that was just restarted may take a moment to be seen.
+    """
+    deadline = time.monotonic() + (SEEN if run.pyinfra.is_executing else 0)
+    while True:
+        seen = seen_by(run.pyinfra.host(me.name))
+        voters = (peer for peer in seen.peers if peer.voter)
+        peers = {_name(run, peer.address): seen.is_alive(peer.node) for peer in voters}
+        try:
+            quorum.check_restart(peers, me.name)
+        except quorum.QuorumError as error:
+            if time.monotonic() > deadline:
+                return str(error)
+            time.sleep(0.5)
+        else:
+            return ""
 
 
 def why_not(run: Run, me: Host, remover: str) -> str | None:

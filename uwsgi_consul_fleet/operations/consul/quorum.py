@@ -49,6 +49,22 @@ def check(peers: Mapping[str, bool], joining: Iterable[str], leaving: Iterable[s
             )
 
 
+def check_restart(peers: Mapping[str, bool], name: str) -> None:
+    """May this server be restarted? Where all are alive it may: one alone has no other way.
+
+    :param peers: today's servers, and whether each is alive
+    :raises QuorumError: where too few would be alive to agree meanwhile
+    """
+    dead = _dead(peers)
+    if dead and _has_quorum(peers) and not _has_quorum({**peers, name: False}):
+        raise QuorumError(
+            "its Consul server can't be restarted while "
+            f"{_names(dead)} is down: of "
+            f"{_names(peers)}, {_need({**peers, name: False})}; start {_names(dead)} first, or "
+            "move it to retired"
+        )
+
+
 def _has_quorum(voters: Mapping[str, bool]) -> bool:
     return sum(voters.values()) >= _majority(voters)
 

@@ -1,6 +1,8 @@
 # Removes from a host that has left the cluster what was put there for Consul, and what asked it,
-# and nothing else; usage: remove.sh purge|keep
-if [ -e /etc/systemd/system/consul.service ]; then
+# and nothing else; usage: remove.sh purge|keep ours|theirs, which says whose the agent is
+if [ "$2" != ours ]; then
+    theirs=yes
+elif [ -e /etc/systemd/system/consul.service ]; then
     systemctl --quiet disable --now consul 2>/dev/null
     rm -f /etc/systemd/system/consul.service
     systemctl daemon-reload

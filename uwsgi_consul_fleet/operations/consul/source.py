@@ -3,7 +3,10 @@
 import hashlib
 import os
 import struct
+import time
 import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,17 +21,54 @@ from uwsgi_consul_fleet.operations.state import HostState
 
 TIMEOUT = (5, 60)  # seconds to connect, and between two packets
 DEBIAN = "debian-bullseye"
+BLOCK = 2**18  # bytes
+TELL = 3  # seconds between two lines about what takes long
 # ELF's e_machine for Debian's architecture names (elf.h).
 MACHINES = {"amd64": 62, "arm64": 183, "i386": 3, "armhf": 40}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A consul binary; ``path`` is None where the host fetches it from Debian itself."""
+    """A consul binary; ``path`` is None where the host fetches it from Debian itself. ``folder`` is
+    for what is made of it."""
 
     label: str
     description: str
     path: Path | None
+    folder: Path = Path()
+
+    def packed(self, say: Callable[[str], object]) -> Iterator[bytes]:
+        """The binary as gzip, in pieces.
+
+        :param say: is told how much of it has gone, where it takes long
+        """
+        file = self._packed()
+        size, gone, told = file.stat().st_size, 0, time.monotonic()
+        with file.open("rb") as opened:
+            while block := opened.read(BLOCK):
+                yield block
+                gone += len(block)
+                if time.monotonic() - told > TELL:
+                    told = time.monotonic()
+                    say(f"Consul: {gone / 1e6:.0f} of {size / 1e6:.0f} MB sent")
+
+    def _packed(self) -> Path:
+        """Made once, for this run and those to come."""
+        assert self.path
+        file = self.folder / "consul.gz"
+        with _one_at_a_time:
+            if not file.is_file():
+                logger.info(f"--> Consul: {self.path} is packed")
+                self.folder.mkdir(parents=True, exist_ok=True)
+                part = file.with_name(".consul.gz")
+                packer = zlib.compressobj(6, wbits=zlib.MAX_WBITS + 16)  # with gzip's frame
+                with self.path.open("rb") as source, part.open("wb") as target:
+                    while block := source.read(BLOCK):
+                        target.write(packer.compress(block))
+                        time.sleep(0)  # other hosts' turn
+                    target.write(packer.flush())
+                part.replace(file)
+        return file
 
 
 _one_at_a_time = Lock()
@@ -44,6 +84,8 @@ def choose(here: Here) -> Source:
         kind = settings.consul_source
         if kind == "auto":
             kind = _kind(known) or _auto(here.run, settings.consul_release_url)
+            if kind == "debian":
+                here.run.once(_say_what_auto_has)
         if kind == "debian":
             return Source(DEBIAN, "Debian's archive", None)
         if kind == "file":
@@ -76,13 +118,20 @@ def _auto(run: Run, url: str) -> Literal["debian", "release"]:
 
     try:
         requests.head(url, timeout=TIMEOUT[0])
-    except requests.RequestException:
-        logger.warning(
-            "    Consul: the release site does not answer, so the package in Debian's archive "
-            "(1.8.7) is used; consul_source in group_data/all.py names the other ways"
-        )
+    except requests.RequestException as error:
+        logger.warning(f"    Consul: {url} does not answer ({type(error).__name__})")
         return "debian"
+    logger.info(f'--> Consul: {url} answers, so "auto" takes the release from there')
     return "release"
+
+
+def _say_what_auto_has(run: Run) -> None:
+    """In each run, since it stays so until somebody decides."""
+    version = run.fleet.hosts[0].settings.consul_version
+    logger.warning(
+        '    Consul: "auto" stays with Debian\'s 1.8.7 (2020): the release site did not answer at '
+        f'the first deploy: consul_source = "release" takes {version}, "debian" confirms it'
+    )
 
 
 @cache
@@ -104,7 +153,7 @@ def _from_release(url: str, version: str, architecture: str, pin: str | None) ->
         _check_sum(archive, content, expected)
         _unpack(content, folder, archive)
     description = f"the release archive, version {version}"
-    return Source(f"release-{version}", description, folder / "consul")
+    return Source(f"release-{version}", description, folder / "consul", folder)
 
 
 def _split_sum(line: str) -> tuple[str, str, str]:
@@ -136,7 +185,7 @@ def _from_file(name: str | None, architecture: str) -> Source:
         _unpack(content, folder, str(path))
         path = folder / "consul"
     _check_machine(path, architecture)
-    return Source(f"file-{digest[:16]}", f"{name} (SHA-256 {digest[:16]}…)", path)
+    return Source(f"file-{digest[:16]}", f"{name} (SHA-256 {digest[:16]}…)", path, folder)
 
 
 def _check_machine(path: Path, architecture: str) -> None:

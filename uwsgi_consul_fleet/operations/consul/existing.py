@@ -1,0 +1,93 @@
+"""An agent that a host has already: it is used, and never configured, started or stopped."""
+
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+from pyinfra.api.command import QuoteString
+
+from uwsgi_consul_fleet.consul.access import access, secret
+from uwsgi_consul_fleet.host.consul import CONFIG
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations import program
+from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import NOT_ASKED
+from uwsgi_consul_fleet.operations.users import system_user
+
+FOLDER = "/etc/uwsgi-consul-fleet/agent"
+CA, CERT, KEY, TOKEN = (f"{FOLDER}/{name}" for name in ("ca.pem", "cert.pem", "key.pem", "token"))
+# A secret is nowhere but under its name, and there it is nobody else's from the beginning.
+WRITE = """\
+set -e; umask 077; mkdir -p "${1%/*}"; chmod 755 "${1%/*}"
+cat >"$1.part"; chown "$2:root" "$1.part"; chmod 400 "$1.part"; mv "$1.part" "$1"
+"""
+
+
+@operation()
+def expect(here: Here) -> Generator[Any, None, None]:
+    """Leave a host alone whose agent does not answer: nobody here may start it."""
+    why = here.known.consul_problem
+    if why and why != NOT_ASKED and here.run.pyinfra.is_executing:
+        yield fail(f"{here.me.name}: left as it was: {why}")
+    host.noop("its agent answers")
+
+
+@operation()
+def use(here: Here) -> Generator[Any, None, None]:
+    """What speaks to the agent, and what it is shown: by the program, and by the application."""
+    me, user = here.me, here.me.settings.app_name
+    yield from system_user(here, user)
+    wanted = list(_files(me))
+    yield from converge(here, [*(f for f in wanted if f.mode != "400"), program.program()])
+    for file in wanted:
+        if file.mode == "400" and here.known.files.get(file.path) != file.state:
+            yield StringCommand(
+                "sh",
+                "-c",
+                QuoteString(WRITE),
+                "write",
+                file.path,
+                file.user,
+                _stdin=str(file.content),
+            )
+            here.changed()
+    stale = {CA, CERT, KEY, TOKEN} & {*here.known.files} - {file.path for file in wanted}
+    if stale:
+        yield StringCommand("rm", "-f", *sorted(stale))
+        here.changed()
+
+
+def _files(me: Host) -> Iterator[RemoteFile]:
+    """As they should lie on a host; the secrets are the application's user's alone."""
+    shown, user = access(me), me.settings.app_name
+    texts = {CA: shown.ca_file, CERT: shown.cert_file}
+    yield from (RemoteFile(path, Path(file).read_text()) for path, file in texts.items() if file)
+    if shown.key_file:
+        yield RemoteFile(KEY, Path(shown.key_file).read_text(), "400", user)
+    if token := secret(me.settings, "consul_app_token"):
+        yield RemoteFile(TOKEN, f"{token}\n", "400", user)
+    there = {"address": shown.address, **_paths(me), "keys": shown.keys}
+    yield RemoteFile(CONFIG, json.dumps(there, indent=2) + "\n", "600")
+
+
+def _paths(me: Host) -> dict[str, str]:
+    """What lies on a host for whoever asks its agent, by the names that both have for it: those of
+    agent.json, and the plugin's keys."""
+    settings = me.settings
+    found = {
+        "token_file": settings.consul_app_token and TOKEN,
+        "ca_file": settings.consul_ca_file and CA,
+        "cert_file": settings.consul_cert_file and CERT,
+        "key_file": settings.consul_key_file and KEY,
+    }
+    return {key: path for key, path in found.items() if path}
+
+
+def plugins_keys(me: Host) -> str:
+    """What a ``consul-register`` line says of the agent, also of one that the fleet brings."""
+    said = {"url": me.settings.consul_address, **_paths(me)}
+    return ",".join(f"{key}={value}" for key, value in said.items())
