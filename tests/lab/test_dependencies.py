@@ -144,6 +144,7 @@ def test_a_python_that_no_service_can_use_is_refused(
     fleet: SharedFleet, lab: Lab, options: list[str]
 ) -> None:
     lab.ssh("cheetah", "sudo ln -sf /usr/bin/python3 /root/python")
-    said = output(fleet.deploy(*options, "--data", "app_python=/root/python", check=False))
+    closed = ("--data", "uwsgi_source=pypi", "--data", "app_python=/root/python")
+    said = output(fleet.deploy(*options, *closed, check=False))
     assert "cheetah: app_python: /root/python is not for everybody" in said
     assert "Starting operation" not in said
