@@ -121,6 +121,20 @@ def test_a_host_that_joins_later_has_the_same_and_asks_no_index(
     fleet.verify("--wait", "10", "--probe")
 
 
+def test_what_a_version_before_installed_stays(
+    fleet: SharedFleet, lab: Lab, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It resolved nothing: release.json does not tell, and the wheels are nowhere."""
+    before = installed(lab, "drakar")
+    untold = f"sudo sed -i /resolution/d /srv/{SERVICE}/releases/*/release.json"
+    for host in ("drakar", "cheetah"):
+        lab.ssh(host, f"{untold} && sudo rm -r /srv/{SERVICE}/resolutions")
+    monkeypatch.setenv("AHOY_PASSWORD", PASSWORD)
+    said = output(fleet.deploy(*options, "--data", "app_processes=3"))
+    assert "[drakar]  resolving its requirements" in said
+    assert installed(lab, "drakar") == installed(lab, "cheetah") == before
+
+
 def test_a_release_under_a_new_name_has_newer_dependencies(
     fleet: SharedFleet, lab: Lab, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,10 +188,21 @@ class Supply:
             python=on.settings.app_python,
             main=written.main,
             like=like,
+            frozen="" if like else _frozen(self._run, on, release),
         )
         log = self._run.pyinfra.host(on.name).log
         say = stages(on.name, lambda _, stage: log(stage))
         return Place(on).run(variables + RESOLVE, _given(on, written, resolved), say)
+
+
+def _frozen(run: Run, on: Host, release: Release) -> str:
+    """The generation on a host whose versions are to stay, or '': one that serves with these
+    requirements, and of which a version before 0.3 left to the host what they resolve to."""
+    known, written = run.state_of(on.name), release.requirements
+    its = known.generations.get(known.current_generation, {})
+    is_named = run.pyinfra.typed.get("release") == release.name
+    stays = written and its.get("requirements") == written.digest and not its.get("resolution")
+    return known.current_generation if stays and not is_named else ""
 
 
 def _age(kind: str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@
 #   $python         the application's Python
 #   $main           the requirements, by their path in the archive
 #   $like           on which host they were resolved for another kind, or ''
+#   $frozen         the release here whose versions are to stay, or ''
 # Its standard input: pip's own variables, one a line, an empty line, and a .tar with the
 # requirements and, where another kind was first, what they were resolved to in resolved.txt.
 set -eu
@@ -54,6 +55,10 @@ resolve() { attempt '' "$work" || { needs_compiler && attempt_with_compiler; }; 
 stage "resolving its requirements for $("$python" --version)"
 "$python" -m venv "$work/venv" >&2 || fail "no virtual environment can be made with $python"
 limits=
+if [ -n "$frozen" ]; then
+    like=$frozen
+    "/srv/$app/releases/$frozen/venv/bin/python" -m pip freeze | grep '==' >"$work/resolved.txt" || like=
+fi
 # Hashes are of versions, which are given then.
 if [ -n "$like" ] && ! grep -qrse '--hash' "$work/$main"; then
     sed 's/ .*//' "$work/resolved.txt" >"$work/limits.txt"
