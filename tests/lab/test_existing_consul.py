@@ -78,6 +78,11 @@ def test_what_a_deploy_says_before_it_touches_anything(
 def test_deployed_to_and_released_on_its_consul(
     fleet: Fleet, before: list[str], lab: Lab, theirs: PackagedConsul
 ) -> None:
+    theirs.at_member("services register", "-name=billing", "-id=server1", "-port=9999")
+    said = output(fleet.deploy("--data", "release=one", check=False))
+    assert "the Consul agent has server1 already, for billing on port 9999, which is not" in said
+    assert "billing" in theirs.consul("catalog services").split()
+    theirs.at_member("services deregister", "-id=server1")
     fleet.deploy("--data", "release=one")
     fleet.deploy("--data", "release=two")
     assert fleet.changes("--data", "release=two") == {}

@@ -21,6 +21,10 @@ from consul_processes import until
 from fleet_commands import Fleet, output, run
 from lab_commands import Lab
 
+from uwsgi_consul_fleet.commands.command import read
+from uwsgi_consul_fleet.errors import LockedError
+from uwsgi_consul_fleet.releases import releases, rollback
+
 pytestmark = pytest.mark.takes(150)
 
 SERVICE = "consul-demo-server"
@@ -192,6 +196,23 @@ def test_in_the_tail_of_another_it_stops_and_says_so(
     assert "Nothing was touched" in said
     assert (footprints(lab), fleet.releases(), last(fleet)) == before
     assert fleet.changes(*slow) == {}
+
+
+def test_a_roll_back_stops_in_the_tail_of_another_run(
+    fleet: Fleet, slow: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That run goes on between its look at the hosts and its lock."""
+
+    def looked(*arguments: Any, **named: Any) -> Any:
+        found = releases.read(*arguments, **named)
+        fleet.deploy(*slow, "--data", "app_processes=3")
+        return found
+
+    monkeypatch.setattr(rollback, "read", looked)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(LockedError, match="changed while this run looked at it"):
+        rollback.rollback(read(str(fleet.path)))
+    assert set(fleet.releases().values()) == {"slow"}
 
 
 def test_a_run_that_changes_nothing_is_in_nobodys_way(fleet: Fleet, slow: list[str]) -> None:

@@ -27,6 +27,9 @@ echo 'data_dir = "/opt/consul"' >/etc/consul.d/consul.hcl
 echo precious >/opt/consul/raft/raft.db
 echo upload >/srv/consul-demo-server/releases/20200101/upload
 printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >/usr/lib/systemd/system/consul.service
+useradd --create-home --shell /bin/bash consul-demo-server
+touch /etc/systemd/system/consul-demo-server.target
+touch /etc/systemd/system/consul-demo-server-2001.socket
 systemd-run --quiet --unit other-web python3 -m http.server 2002
 """
 PROCESSES = "pgrep --list-full sleep"
@@ -91,6 +94,9 @@ def test_what_is_in_the_way_is_named_and_left_alone(fleet: Fleet, lab: Any) -> N
         "Consul: the user consul",
         'use the Consul that is there (consul_source = "none")',
         "consul-demo-server: /srv/consul-demo-server",
+        "consul-demo-server: the user consul-demo-server",
+        "consul-demo-server: /etc/systemd/system/consul-demo-server.target",
+        "consul-demo-server: /etc/systemd/system/consul-demo-server-2001.socket",
         "port 2002: python3 (process ",
         "nothing was changed",
     )
@@ -109,6 +115,8 @@ def test_it_is_handed_over_on_demand_alone(fleet: Fleet, lab: Any) -> None:
     # What stands in for an operator's decision to give it away.
     lab.ssh("ormen", "sudo rm -r /srv/consul-demo-server /opt/consul /etc/consul.d")
     lab.ssh("ormen", "sudo rm /usr/lib/systemd/system/consul.service; sudo userdel consul")
+    lab.ssh("ormen", "sudo rm /etc/systemd/system/consul-demo-server*")
+    lab.ssh("ormen", "sudo userdel --remove consul-demo-server 2>&1")
     assert "Nothing is in the way" in output(run(*adopt))
 
 

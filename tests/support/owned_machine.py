@@ -178,6 +178,13 @@ class PackagedConsul:
         )
         return said.stdout
 
+    def at_member(self, *words: str) -> str:
+        """The same of the member's agent."""
+        access = "CONSUL_HTTP_ADDR=https://127.0.0.1:8501 CONSUL_HTTP_SSL_VERIFY=false"
+        token = self.tokens["master"]
+        asked = f"{access} CONSUL_HTTP_TOKEN={token} consul {' '.join(words)}"
+        return self.lab.ssh(self.member, asked).stdout
+
     def _is_led(self) -> bool:
         return "leader" in self.consul("operator raft list-peers", check=False)
 

@@ -227,6 +227,11 @@ def test_an_address_by_which_nobody_is_reached(address: str) -> None:
     assert found == f"drakar: address = {address!r}: the other hosts can't reach it by that"
 
 
+def test_an_address_is_written_as_consul_writes_it() -> None:
+    found = fleet(DRAKAR, host("six", "app_servers", address="FD00:0::000B"))
+    assert found.host("six").address == "fd00::b"
+
+
 def test_two_hosts_with_one_address() -> None:
     twin = host("twin", "app_servers", address="10.0.3.99")
     (found,) = problems(DRAKAR, twin, host("other", "app_servers", address="10.0.3.99"))

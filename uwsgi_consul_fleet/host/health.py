@@ -139,6 +139,21 @@ def missing(
     return [name for name in wanted if name not in passing], index
 
 
+def refuse_others(consul: Consul, app: str, ids: Iterable[str]) -> None:
+    """:raises ReleaseError: where this host's agent has one of these ids for somebody else, whose
+    registration would be replaced"""
+    for one in ids:
+        try:
+            there = consul.get(f"/v1/agent/service/{quote(one)}")
+        except UnavailableError:
+            continue  # it has none, or may not tell; then Consul guards it
+        if there["Service"] != app and "generation" not in (there.get("Meta") or {}):
+            raise ReleaseError(
+                f"the Consul agent has {one} already, for {there['Service']} on port "
+                f"{there['Port']}, which is not ours: give the instance another id (instances)"
+            )
+
+
 def wait_for_consul(consul: Consul, release: Release) -> None:
     """Until Consul reports every instance of this host passing with this release.
 

@@ -228,6 +228,13 @@ def has_served(release: Release) -> bool:
     return any(entry["generation"] == release.generation for entry in history(release.app))
 
 
+def first_ids(release: Release) -> list[str]:
+    """The service ids of its instances that no release on this host ever had."""
+    there = (load(release.app, generation) for generation in generations(release.app))
+    had = {each.id for one in there if has_served(one) for each in one.instances}
+    return [each.id for each in release.instances if each.id not in had]
+
+
 def previous(app: str, current: str) -> str:
     """The generation to which a roll-back goes: the latest before ``current`` that is here still
     and was not rolled back from; '' where there is none."""

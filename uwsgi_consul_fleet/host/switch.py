@@ -35,6 +35,8 @@ def switch(
     new, old = store.load(app, generation), store.current(app)
     if old and not store.has_served(old):  # the power failed when it had just taken over
         store.record(old)
+    if not without_consul:
+        health.refuse_others(consul, app, store.first_ids(new))
     ran = retire.running(app)
     opened = units.closed_ports(new)
     try:

@@ -98,8 +98,7 @@ def _text(value: object) -> object:
 
 
 def _address(value: str) -> str:
-    ip_address(value)
-    return value
+    return str(ip_address(value))  # as Consul writes it
 
 
 class Settings(BaseModel):
