@@ -139,6 +139,28 @@ def test_a_host_that_is_behind_gets_what_the_others_have() -> None:
     assert chosen(release, {**behind, **others}) == "theirs"
 
 
+def test_a_release_that_is_gone_back_to_has_what_it_had() -> None:
+    release = release_of("r0")
+    assert release.requirements
+    digest = release.requirements.digest
+    assert chosen(release, {"a": on("r1", digest, "theirs")}) == "old"
+    assert chosen(release, {"a": HostState()}, {"b": on("r1", digest, "theirs")}) == "old"
+
+
+def test_a_host_with_versions_of_before_resolves_before_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = release_of("r2")
+    assert release.requirements
+    made = json.dumps({"release": "r1", "requirements": release.requirements.digest})
+    before = parse([f"generation r1-1a2b3c4d {made}", "current_generation r1-1a2b3c4d"])
+    run: Any = Run({"new": HostState(), "a": before}, {})
+    supply = dependencies.Supply(run)
+    monkeypatch.setattr(supply, "_make", lambda *_: SimpleNamespace(exit_code=0))
+    found = supply._made(run.fleet.app_servers, PYTHON, release, {})
+    assert found.name == "a"
+
+
 def test_requirements_with_hashes_are_the_same_for_all_releases() -> None:
     text = b"flask==3.0 \\\n    --hash=sha256:00\n"
     assert made_by(release_of("r1", text)) == made_by(release_of("r2", text))

@@ -160,6 +160,8 @@ class Supply:
     ) -> Host:
         """Resolve the requirements on the first of these hosts where it can be done."""
         problem = ""
+        # A host that has them comes first, so that a new one does not decide for the others.
+        hosts = sorted(hosts, key=lambda each: not _frozen(self._run, each, release))
         for each in hosts[:TRIED]:
             try:
                 result = self._make(each, kind, release, others)

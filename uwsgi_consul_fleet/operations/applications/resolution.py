@@ -40,6 +40,7 @@ def _choose(run: Run, app: str, release: Release) -> str:
     return (
         _most(inside(run, app), release, of_this_name=True, serving=not named)
         or _most(everywhere(run, app), release, of_this_name=True, serving=not named)
+        or _most(everywhere(run, app), release, of_this_name=True, serving=False)
         or ("" if named else _most(everywhere(run, app), release, of_this_name=False, serving=True))
         or made_by(release)
     )
