@@ -33,6 +33,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
+from uwsgi_consul_fleet.operations import files
 from uwsgi_consul_fleet.operations.applications import archive, release
 
 
@@ -40,7 +41,7 @@ from uwsgi_consul_fleet.operations.applications import archive, release
 def send(sources):
     yield StringCommand(
         "sh", "-c", QuoteString("base64 -d | tar -xzf - --to-stdout | wc -c"),
-        _stdin=archive.Base64(lambda: archive.archive(sources, [])),
+        _stdin=files.Base64(lambda: archive.archive(sources, [])),
     )
 
 

@@ -136,7 +136,7 @@ def test_the_next_server_is_asked_where_one_follows_no_leader(fleet: Fleet, lab:
     fleet.hosts(["cheetah"], [])
     alone = run("invoke", "audit", "--inventory", str(fleet.path), check=False)
     assert alone.returncode == 2
-    assert "cheetah: its Consul server does not follow a leader" in output(alone)
+    assert "cheetah: its Consul agent does not follow a leader" in output(alone)
 
 
 WAIT = "until ss -Hltn 'sport = :8500' | grep -q .; do sleep 0.1; done"
