@@ -291,7 +291,8 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     ask("finish", entry={"outcome": "ok"})
     # Another server, which was told as well, is asked for the first time since.
     unwritten.keep(told)
-    take("dora")
+    assert ask("look")["seen"] == "carl"
+    assert take("dora")["last"]["id"] == "carl"
     assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop")[0]["Value"] == encoded("r8")
     assert len(audit(agent)) == 3
     assert not unwritten.read()
