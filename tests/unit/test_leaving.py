@@ -1,47 +1,20 @@
 """What a deploy removes of Consul from a host that has left the cluster, and what it must not."""
 
 import json
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from folders import Machine
 
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.operations.consul import agent
 from uwsgi_consul_fleet.operations.state import FileState, HostState
 from uwsgi_consul_fleet.ownership.belongings import CONSUL, Belongings
 
-FOLDERS = ("etc", "opt", "usr/local/bin", "var/lib", "lib/systemd")
 LABEL = "release-1.21.4"
 BEFORE = f"/opt/consul/{LABEL}/consul"
 NOW = f"/opt/uwsgi-consul-fleet/consul/{LABEL}/consul"
-
-
-class Machine:
-    """The folders that count, in a namespace of its own; everything else is this machine's."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for folder in FOLDERS:
-            (root / folder).mkdir(parents=True)
-
-    def put(self, path: str, text: str = "theirs") -> None:
-        file = self.root / path.lstrip("/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def link(self, target: str) -> None:
-        (self.root / "usr/local/bin/consul").symlink_to(target)
-
-    def files(self) -> set[str]:
-        found = (each for each in self.root.rglob("*") if each.is_symlink() or each.is_file())
-        return {f"/{each.relative_to(self.root)}" for each in found}
-
-    def run(self, command: str) -> None:
-        mounts = " && ".join(f"mount --bind {self.root}/{folder} /{folder}" for folder in FOLDERS)
-        words = ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mounts} && {command}"]
-        subprocess.run(words, check=True)
 
 
 @pytest.fixture
