@@ -111,7 +111,8 @@ class Lock:
                     "was changed"
                 )
             if time.monotonic() > deadline:
-                raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
+                why = _lost(reply) if reply["state"] == "lost" else reply["reason"]
+                raise UnreachableError(f"cannot acquire the lock in Consul: {why}")
             time.sleep(INTERVAL)
         self._held = True
         self._checked = time.monotonic()
