@@ -31,7 +31,7 @@ from uwsgi_consul_fleet.host.lock_session import (
     encoded,
 )
 from uwsgi_consul_fleet.inventory.model import Fleet
-from uwsgi_consul_fleet.lock import lock
+from uwsgi_consul_fleet.lock import keeper, lock
 from uwsgi_consul_fleet.releases.rule import Content, Record
 
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {"shop": "r7"}}
@@ -229,6 +229,30 @@ class TestLooking:
         successor.answer({"do": "finish"})
         assert self.look(agent) == before
 
+    def test_where_an_agent_is_down_another_one_is_asked(
+        self,
+        agent: Agent,
+        new_agent: Callable[..., Agent],
+        session: Start,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        agents = {"s1": new_agent(), "s2": agent}
+
+        class Here:
+            """As it is on a server, without the way there."""
+
+            def __init__(self, server: keeper.Server) -> None:
+                self._session = session(agents[server.name])
+                self.close = self._session.hang_up
+
+            def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+                return self._session.ask(**message)
+
+        monkeypatch.setattr(keeper, "Session", Here)
+        self.take(agent, "anna")
+        kept = keeper.Keeper([keeper.Server(name, {}, "") for name in agents])
+        assert kept.ask({"do": "look"})["seen"] == HELD
+
     def test_another_fleets_consul_is_left_as_it_is(self, agent: Agent) -> None:
         agent.call("PUT", f"/v1/kv/{KEYS}{FLEET}", json={"id": "theirs", "fleet": "t", "layout": 2})
         claim = {**ANNA, "id": "anna", "fleet": {"id": "ours", "fleet": "o", "layout": 2}}
@@ -267,7 +291,8 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     ask("finish", entry={"outcome": "ok"})
     # Another server, which was told as well, is asked for the first time since.
     unwritten.keep(told)
-    take("dora")
+    assert ask("look")["seen"] == "carl"
+    assert take("dora")["last"]["id"] == "carl"
     assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop")[0]["Value"] == encoded("r8")
     assert len(audit(agent)) == 3
     assert not unwritten.read()

@@ -1,7 +1,13 @@
 """Whose a host is, decided without one."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from uwsgi_consul_fleet.operations import ownership
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.state import parse as state
 from uwsgi_consul_fleet.ownership.belongings import parse
 from uwsgi_consul_fleet.ownership.identity import LAYOUT, ForeignError, Identity, agreed
 
@@ -65,3 +71,16 @@ def test_one_that_is_handed_over_is_no_fleets_yet() -> None:
     found = parse(['fleet {"made": ["consul"]}'])
     assert found.identity is None
     assert found.made == {"consul"}
+
+
+def test_a_first_deploy_that_no_agent_answers_is_told_what_to_do() -> None:
+    """It can't tell whether another fleet of its name is there."""
+    known = {name: state(["consul_agent yes"]) for name in ("web1", "web2")}
+    hosts = [SimpleNamespace(name=name) for name in known]
+    fleet = SimpleNamespace(asked=hosts, name="shop")
+    pyinfra = SimpleNamespace(connected=frozenset(known))
+    run: Any = SimpleNamespace(fleet=fleet, pyinfra=pyinfra, state_of=known.__getitem__)
+    with pytest.raises(DeployError, match=r"on one of them \(apt install python3\); nothing was"):
+        ownership._expect_one_answer(run)
+    known["web2"].consul_problem = ""
+    ownership._expect_one_answer(run)

@@ -1,9 +1,10 @@
 """In which order hosts are switched, and what becomes of them when one fails."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ import pytest
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations.applications import application
+from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.releases.batches import batches
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 
 
 def fleet_of(count: int, **settings: Any) -> Fleet:
     data = {**DEMO, "instances": {"a": 1, "b": 2}, **settings}
-    hosts = [InventoryHost("c", frozenset({"consul_servers"}), {**DEMO, **settings})]
+    hosts = [InventoryHost("c", frozenset({"consul_servers"}), DEMO)]
     hosts += [InventoryHost(f"h{n}", frozenset({"app_servers"}), data) for n in range(count)]
     addresses = {host.name: f"10.0.0.{number}" for number, host in enumerate(hosts, 1)}
     return build(hosts, (), (), lambda host: addresses[host.name])
@@ -223,6 +226,39 @@ def test_so_many_may_be_lost_and_no_more() -> None:
     assert not hosts.rollout.run(hosts.step("h2"))
     assert hosts.rollout.stopped == "at h2"
     assert hosts.told[-1] == "h1: switch old"
+
+
+def test_what_failed_before_its_switch_and_at_it_has_one_budget() -> None:
+    """It is that of the application's hosts: a Consul server may have none."""
+    hosts = Hosts(max_failed_hosts=1)
+    app = DEMO["app_name"]
+    pyinfra = SimpleNamespace(failed_since=frozenset({"h0", "c"}))
+    run: Any = SimpleNamespace(fleet=hosts.fleet, rollouts={app: hosts.rollout}, pyinfra=pyinfra)
+    assert application._blocked(run, app) == ""
+    hosts.lost = {"h1"}
+    assert not hosts.rollout.run(hosts.step("h1"))
+    assert application._blocked(run, app) == "the roll-out stopped at h1"
+
+
+def stopped(_command: Any, _show: bool) -> tuple[bool, Any]:
+    return False, SimpleNamespace(stderr_lines=[])
+
+
+def disconnected(_command: Any, _show: bool) -> tuple[bool, Any]:
+    raise EOFError
+
+
+@pytest.mark.parametrize("run", [stopped, disconnected])
+def test_a_host_that_is_lost_before_its_switch_is_as_it_was(run: Callable[..., Any]) -> None:
+    """One that is lost at it may go on by itself."""
+    host = SimpleNamespace(log=print, log_styled=lambda text, **_style: print(text))
+    pyinfra = SimpleNamespace(host=lambda _name: host, executor=lambda _name: run)
+    me = fleet_of(1).host("h0")
+    here: Any = SimpleNamespace(me=me, run=SimpleNamespace(pyinfra=pyinfra))
+    its = step(here, "r", "old", "new")
+    with pytest.raises(UnreachableError, match="not switched"):
+        its.execute(["passing", its.app])
+    assert not its.switch("new")
 
 
 def test_where_a_canary_is_lost_another_is_one() -> None:

@@ -231,8 +231,9 @@ class Lock:
             self.keys.note({**self.claim, "before": self.before})
 
     def _last(self) -> Message:
-        without = unwritten.read()
-        return dict(without[-1]["entry"]) if without else self.keys.last()
+        # What another server was told as well may have been written down long since.
+        known: list[Message] = [self.keys.last(), *(each["entry"] for each in unwritten.read())]
+        return max(known, key=lambda each: str(each.get("since", "")))
 
     def _catch_up(self) -> None:
         """Write down what was done without Consul. Each of its servers was told, so another one

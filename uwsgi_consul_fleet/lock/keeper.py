@@ -27,7 +27,7 @@ ANSWER = 6.0  # seconds for an answer from the server, which grants Consul a thi
 CERTAIN = 11.0
 # A sign of life may wait until an agent has restarted; these go on elsewhere, and the server
 # is more patient with the last two of them. Less than the silence after which it gives a run up.
-URGENT = ("take", "expect", "finish")
+URGENT = ("look", "take", "expect", "finish")
 LAST_ANSWER = 11.0  # seconds
 
 
@@ -54,8 +54,7 @@ class Session:
             self._running = ssh.Running(connection, f"exec {shlex.join(words)}", timeout=ANSWER)
             self._running.begin(ANSWER)
             self._channel = self._running.channel
-            self._channel.settimeout(ANSWER)
-            self._channel.sendall(server.stdin.encode())
+            self._unsent = server.stdin.encode()
             self._replies = self._channel.makefile("r")
             self._stack = stack.pop_all()
 
@@ -63,7 +62,8 @@ class Session:
         """:raises UnreachableError: where no answer comes"""
         self._channel.settimeout(ANSWER if message["do"] in ("beat", "take") else LAST_ANSWER)
         try:
-            self._channel.sendall(json.dumps(message).encode() + b"\n")
+            self._channel.sendall(self._unsent + json.dumps(message).encode() + b"\n")
+            self._unsent = b""
             line = self._replies.readline()
             if not line:
                 raise EOFError(self._running.last_words() or "connection lost")

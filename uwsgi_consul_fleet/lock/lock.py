@@ -31,6 +31,7 @@ from uwsgi_consul_fleet.ownership.identity import ForeignError, Identity
 from uwsgi_consul_fleet.ssh.options import plain
 
 INTERVAL = 0.25  # seconds between two tries while waiting for Consul
+PATIENCE = 30.0  # seconds in which Consul must confirm the lock before the next step
 CHECKED = 1.0  # seconds for which an answer of the keeper holds
 ANSWER = 5.0  # seconds for what the keeper knows by itself
 # Seconds for what it must ask a server: connections to all of them may have to be tried.
@@ -111,7 +112,8 @@ class Lock:
                     "was changed"
                 )
             if time.monotonic() > deadline:
-                raise UnreachableError(f"cannot acquire the lock in Consul: {reply['reason']}")
+                why = _lost(reply) if reply["state"] == "lost" else reply["reason"]
+                raise UnreachableError(f"cannot acquire the lock in Consul: {why}")
             time.sleep(INTERVAL)
         self._held = True
         self._checked = time.monotonic()

@@ -24,7 +24,7 @@ from uwsgi_consul_fleet.errors import (
     UnreachableError,
 )
 from uwsgi_consul_fleet.host.lock_session import AND
-from uwsgi_consul_fleet.lock.lock import Lock
+from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock
 from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.files import fail
@@ -34,7 +34,6 @@ from uwsgi_consul_fleet.releases.rule import Content
 
 ELECTION = 30  # seconds in which a cluster that was just started finds its leader
 NEW_LEADER = 10  # seconds in which one that runs does, as after the restart of a server
-PATIENCE = 30  # seconds in which Consul must confirm the lock before the next operation
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 __all__ = ["announce", "guard", "look", "missing", "require", "rolled_out"]

@@ -15,7 +15,7 @@ from uwsgi_consul_fleet.operations.consul.cluster import host_of
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
-from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.operations.state import NOT_ASKED, HostState
 from uwsgi_consul_fleet.ownership.belongings import CONSUL, told, wanted
 from uwsgi_consul_fleet.ownership.identity import LAYOUT, Identity, agreed
 
@@ -107,9 +107,11 @@ def _expect_one_answer(run: Run) -> None:
     problems = {name: run.state_of(name).consul_problem for name in asked}
     if all(problems.values()):
         told = "; ".join(f"{name}: {why}" for name, why in problems.items())
+        needs = NOT_ASKED in problems.values()
+        mend = ": install Python on one of them (apt install python3)" if needs else ""
         raise DeployError(
-            f"no host's Consul agent could say whether there is a fleet {run.fleet.name} ({told}); "
-            "nothing was changed"
+            f"no host's Consul agent could say whether there is a fleet {run.fleet.name} ({told})"
+            f"{mend}; nothing was changed"
         )
 
 

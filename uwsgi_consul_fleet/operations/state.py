@@ -72,7 +72,8 @@ class HostState:
     their path, in the places of versions before 0.3.
     ``app_python`` is the kind of the application's Python, '' where there is none, and
     ``app_python_closed`` what of it no service can get at. ``resolutions`` are the ids and kinds of
-    those that are here with their wheels.
+    those that are here with their wheels. ``agent_files`` are what releases that are here show to
+    an agent of others.
     """
 
     architecture: str = ""
@@ -97,6 +98,7 @@ class HostState:
     current_plugin: str = ""
     last_switch: Mapping[str, Any] = field(default_factory=dict)
     resolutions: set[tuple[str, str]] = field(default_factory=set)
+    agent_files: set[str] = field(default_factory=set)
     consul_data: str = ""
     consul_raft: str = ""
     consul_leader: str = ""
@@ -209,6 +211,7 @@ def parse(output: list[str]) -> HostState:
                 "consul_binary": found.consul_binaries,
                 "consul_before": found.consul_before,
                 "kept": found.kept,
+                "agent_file": found.agent_files,
                 "uwsgi_plugin": found.uwsgi_plugins,
             }.get(kind)
             if collection is None:

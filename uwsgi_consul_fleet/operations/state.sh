@@ -92,6 +92,7 @@ for place in "/srv/$app/releases"/*; do
         echo "generation ${place##*/} $(tr -d '\n' 2>/dev/null <"$place/release.json")"
     fi
 done
+grep -ohs '/etc/uwsgi-consul-fleet/agent/[a-z.]*' /srv/*/releases/*/*.ini | sed 's/^/agent_file /'
 for place in "/srv/$app/resolutions"/*/*/requirements.txt; do
     if [ -e "$place" ]; then echo "resolution_kept ${place#"/srv/$app/resolutions/"}"; fi
 done

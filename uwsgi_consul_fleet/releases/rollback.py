@@ -19,15 +19,13 @@ from uwsgi_consul_fleet.errors import (
 )
 from uwsgi_consul_fleet.host.lock_session import Message
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
-from uwsgi_consul_fleet.lock.lock import Lock
+from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock
 from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
-
-PATIENCE = 30  # seconds in which Consul must confirm the lock before the next batch
 
 
 @dataclass(frozen=True)

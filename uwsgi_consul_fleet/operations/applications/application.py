@@ -113,15 +113,19 @@ def _blocked(run: Run, app: str) -> str:
     """Why the roll-out of an application does not go on, or ''."""
     if stopped := run.rollouts[app].stopped:
         return f"the roll-out stopped {stopped}"
-    failed = _failed(run, app)
-    if len(failed) <= run.fleet.hosts[0].settings.max_failed_hosts:
+    missed, serving = _missed(run, app), run.fleet.serving(app)
+    # One that nobody serves any more has no settings of its own.
+    if len(missed) <= (serving or run.fleet.hosts)[0].settings.max_failed_hosts:
         return ""
-    return f"no roll-out begins while a host fails: {', '.join(sorted(failed))}"
+    return f"no roll-out begins while a host fails: {', '.join(sorted(missed))}"
 
 
-def _failed(run: Run, app: str) -> frozenset[str]:
-    """The application's hosts that were reached and failed then."""
-    return run.pyinfra.failed_since & {each.name for each in run.fleet.serving(app)}
+def _missed(run: Run, app: str) -> set[str]:
+    """The application's hosts that were reached and failed then, whatever they failed at: there is
+    one budget for them all."""
+    missed = run.rollouts[app].missed
+    missed |= run.pyinfra.failed_since & {each.name for each in run.fleet.serving(app)}
+    return missed
 
 
 # pyinfra passes these two to a function that has arguments of these names.
@@ -131,9 +135,9 @@ def _switch(state: Any, host: Any, run: Run, its: Step) -> bool:
 
 def _lost(state: Any, host: Any, here: Here) -> bool:
     host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
-    rollout = here.run.rollouts[here.me.settings.app_name]
-    rollout.missed |= _failed(here.run, here.me.settings.app_name)
-    rollout.miss(here.me)
+    app = here.me.settings.app_name
+    _missed(here.run, app)
+    here.run.rollouts[app].miss(here.me)
     return False
 
 

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shlex
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.content import BLOCK, LINK, Entry, header
 from uwsgi_consul_fleet.inventory.model import Host
-from uwsgi_consul_fleet.operations.applications.archive import LARGE, Sources
+from uwsgi_consul_fleet.operations.applications.archive import Sources, temporary
 from uwsgi_consul_fleet.operations.applications.release import Release
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -56,7 +55,7 @@ class KeptSources(Sources):
     def _pack(self) -> IO[bytes]:
         problems = []
         for host in self._hosts:
-            found = tempfile.TemporaryFile(dir=LARGE)  # noqa: SIM115 - it goes with the process
+            found = temporary()
             if not (problem := self._fetch(host, found)):
                 return found
             found.close()

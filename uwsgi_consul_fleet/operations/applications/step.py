@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pyinfra.api import StringCommand
 
 from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.releases.rollout import Step
@@ -19,7 +20,9 @@ def step(here: Here, release: str, before: str, after: str) -> Step:
     run = here.run.pyinfra.executor(here.me.name)
     shown = access(here.me)
 
-    def lost(why: str) -> bool:
+    def lost(words: Sequence[str], why: str) -> bool:
+        if words[0] == "passing":
+            raise UnreachableError(f"connection lost ({why}): not switched")
         mine.log_styled(
             f"connection lost ({why}): the host goes on by itself, and may end on the new "
             "release; invoke releases shows it",
@@ -32,9 +35,9 @@ def step(here: Here, release: str, before: str, after: str) -> Step:
         try:
             fine, output = run(StringCommand(program, _stdin=shown.stdin), True)
         except LOST as error:
-            return lost(str(error))
+            return lost(words, str(error))
         # The program says why it fails.
-        return fine or (lost("no answer") if not output.stderr_lines else False)
+        return fine or (lost(words, "no answer") if not output.stderr_lines else False)
 
     instances = tuple(instance.id for instance in here.me.instances)
     return Step(here.me, before, after, release, instances, execute, mine.log)

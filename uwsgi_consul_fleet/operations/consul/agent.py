@@ -379,7 +379,7 @@ def remove(here: Here) -> Generator[Any, None, None]:
     if not me.is_retired or not there:
         host.noop("nothing of Consul is to be removed here")
         return
-    if known.consul_before:
+    if ours and known.consul_before:  # what an agent of others has there is its own
         yield from _leave_places_of_before(here)
     script = (HERE / "remove.sh").read_text()
     words = ("purge" if purge else "keep", "ours" if ours else "theirs")

@@ -2,6 +2,9 @@
 if grep -qs '"data_dir": "/var/lib/consul"' /etc/consul.d/consul.json; then
     rm -f /etc/consul.d/consul.json
 fi
+case $(readlink /usr/local/bin/consul) in
+    /opt/consul/debian-* | /opt/consul/release-* | /opt/consul/file-*) rm -f /usr/local/bin/consul ;;
+esac
 # By these the next deploy looks here again.
 rm -rf /opt/consul/debian-* /opt/consul/release-* /opt/consul/file-*
 # Folders in which others have something stay.

@@ -56,7 +56,8 @@ def use(here: Here) -> Generator[Any, None, None]:
             )
             here.changed()
     stale = {CA, CERT, KEY, TOKEN} & {*here.known.files} - {file.path for file in wanted}
-    if stale:
+    # What serves until its switch goes on with the others, and so does what is rolled back to.
+    if stale := stale - here.known.agent_files:
         yield StringCommand("rm", "-f", *sorted(stale))
         here.changed()
 

@@ -14,9 +14,7 @@ if [ -z "${theirs:-}" ]; then
     if [ "$1" = purge ]; then rm -rf /var/lib/consul; fi
     case $(getent passwd consul) in *:/nonexistent:*nologin) userdel consul ;; esac
 fi
-case $(readlink /usr/local/bin/consul) in
-    /opt/uwsgi-consul-fleet/* | /opt/consul/*) rm -f /usr/local/bin/consul ;;
-esac
+case $(readlink /usr/local/bin/consul) in /opt/uwsgi-consul-fleet/*) rm -f /usr/local/bin/consul ;; esac
 rm -rf /opt/uwsgi-consul-fleet
 # The record last: by it the next deploy looks here again.
 if [ "$1" = purge ]; then
