@@ -13,7 +13,7 @@ from uwsgi_consul_fleet.operations.applications import application
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
 from uwsgi_consul_fleet.operations.applications.release import Release
-from uwsgi_consul_fleet.releases.rule import Content, Record, Served, decide
+from uwsgi_consul_fleet.releases.rule import Content, Record, Served, decide, served
 
 # Names with the content that they have; a prime is the same content under another name.
 NAMES = ("a", "b", "c", "b'")
@@ -140,6 +140,26 @@ def test_what_was_rolled_back_from_is_kept_until_it_is_released() -> None:
 
 def test_settings_alone_that_were_rolled_back_refuse_no_content() -> None:
     assert kept((B, ()), (B, (B,))).refused == ()
+
+
+def test_a_roll_back_that_failed_is_over_whatever_a_host_is_left_on() -> None:
+    hosts = {"drakar": back(A, B), "cheetah": Served(B), "ormen": Served(B)}
+    assert decide(B, on(B, refused=(C,)), hosts).content == A
+    value = merged({"on": [B.as_dict()], "refused": [C.as_dict()], "since": EARLY}, [], [])
+    found = Record.parse(json.dumps(value))
+    assert found
+    assert found.since > LATE
+    assert (found.on, found.refused) == ((B,), (C,))
+    assert decide(B, found, hosts).content == B
+
+
+def test_it_counts_when_a_roll_back_began() -> None:
+    """On a host that was lost in the middle of it, it may end long after the others."""
+    a = {"release": "a", "sources": "x", "requirements": ""}
+    switch = {"generation": "a-1", "began": EARLY, "since": LATE, "left": [B.as_dict()]}
+    found = served("a-1", a, switch)
+    assert found
+    assert (found.since, found.left) == (EARLY, (B,))
 
 
 def test_the_latest_are_kept() -> None:

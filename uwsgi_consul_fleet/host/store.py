@@ -179,16 +179,24 @@ def history(app: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def record(release: Release, back: bool = False) -> None:
-    """Note that this one serves now; :param back: the one before was rolled back from"""
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def record(release: Release, back: bool = False, began: str = "") -> None:
+    """Note that this one serves now.
+
+    :param back: the one before was rolled back from
+    :param began: when that was asked for; a host that nobody reaches any more may end it late
+    """
     entry: dict[str, Any] = {
         "generation": release.generation,
         "release": release.release,
-        "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "since": now(),
     }
     before = history(release.app)
     if back:
-        entry["back"] = True
+        entry.update(back=True, began=began or entry["since"])
         entry["left"] = [
             each for each in _left(release.app, before) if each["generation"] != release.generation
         ]

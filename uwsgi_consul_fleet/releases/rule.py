@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Served:
-    """What a host serves; where roll-backs brought it there, what it ``left``, and since when."""
+    """What a host serves; where roll-backs brought it there, what it ``left``, and when."""
 
     content: Content
     left: tuple[Content, ...] = ()
@@ -82,7 +82,7 @@ def served(
     if last_switch.get("generation") != generation:
         return Served(content)
     left = tuple(Content.parse(each) for each in last_switch.get("left", ()))
-    return Served(content, left, last_switch.get("since", ""))
+    return Served(content, left, last_switch.get("began") or last_switch.get("since", ""))
 
 
 class Decision(NamedTuple):
