@@ -79,8 +79,8 @@ MIXED = {"drakar": Served(A), "cheetah": Served(C)}
         (A, None, {"drakar": Served(A), "cheetah": Served(A)}, {}, A, "stays on a: app_source is"),
         (B, None, {"drakar": back(A, B)}, {}, A, "stays on a: app_source is b, which was rolled"),
         (B, None, MIXED, {}, B, "releases b (app_source) (cheetah is on c, drakar is on a)"),
-        # One host missed that it was released again.
-        (B, None, {"drakar": back(A, B), "cheetah": Served(B)}, {}, B, "releases b (app_source)"),
+        # Settings that were rolled back from, and no content.
+        (B, None, {"drakar": back(B, B), "cheetah": Served(C)}, {}, B, "releases b (app_source)"),
         # To keep the content.
         (B, on(A), HOSTS, {"stay": True}, A, "stays on a: app_source is b; pyinfra … --data rel"),
         (A, on(A), HOSTS, {"stay": True}, A, "stays on a: app_source is what it serves"),
@@ -109,6 +109,8 @@ def test_the_rule(
         (None, {}, {"stay": True}),
         (None, MIXED, {"stay": True}),
         (None, {"drakar": back(A, B), "cheetah": Served(C)}, {}),
+        # One host missed the roll-back, or that it was released again.
+        (None, {"drakar": back(A, B), "cheetah": Served(B)}, {}),
     ],
 )
 def test_where_nobody_knows_on_what_to_stay_it_is_to_be_named(

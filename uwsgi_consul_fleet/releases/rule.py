@@ -149,8 +149,9 @@ def _put_to(
     hosts = list(serving.values())
     served = [each.content for each in hosts]
     if record is None:
-        left = (each for host in hosts for each in host.left)
-        return _one(served), tuple(each for each in left if not each.is_in(served))
+        # Also where a host that missed the roll-back serves it still.
+        left = (one for host in hosts for one in host.left if not one.is_in([host.content]))
+        return _one(served), tuple(left)
     # A roll-back that Consul was not told of, because it did not answer.
     back = [
         each
