@@ -305,6 +305,18 @@ def test_a_roll_back_is_noted_with_when_it_began(srv: Path) -> None:
     assert store.history("shop")[-1]["began"] < store.history("shop")[-1]["since"]
 
 
+def test_a_content_that_was_gone_back_to_keeps_what_it_left(srv: Path) -> None:
+    began = "2026-01-01T00:00:00+00:00"
+    store.record(installed(srv, "r2-a"))
+    store.record(installed(srv, "r1-a"), back=True, began=began)
+    store.record(installed(srv, "r1-b"))  # with another setting
+    last = store.history("shop")[-1]
+    assert ([each["release"] for each in last["left"]], last["began"]) == (["r2"], began)
+    assert last["left"][0]["settings"] == ""
+    store.record(installed(srv, "r3-a"))
+    assert "left" not in store.history("shop")[-1]
+
+
 def test_a_release_that_is_gone_is_passed_over(srv: Path) -> None:
     assert back_to(srv, "r1-a", "r2-a", "r3-a") == "r2-a"
     store.discard(store.load("shop", "r2-a"))

@@ -200,7 +200,18 @@ def record(release: Release, back: bool = False, began: str = "") -> None:
         entry["left"] = [
             each for each in _left(release.app, before) if each["generation"] != release.generation
         ]
+    elif before and "left" in before[-1] and _has_content_of(release, before[-1]["generation"]):
+        # With other settings it is still what was gone back to. Today's return with a change.
+        entry["began"] = before[-1].get("began") or before[-1]["since"]
+        entry["left"] = [{**each, "settings": ""} for each in before[-1]["left"]]
     _write_history(release.app, [*before, entry][-200:])
+
+
+def _has_content_of(release: Release, generation: str) -> bool:
+    if generation not in generations(release.app):
+        return False
+    other = load(release.app, generation)
+    return (release.content or release.release) == (other.content or other.release)
 
 
 def _left(app: str, entries: list[dict[str, Any]]) -> list[dict[str, str]]:
