@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from uwsgi_consul_fleet.errors import FleetError, RollbackError
-from uwsgi_consul_fleet.host import health, store, units
+from uwsgi_consul_fleet.host import health, ownership, retire, store, systemd, units
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases import rollback
@@ -245,6 +245,22 @@ def test_what_was_a_mistake_never_served(srv: Path) -> None:
     store.forget(store.load("shop", "r2-a"))
     assert store.generations("shop") == ["r1-a"]
     assert [entry["generation"] for entry in store.history("shop")] == ["r1-a"]
+
+
+@pytest.mark.parametrize(("undo", "left"), [(True, []), (False, ["r1-a"])])
+def test_one_that_is_put_out_of_service_again_never_served(
+    srv: Path, monkeypatch: pytest.MonkeyPatch, undo: bool, left: list[str]
+) -> None:
+    store.record(installed(srv, "r1-a"))
+    store.point_to(store.load("shop", "r1-a"))
+    monkeypatch.setattr(ownership, "expect", lambda app: None)
+    monkeypatch.setattr(systemd, "systemctl", lambda *words: "")
+    monkeypatch.setattr(systemd, "active", lambda pattern: [])
+    monkeypatch.setattr(units, "UNITS", srv)
+    retire.stop("shop", undo=undo)
+    assert store.current("shop") is None
+    assert [entry["generation"] for entry in store.history("shop")] == left
+    assert store.generations("shop") == left
 
 
 def test_one_that_served_well_before_stays(srv: Path) -> None:
