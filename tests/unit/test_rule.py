@@ -1,7 +1,7 @@
 """What a plain deploy releases: the rule, case by case."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.lock_session import REFUSED, merged
 from uwsgi_consul_fleet.inventory.model import InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
-from uwsgi_consul_fleet.operations.applications import application, decided, kept
+from uwsgi_consul_fleet.operations.applications import application, decided, kept, resolution
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
 from uwsgi_consul_fleet.operations.applications.release import Release, read
@@ -202,9 +202,12 @@ def test_a_host_that_is_down_changes_nothing_about_what_the_fleet_was_put_to(
 
 
 class Run:
-    """A run over some hosts of a fleet; each looks as it is said here, and nobody else is asked."""
+    """A run over the hosts of a fleet, each of which looks as it is said here; ``out`` are those
+    that --limit leaves out."""
 
-    def __init__(self, folder: Path, states: Mapping[str, HostState]) -> None:
+    def __init__(
+        self, folder: Path, states: Mapping[str, HostState], out: Set[str] = frozenset()
+    ) -> None:
         (folder / "shop").mkdir()
         (folder / "shop/server.py").write_text("new")
         data = {**DEMO, "app_source": str(folder / "shop"), "app_ini": str(APP_INI)}
@@ -213,8 +216,9 @@ class Run:
         hosts = [InventoryHost(name, groups, data) for name in states]
         addresses = {name: f"10.0.0.{number}" for number, name in enumerate(states, 1)}
         self.fleet = build(hosts, (), (), lambda host: addresses[host.name])
-        self.pyinfra: Any = SimpleNamespace(connected={*states}, failed=set(), typed={})
+        self.pyinfra: Any = SimpleNamespace(connected={*states} - out, failed=set(), typed={})
         self.state_of = states.__getitem__
+        self._out = out
         self._made: dict[Any, Any] = {}
 
     @property
@@ -222,6 +226,8 @@ class Run:
         return read(self.fleet.hosts[0].settings).content
 
     def once(self, make: Callable[[Any], Any]) -> Any:
+        if make is resolution._ask_left_out:
+            return [(self.fleet.host(name), self.state_of(name)) for name in self._out]
         if make not in self._made:
             self._made[make] = make(self)
         return self._made[make]
@@ -275,6 +281,20 @@ def test_one_that_could_or_is_new_is_not(
     run = Run(tmp_path, {name: on_a_server(A, **known) for name in ("drakar", "cheetah")})
     monkeypatch.delattr(kept, "contents")
     assert not decided.mistaken(run.of("drakar"))
+
+
+def test_a_roll_back_that_consul_was_not_told_of_is_known_to_hosts_that_limit_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: dict[str, HostState] = {"drakar": HostState(), "cheetah": HostState()}
+    run = Run(tmp_path, states, out={"drakar"})
+    left = {"generation": "g", "since": LATE, "left": [run.head.as_dict()]}
+    states["drakar"] = replace(on_a_server(A), last_switch=left)
+    states["cheetah"] = HostState(consul_contents={"shop": text(on(run.head))})
+    monkeypatch.setattr(kept, "find", lambda hosts, content, template: SimpleNamespace(content=A))
+    (found,) = run.once(decided._decide).values()
+    assert found.release.content == A
+    assert found.told.startswith("stays on a: app_source is ")
 
 
 # --- Several applications ------------------------------------------------------------

@@ -135,7 +135,7 @@ def _decided(
         content, told, refused = decide(
             head.content,
             record,
-            _serving(run, hosts, record),
+            _serving(run, hosts),
             named=named,
             stay=stay,
             typed=heads[_source(me)].name if several else "",
@@ -159,15 +159,12 @@ def is_meant(typed: str, app_name: str, heads: Mapping[Source, Release]) -> bool
     return not called_so or app_name in called_so
 
 
-def _serving(run: Run, hosts: Sequence[Host], record: Record | None) -> dict[str, Served]:
-    """What hosts with one source serve; where Consul knows nothing those too that --limit leaves
-    out."""
-    states = {each.name: run.state_of(each.name) for each in hosts}
-    if record is None:
-        its, source = resolution.left_out(run, hosts[0].settings.app_name), _source(hosts[0])
-        states |= {
-            name: each for name, each in its.items() if _source(run.fleet.host(name)) == source
-        }
+def _serving(run: Run, hosts: Sequence[Host]) -> dict[str, Served]:
+    """What hosts with one source serve, those too that --limit leaves out: a roll-back that Consul
+    was not told of is known to them alone."""
+    its, source = resolution.left_out(run, hosts[0].settings.app_name), _source(hosts[0])
+    states = {name: each for name, each in its.items() if _source(run.fleet.host(name)) == source}
+    states |= {each.name: run.state_of(each.name) for each in hosts}
     found = {name: _served(each) for name, each in states.items()}
     return {name: each for name, each in found.items() if each}
 
