@@ -60,7 +60,7 @@ elif me.is_member:
 
 if package:
     lock.announce(here, package.release.content, package.refused)
-    lock.require(name="Lock: go on only with it", here=here)
+    lock.require(name="Lock: go on only with it", here=here, mistaken=app.mistaken)
     if package.release.resolution:
         app.bring(name="Application: bring its dependencies", here=here, release=package.release)
     app.install(name="Application: install the release", here=here, package=package)

@@ -301,7 +301,8 @@ def test_a_server_that_has_what_its_leader_has(
 ) -> None:
     until(lambda: cluster.has_caught_up(Consul(Access(shared_agent.url))), "it is well", 10)
     # One of three that is alone has no leader.
-    alone = new_agent("-server", "-bootstrap-expect", "3", "-data-dir", str(shared_agent.log) + "3")
+    options = ("-server", "-bootstrap-expect", "3", "-data-dir", str(shared_agent.log) + "3")
+    alone = new_agent(*options, config='performance { rpc_hold_timeout = "100ms" }')
     alone.start(wait=False)
     asked = Consul(Access(alone.url))
 
@@ -312,6 +313,10 @@ def test_a_server_that_has_what_its_leader_has(
             return error.status == 500
 
     assert until(refuses, "it answers that it knows no leader")
+    # Which is not the same as that nothing was released yet.
+    assert cluster.status(asked)["contents"] is None
+    assert cluster._contents(asked) is None
+    assert cluster._contents(Consul(Access(shared_agent.url, keys="nobodys/"))) == {}
 
 
 # --- The version before --------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -296,6 +296,24 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop")[0]["Value"] == encoded("r8")
     assert len(audit(agent)) == 3
     assert not unwritten.read()
+
+
+def test_a_roll_back_that_failed_leaves_the_record_and_says_that_it_is_over(agent: Agent) -> None:
+    one, key = Lock(keys(agent)), f"{CONTENTS}shop"
+    one.answer({"do": "take", "claim": {**ANNA, "id": "anna", "attempt": 1}})
+
+    def expect(*on: dict[str, str], refused: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+        contents = {"shop": {"on": on, "refused": refused}}
+        told = {"do": "expect", "releases": {}, "contents": contents}
+        assert one.answer(told)["state"] == "held"
+        return keys(agent).value(key)
+
+    assert expect() == {}
+    r6, r7 = ({"release": f"r{each}", "content": str(each)} for each in (6, 7))
+    before = expect(r6, refused=[r7])
+    after = expect()
+    assert after == {**before, "since": after["since"]}
+    assert after["since"] > before["since"]
 
 
 def test_whose_the_hosts_are_is_asked_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

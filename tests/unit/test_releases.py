@@ -3,16 +3,21 @@
 import json
 import socketserver
 import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.host import health, store, units
+from uwsgi_consul_fleet.errors import FleetError, RollbackError
+from uwsgi_consul_fleet.host import health, ownership, retire, store, systemd, units
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.releases import rollback
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
 from uwsgi_consul_fleet.releases.rollback import targets
 
@@ -99,6 +104,50 @@ def test_what_can_not_be_is_said_before_anything_is_touched(
     with pytest.raises(FleetError) as caught:
         targets(found, name)
     assert says in str(caught.value)
+
+
+# --- What the next deploy is told ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failing", "on_failure", "expected"),
+    [
+        ("", "rollback", {"on": ["r1"], "refused": ["r2"]}),
+        ("b", "rollback", {"on": [], "refused": []}),
+        ("b", "stop", None),
+    ],
+)
+def test_what_a_roll_back_writes_down(
+    failing: str,
+    on_failure: str,
+    expected: dict[str, list[str]] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("a", "b", "c")
+    data = {**DEMO, "app_name": "shop", "instances": {"a": 1}, "on_failure": on_failure}
+    groups = frozenset({"consul_servers", "app_servers"})
+    hosts = [InventoryHost(name, groups, data) for name in names]
+    fleet = build(hosts, (), (), lambda host: f"10.0.0.{names.index(host.name) + 1}")
+    found = [replace(on(name, "r2", "r1"), host=fleet.host(name)) for name in names]
+    written: list[dict[str, Any]] = []
+    lock: Any = SimpleNamespace(
+        held=True,
+        check=lambda patience: None,
+        expect=lambda releases, contents: written.append(contents),
+        finish=lambda outcome, **told: None,
+    )
+
+    def execute(connection: None, host: Host, words: Sequence[str]) -> bool:
+        return host.name != failing or words[0] != "switch"
+
+    monkeypatch.setattr(rollback.ssh, "connect", lambda host: nullcontext())
+    monkeypatch.setattr(rollback, "_execute", execute)
+    with pytest.raises(RollbackError) if failing else nullcontext():
+        rollback._switch_all(fleet, lock, targets(found, ""), without_consul=False)
+    (contents,) = written
+    told = contents.get("shop")
+    names_of = told and {key: [each["release"] for each in all_] for key, all_ in told.items()}
+    assert names_of == expected
 
 
 # --- On the host ---------------------------------------------------------------------
@@ -198,6 +247,22 @@ def test_what_was_a_mistake_never_served(srv: Path) -> None:
     assert [entry["generation"] for entry in store.history("shop")] == ["r1-a"]
 
 
+@pytest.mark.parametrize(("undo", "left"), [(True, []), (False, ["r1-a"])])
+def test_one_that_is_put_out_of_service_again_never_served(
+    srv: Path, monkeypatch: pytest.MonkeyPatch, undo: bool, left: list[str]
+) -> None:
+    store.record(installed(srv, "r1-a"))
+    store.point_to(store.load("shop", "r1-a"))
+    monkeypatch.setattr(ownership, "expect", lambda app: None)
+    monkeypatch.setattr(systemd, "systemctl", lambda *words: "")
+    monkeypatch.setattr(systemd, "active", lambda pattern: [])
+    monkeypatch.setattr(units, "UNITS", srv)
+    retire.stop("shop", undo=undo)
+    assert store.current("shop") is None
+    assert [entry["generation"] for entry in store.history("shop")] == left
+    assert store.generations("shop") == left
+
+
 def test_one_that_served_well_before_stays(srv: Path) -> None:
     for name in ("r1-a", "r2-a"):
         store.record(installed(srv, name))
@@ -248,6 +313,24 @@ def back_to(srv: Path, *steps: str) -> str:
 )
 def test_a_roll_back_goes_further_back(srv: Path, steps: tuple[str, ...], expected: str) -> None:
     assert back_to(srv, *steps) == expected
+
+
+def test_a_roll_back_is_noted_with_when_it_began(srv: Path) -> None:
+    store.record(installed(srv, "r2-a"))
+    store.record(installed(srv, "r1-a"), back=True, began="2026-01-01T00:00:00+00:00")
+    assert store.history("shop")[-1]["began"] < store.history("shop")[-1]["since"]
+
+
+def test_a_content_that_was_gone_back_to_keeps_what_it_left(srv: Path) -> None:
+    began = "2026-01-01T00:00:00+00:00"
+    store.record(installed(srv, "r2-a"))
+    store.record(installed(srv, "r1-a"), back=True, began=began)
+    store.record(installed(srv, "r1-b"))  # with another setting
+    last = store.history("shop")[-1]
+    assert ([each["release"] for each in last["left"]], last["began"]) == (["r2"], began)
+    assert last["left"][0]["settings"] == ""
+    store.record(installed(srv, "r3-a"))
+    assert "left" not in store.history("shop")[-1]
 
 
 def test_a_release_that_is_gone_is_passed_over(srv: Path) -> None:

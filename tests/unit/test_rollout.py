@@ -117,7 +117,7 @@ def test_a_failure_puts_the_others_back() -> None:
     assert not rollout.run(hosts.step("h2"))
     assert rollout.stopped == "at h2"
     # h2 has put itself back, and h1 did not serve before.
-    assert sorted(hosts.told[-2:]) == ["h0: switch old", "h1: stop"]
+    assert sorted(hosts.told[-2:]) == ["h0: switch old", "h1: stop --undo"]
 
 
 def test_a_failure_leaves_the_others_where_told_to() -> None:

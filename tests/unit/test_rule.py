@@ -1,6 +1,8 @@
 """What a plain deploy releases: the rule, case by case."""
 
 import json
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +11,17 @@ import pytest
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.lock_session import REFUSED, merged
-from uwsgi_consul_fleet.operations.applications import application
+from uwsgi_consul_fleet.inventory.model import InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations.applications import application, decided, kept, resolution
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
-from uwsgi_consul_fleet.operations.applications.release import Release
-from uwsgi_consul_fleet.releases.rule import Content, Record, Served, decide
+from uwsgi_consul_fleet.operations.applications.release import Release, read
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.releases.rule import Content, Record, Served, decide, served
 
+APP_INI = Path(__file__).resolve().parents[2] / "app/uwsgi.ini.j2"
 # Names with the content that they have; a prime is the same content under another name.
 NAMES = ("a", "b", "c", "b'")
 A, B, C, B_AGAIN = (Content(name, name.rstrip("'") * 8) for name in NAMES)
@@ -79,8 +86,8 @@ MIXED = {"drakar": Served(A), "cheetah": Served(C)}
         (A, None, {"drakar": Served(A), "cheetah": Served(A)}, {}, A, "stays on a: app_source is"),
         (B, None, {"drakar": back(A, B)}, {}, A, "stays on a: app_source is b, which was rolled"),
         (B, None, MIXED, {}, B, "releases b (app_source) (cheetah is on c, drakar is on a)"),
-        # One host missed that it was released again.
-        (B, None, {"drakar": back(A, B), "cheetah": Served(B)}, {}, B, "releases b (app_source)"),
+        # Settings that were rolled back from, and no content.
+        (B, None, {"drakar": back(B, B), "cheetah": Served(C)}, {}, B, "releases b (app_source)"),
         # To keep the content.
         (B, on(A), HOSTS, {"stay": True}, A, "stays on a: app_source is b; pyinfra … --data rel"),
         (A, on(A), HOSTS, {"stay": True}, A, "stays on a: app_source is what it serves"),
@@ -109,6 +116,8 @@ def test_the_rule(
         (None, {}, {"stay": True}),
         (None, MIXED, {"stay": True}),
         (None, {"drakar": back(A, B), "cheetah": Served(C)}, {}),
+        # One host missed the roll-back, or that it was released again.
+        (None, {"drakar": back(A, B), "cheetah": Served(B)}, {}),
     ],
 )
 def test_where_nobody_knows_on_what_to_stay_it_is_to_be_named(
@@ -121,7 +130,7 @@ def test_where_nobody_knows_on_what_to_stay_it_is_to_be_named(
 # --- What Consul keeps -----------------------------------------------------------------
 
 
-def kept(*steps: tuple[Content, tuple[Content, ...]]) -> Record:
+def record_of(*steps: tuple[Content, tuple[Content, ...]]) -> Record:
     """What is known after a fleet was put to these, one after the other, from those."""
     value: dict[str, Any] = {}
     for to, refused in steps:
@@ -132,19 +141,39 @@ def kept(*steps: tuple[Content, tuple[Content, ...]]) -> Record:
 
 
 def test_what_was_rolled_back_from_is_kept_until_it_is_released() -> None:
-    assert kept((B, ()), (A, (B,))).refused == (B,)
-    assert kept((B, ()), (A, (B,)), (C, ()), (A, (C,))).refused == (B, C)
-    assert kept((B, ()), (A, (B,)), (B_AGAIN, ())).refused == ()
-    assert kept((B, ()), (A, (B,)), (A, ())).on == (A,)
+    assert record_of((B, ()), (A, (B,))).refused == (B,)
+    assert record_of((B, ()), (A, (B,)), (C, ()), (A, (C,))).refused == (B, C)
+    assert record_of((B, ()), (A, (B,)), (B_AGAIN, ())).refused == ()
+    assert record_of((B, ()), (A, (B,)), (A, ())).on == (A,)
 
 
 def test_settings_alone_that_were_rolled_back_refuse_no_content() -> None:
-    assert kept((B, ()), (B, (B,))).refused == ()
+    assert record_of((B, ()), (B, (B,))).refused == ()
+
+
+def test_a_roll_back_that_failed_is_over_whatever_a_host_is_left_on() -> None:
+    hosts = {"drakar": back(A, B), "cheetah": Served(B), "ormen": Served(B)}
+    assert decide(B, on(B, refused=(C,)), hosts).content == A
+    value = merged({"on": [B.as_dict()], "refused": [C.as_dict()], "since": EARLY}, [], [])
+    found = Record.parse(json.dumps(value))
+    assert found
+    assert found.since > LATE
+    assert (found.on, found.refused) == ((B,), (C,))
+    assert decide(B, found, hosts).content == B
+
+
+def test_it_counts_when_a_roll_back_began() -> None:
+    """On a host that was lost in the middle of it, it may end long after the others."""
+    a = {"release": "a", "sources": "x", "requirements": ""}
+    switch = {"generation": "a-1", "began": EARLY, "since": LATE, "left": [B.as_dict()]}
+    found = served("a-1", a, switch)
+    assert found
+    assert (found.since, found.left) == (EARLY, (B,))
 
 
 def test_the_latest_are_kept() -> None:
     many = [Content(str(number), f"{number}.") for number in range(REFUSED + 5)]
-    found = kept(*[(A, (each,)) for each in many])
+    found = record_of(*[(A, (each,)) for each in many])
     assert found.refused == tuple(many[5:])
 
 
@@ -167,6 +196,105 @@ def test_a_host_that_is_down_changes_nothing_about_what_the_fleet_was_put_to(
         pyinfra=SimpleNamespace(connected=connected, failed=failed),
     )
     assert application._is_whole(run, "shop") == whole
+
+
+# --- What a run asks --------------------------------------------------------------------
+
+
+class Run:
+    """A run over the hosts of a fleet, each of which looks as it is said here; ``out`` are those
+    that --limit leaves out."""
+
+    def __init__(
+        self, folder: Path, states: Mapping[str, HostState], out: Set[str] = frozenset()
+    ) -> None:
+        (folder / "shop").mkdir()
+        (folder / "shop/server.py").write_text("new")
+        data = {**DEMO, "app_source": str(folder / "shop"), "app_ini": str(APP_INI)}
+        data = {**data, "app_name": "shop", "app_requirements": None, "instances": {"a": 1}}
+        groups = frozenset({"consul_servers", "app_servers"})
+        hosts = [InventoryHost(name, groups, data) for name in states]
+        addresses = {name: f"10.0.0.{number}" for number, name in enumerate(states, 1)}
+        self.fleet = build(hosts, (), (), lambda host: addresses[host.name])
+        self.pyinfra: Any = SimpleNamespace(connected={*states} - out, failed=set(), typed={})
+        self.state_of = states.__getitem__
+        self._out = out
+        self._made: dict[Any, Any] = {}
+
+    @property
+    def head(self) -> Content:
+        return read(self.fleet.hosts[0].settings).content
+
+    def once(self, make: Callable[[Any], Any]) -> Any:
+        if make is resolution._ask_left_out:
+            return [(self.fleet.host(name), self.state_of(name)) for name in self._out]
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
+
+    def of(self, name: str) -> Here:
+        run: Any = self
+        return Here(run, self.fleet.host(name))
+
+
+def on_a_server(content: Content, **known: Any) -> HostState:
+    """A host with a Consul server that has data."""
+    made = {"release": content.release, "sources": content.digest, "requirements": ""}
+    found = HostState(consul_raft="yes", current_generation="g", generations={"g": made})
+    return replace(found, **known)
+
+
+def text(record: Record) -> str:
+    on, refused = ([each.as_dict() for each in all_] for all_ in (record.on, record.refused))
+    return json.dumps({"on": on, "refused": refused, "since": record.since})
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (lambda head: {}, ""),
+        (lambda head: {"shop": text(on(A))}, ""),
+        (lambda head: {"shop": text(on(A, refused=(head,)))}, "the same command again"),
+        (lambda head: None, "no Consul server can say"),
+    ],
+)
+def test_a_consul_that_could_not_be_asked_before_is_asked_again(
+    now: Callable[[Content], Any],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(tmp_path, {name: on_a_server(A) for name in ("drakar", "cheetah")})
+    monkeypatch.setattr(kept, "contents", lambda hosts: now(run.head))
+    monkeypatch.setattr(kept, "find", lambda hosts, content, template: SimpleNamespace(content=A))
+    assert run.once(decided._decide)
+    found = decided.mistaken(run.of("drakar"))
+    assert expected in found if expected else not found
+
+
+@pytest.mark.parametrize(
+    "known", [{"consul_raft": ""}, {"consul_contents": {}}, {"consul_contents": {"shop": "?"}}]
+)
+def test_one_that_could_or_is_new_is_not(
+    known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, {name: on_a_server(A, **known) for name in ("drakar", "cheetah")})
+    monkeypatch.delattr(kept, "contents")
+    assert not decided.mistaken(run.of("drakar"))
+
+
+def test_a_roll_back_that_consul_was_not_told_of_is_known_to_hosts_that_limit_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: dict[str, HostState] = {"drakar": HostState(), "cheetah": HostState()}
+    run = Run(tmp_path, states, out={"drakar"})
+    left = {"generation": "g", "since": LATE, "left": [run.head.as_dict()]}
+    states["drakar"] = replace(on_a_server(A), last_switch=left)
+    states["cheetah"] = HostState(consul_contents={"shop": text(on(run.head))})
+    monkeypatch.setattr(kept, "find", lambda hosts, content, template: SimpleNamespace(content=A))
+    (found,) = run.once(decided._decide).values()
+    assert found.release.content == A
+    assert found.told.startswith("stays on a: app_source is ")
 
 
 # --- Several applications ------------------------------------------------------------

@@ -37,9 +37,8 @@ def parser() -> argparse.ArgumentParser:
     one = command("switch", "let a release serve; the one before goes on if it does not come up")
     one.add_argument("generation", metavar="RELEASE", help="as `list` names it")
     one.add_argument("--keep", type=int, default=5, help="how many releases stay (default: 5)")
-    one.add_argument(
-        "--undo", action="store_true", help="what serves now was a mistake: forget that it did"
-    )
+    undo = "what serves now was a mistake: forget that it did"
+    one.add_argument("--undo", action="store_true", help=undo)
     one.add_argument("--back", action="store_true", help="what serves now is rolled back from")
     one.add_argument(
         "--without-consul", action="store_true", help="do not wait for what Consul reports"
@@ -55,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="so many are allowed to (default: 0)",
     )
-    command("stop", "take the application out of service")
+    one = command("stop", "take the application out of service")
+    one.add_argument("--undo", action="store_true", help=undo)
     one = command("remove", "remove what belongs to the application; it must be out of service")
     one.add_argument("--keep-data", dest="purge", action="store_false", help="keep its releases")
     text = "write down whose this host is, and what on it is the fleet's"

@@ -30,7 +30,7 @@ def status(consul: Consul) -> dict[str, Any]:
             "leader": leader,
             "peers": consul.get("/v1/status/peers") or [],
             "fleet": _fleet(consul),
-            "contents": _contents(consul) if leader else {},
+            "contents": _contents(consul) if leader else None,
         }
     except UnavailableError as error:
         return {"problem": str(error)}
@@ -45,7 +45,7 @@ def agent(consul: Consul) -> dict[str, Any]:
         found: dict[str, Any] = {
             "leader": leader,
             "fleet": _fleet(consul),
-            "contents": _contents(consul) if leader else {},
+            "contents": _contents(consul) if leader else None,
         }
     except UnavailableError as error:
         return {"problem": str(error), "refused": error.status == 403}
@@ -64,14 +64,15 @@ def _fleet(consul: Consul) -> str:
         raise
 
 
-def _contents(consul: Consul) -> dict[str, str]:
-    """Of each service, as lock_session.py wrote it; nothing where that is not known."""
+def _contents(consul: Consul) -> dict[str, str] | None:
+    """Of each service, as lock_session.py wrote it; None where nobody can tell."""
     at = consul.access.keys + CONTENTS
     try:
-        entries = consul.get(f"/v1/kv/{at}?recurse")
+        # A server that was just restarted knows nothing yet, and does not say so otherwise.
+        entries = consul.get(f"/v1/kv/{at}?recurse&consistent")
     except UnavailableError as error:
         if error.status in (404, 500):
-            return {}
+            return {} if error.status == 404 else None
         raise
     return {
         each["Key"][len(at) :]: b64decode(each["Value"] or "").decode(errors="replace")

@@ -52,6 +52,7 @@ def merged(before: Message, on: list[Message], refused: list[Message]) -> Messag
     """What is kept of a service: the contents that it was put ``on``, each with its ``release``,
     and those that were ``refused`` since, because it was rolled back from them.
 
+    :param on: nothing where it is on what it was ``before``: what hosts noted earlier is over
     :param refused: more of these
     """
 
@@ -59,6 +60,7 @@ def merged(before: Message, on: list[Message], refused: list[Message]) -> Messag
         return str(each["content"] or each["release"])  # of a version before 0.3
 
     known = {key(each): each for each in [*before.get("refused", []), *refused]}
+    on = on or before["on"]
     for each in on:
         known.pop(key(each), None)
     return {"on": on, "refused": list(known.values())[-REFUSED:], "since": now()}
@@ -283,7 +285,9 @@ class Lock:
         def write() -> bool:
             written: Message = {RELEASES + service: to for service, to in releases.items()}
             for service, said in (contents or {}).items():
-                written[CONTENTS + service] = merged(self.keys.value(CONTENTS + service), **said)
+                before = self.keys.value(CONTENTS + service)
+                if said["on"] or before.get("on"):
+                    written[CONTENTS + service] = merged(before, **said)
             steps = [
                 {"Verb": "set", "Key": at + key, "Value": encoded(to)}
                 for key, to in written.items()

@@ -8,14 +8,17 @@ from . import ownership, store, systemd, units
 from .says import say
 
 
-def stop(app: str) -> None:
+def stop(app: str, undo: bool = False) -> None:
     """Out of the catalog first, then out of service; requests in flight finish.
 
     A uWSGI server that is told to stop deregisters, goes on serving for its ``drain``
     seconds and then finishes. Its socket is closed before, else the next connection would
     start it again; it goes on listening by itself meanwhile.
+
+    :param undo: what serves now was a mistake: this host forgets that it served
     """
     ownership.expect(app)
+    mistake = store.current(app) if undo else None
     services = running(app)
     # First: an interruption must not leave something that a boot starts again.
     store.pointer(app).unlink(missing_ok=True)
@@ -25,6 +28,8 @@ def stop(app: str) -> None:
     units.remove_unused(app)
     systemd.systemctl("daemon-reload")
     (store.folder(app) / "current").unlink(missing_ok=True)
+    if mistake:
+        store.forget(mistake)
     say(f"{app}: out of service ({len(services)} instances stopped)")
 
 

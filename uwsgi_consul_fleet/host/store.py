@@ -179,20 +179,39 @@ def history(app: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def record(release: Release, back: bool = False) -> None:
-    """Note that this one serves now; :param back: the one before was rolled back from"""
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def record(release: Release, back: bool = False, began: str = "") -> None:
+    """Note that this one serves now.
+
+    :param back: the one before was rolled back from
+    :param began: when that was asked for; a host that nobody reaches any more may end it late
+    """
     entry: dict[str, Any] = {
         "generation": release.generation,
         "release": release.release,
-        "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "since": now(),
     }
     before = history(release.app)
     if back:
-        entry["back"] = True
+        entry.update(back=True, began=began or entry["since"])
         entry["left"] = [
             each for each in _left(release.app, before) if each["generation"] != release.generation
         ]
+    elif before and "left" in before[-1] and _has_content_of(release, before[-1]["generation"]):
+        # With other settings it is still what was gone back to. Today's return with a change.
+        entry["began"] = before[-1].get("began") or before[-1]["since"]
+        entry["left"] = [{**each, "settings": ""} for each in before[-1]["left"]]
     _write_history(release.app, [*before, entry][-200:])
+
+
+def _has_content_of(release: Release, generation: str) -> bool:
+    if generation not in generations(release.app):
+        return False
+    other = load(release.app, generation)
+    return (release.content or release.release) == (other.content or other.release)
 
 
 def _left(app: str, entries: list[dict[str, Any]]) -> list[dict[str, str]]:

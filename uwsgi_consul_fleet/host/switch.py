@@ -32,6 +32,7 @@ def switch(
     :param without_consul: do not wait for what Consul reports
     :raises ReleaseError: where it does not come up; what served before still does
     """
+    began = store.now()
     new, old = store.load(app, generation), store.current(app)
     if old and not store.has_served(old):  # the power failed when it had just taken over
         store.record(old)
@@ -55,7 +56,7 @@ def switch(
         if undo and old:
             store.forget(old)
         else:
-            store.record(new, back)
+            store.record(new, back, began)
         store.prune(app, keep)
         units.remove_unused(app)
     except (ReleaseError, OSError) as error:  # it serves all the same

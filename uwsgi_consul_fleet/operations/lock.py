@@ -7,7 +7,7 @@ that would show in the results; :func:`require` is one, for what must not go on 
 import atexit
 import signal
 from collections import defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from threading import Lock as Mutex
 from typing import Any
 
@@ -238,9 +238,12 @@ def missing(here: Here) -> str:
 
 
 @operation()
-def require(here: Here) -> Generator[Any, None, None]:
-    """Fail the host where the run cannot acquire the lock, now that Consul runs."""
-    if here.run.pyinfra.is_executing and (reason := missing(here)):
+def require(here: Here, mistaken: Callable[[Here], str]) -> Generator[Any, None, None]:
+    """Fail the host where the run cannot acquire the lock, now that Consul runs.
+
+    :param mistaken: why it can't go on with it either, or ''
+    """
+    if here.run.pyinfra.is_executing and (reason := missing(here) or mistaken(here)):
         yield fail(f"{here.me.name}: the application was left as it is: {reason}")
     else:
         host.noop("this run holds the lock")

@@ -62,7 +62,7 @@ class HostState:
 
     ``python`` is '' where there is none. Of a Consul server, ``consul_problem`` says why its agent
     could not be asked, ``consul_fleet`` whose its cluster is, as it lies there, and
-    ``consul_contents`` what it knows of each service (releases/rule.py).
+    ``consul_contents`` what it knows of each service (releases/rule.py), None where it can't tell.
     Of an agent that was there before us, ``consul_problem`` says the same, ``consul_refused`` that
     it answered, and ``consul_node`` what it calls the host, where it may tell.
     ``applications`` are those that are here, with their ports, and ``ids`` what those that serve
@@ -105,7 +105,7 @@ class HostState:
     consul_peers: tuple[str, ...] = ()
     consul_problem: str = ""
     consul_fleet: str = ""
-    consul_contents: Mapping[str, str] = field(default_factory=dict)
+    consul_contents: Mapping[str, str] | None = None
     consul_node: str = ""
     consul_refused: bool = False
     belongings: Belongings = field(default_factory=Belongings)
@@ -237,7 +237,7 @@ def note_consul(found: HostState, answer: str) -> None:
         found.consul_peers = tuple(status.get("peers", ()))
         found.consul_problem = status.get("problem", "")
         found.consul_fleet = status.get("fleet", "")
-        found.consul_contents = status.get("contents", {})
+        found.consul_contents = status.get("contents")
         found.consul_node = status.get("node", "")
         found.consul_refused = status.get("refused", False)
 

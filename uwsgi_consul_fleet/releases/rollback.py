@@ -176,6 +176,7 @@ def _switch_all(
 ) -> set[str]:
     """One roll-out for each application; returns the hosts that may fail and did."""
     problems, back, missed = [], {}, set[str]()
+    contents: dict[str, Any] = {}
     for app, release in _wanted(chosen).items():
         rollout = Rollout(fleet.serving(app))
         its = {t.found.host.name: t for t in chosen if t.found.host.settings.app_name == app}
@@ -186,6 +187,8 @@ def _switch_all(
         missed |= rollout.missed
         if rollout.stopped:
             problems.append(f"the roll-back of {app} stopped {rollout.stopped}")
+            if fleet.serving(app)[0].settings.on_failure == "rollback":
+                contents[app] = {"on": [], "refused": []}  # as before, whatever a host is left on
         else:
             back[app] = release
     changed = {
@@ -195,7 +198,7 @@ def _switch_all(
     } - missed
     told = {"changed": sorted(changed), "failed": sorted(missed), "detail": "\n".join(problems)}
     outcome = "failed" if problems else "ok"
-    known = {"releases": back, "contents": _contents(chosen, back)}
+    known = {"releases": back, "contents": contents | _contents(chosen, back)}
     try:
         if not lock.held or not _write_down(lock, known, outcome, told, without_consul):
             _keep(fleet, known, lock.untaken(outcome, **told))

@@ -46,7 +46,7 @@ class Step:
             if self.before:
                 fine = self.switch(self.before, "--undo")
             else:
-                fine = self.execute(["stop", self.app])
+                fine = self.execute(["stop", self.app, "--undo"])
         except UnreachableError as error:
             self.log(str(error))
             fine = False

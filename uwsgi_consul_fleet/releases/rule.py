@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Served:
-    """What a host serves; where roll-backs brought it there, what it ``left``, and since when."""
+    """What a host serves; where roll-backs brought it there, what it ``left``, and when."""
 
     content: Content
     left: tuple[Content, ...] = ()
@@ -82,7 +82,7 @@ def served(
     if last_switch.get("generation") != generation:
         return Served(content)
     left = tuple(Content.parse(each) for each in last_switch.get("left", ()))
-    return Served(content, left, last_switch.get("since", ""))
+    return Served(content, left, last_switch.get("began") or last_switch.get("since", ""))
 
 
 class Decision(NamedTuple):
@@ -149,8 +149,9 @@ def _put_to(
     hosts = list(serving.values())
     served = [each.content for each in hosts]
     if record is None:
-        left = (each for host in hosts for each in host.left)
-        return _one(served), tuple(each for each in left if not each.is_in(served))
+        # Also where a host that missed the roll-back serves it still.
+        left = (one for host in hosts for one in host.left if not one.is_in([host.content]))
+        return _one(served), tuple(left)
     # A roll-back that Consul was not told of, because it did not answer.
     back = [
         each

@@ -13,6 +13,7 @@ from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import resolution
+from uwsgi_consul_fleet.operations.applications.decided import mistaken as mistaken
 from uwsgi_consul_fleet.operations.applications.decided import prepare as prepare
 from uwsgi_consul_fleet.operations.applications.dependencies import bring as bring
 from uwsgi_consul_fleet.operations.applications.package import Package
@@ -30,7 +31,16 @@ from uwsgi_consul_fleet.releases.rollout import Step
 HERE = Path(__file__).parent
 LISTENING = UnitState("active", "enabled")
 
-__all__ = ["bring", "install", "prepare", "refuse_what_is_taken", "retire", "settle", "switch"]
+__all__ = [
+    "bring",
+    "install",
+    "mistaken",
+    "prepare",
+    "refuse_what_is_taken",
+    "retire",
+    "settle",
+    "switch",
+]
 
 
 def refuse_what_is_taken(here: Here) -> None:

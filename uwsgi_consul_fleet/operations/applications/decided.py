@@ -57,19 +57,51 @@ def prepare(here: Here) -> Package | None:
     return package
 
 
+def mistaken(here: Here) -> str:
+    """Why what was decided does not hold, now that the lock is held, or '': a Consul that could not
+    be asked before may know better."""
+    run, source = here.run, _source(here.me)
+    if run.once(_records) is not None:
+        return ""
+    try:
+        before, now = (run.once(decide)[source].release for decide in (_decide, _decide_again))
+    except DeployError as error:
+        return str(error)
+    if before.content.digest == now.content.digest:
+        return ""
+    return "Consul, which could not be asked before, knows better; the same command again asks it"
+
+
 def _decide(run: Run) -> Mapping[Source, Decided]:
-    by_source: dict[Source, list[Host]] = defaultdict(list)
+    by_source, records = _by_source(run), run.once(_records)
+    found = _decisions(run, by_source, records or {})
+    _tell(found, by_source, run)
+    return found
+
+
+def _decide_again(run: Run) -> Mapping[Source, Decided]:
+    contents = kept.contents(run.fleet.asked)
+    if contents is None:
+        raise DeployError("no Consul server can say what was released before")
+    return _decisions(run, _by_source(run), _parsed(contents))
+
+
+def _by_source(run: Run) -> Mapping[Source, list[Host]]:
+    found: dict[Source, list[Host]] = defaultdict(list)
     for each in run.fleet.app_servers:
         if each.instances and each.name in run.pyinfra.connected:
-            by_source[_source(each)].append(each)
+            found[_source(each)].append(each)
+    return found
+
+
+def _decisions(
+    run: Run, by_source: Mapping[Source, list[Host]], records: Mapping[str, Record | None]
+) -> Mapping[Source, Decided]:
     heads = {source: read(hosts[0].settings) for source, hosts in by_source.items()}
-    records = _records(run)
-    found = {
+    return {
         source: _decided(run, hosts, heads, records.get(hosts[0].settings.app_name))
         for source, hosts in by_source.items()
     }
-    _tell(found, by_source, run)
-    return found
 
 
 def _source(me: Host) -> Source:
@@ -103,7 +135,7 @@ def _decided(
         content, told, refused = decide(
             head.content,
             record,
-            _serving(run, hosts, record),
+            _serving(run, hosts),
             named=named,
             stay=stay,
             typed=heads[_source(me)].name if several else "",
@@ -127,15 +159,12 @@ def is_meant(typed: str, app_name: str, heads: Mapping[Source, Release]) -> bool
     return not called_so or app_name in called_so
 
 
-def _serving(run: Run, hosts: Sequence[Host], record: Record | None) -> dict[str, Served]:
-    """What hosts with one source serve; where Consul knows nothing those too that --limit leaves
-    out."""
-    states = {each.name: run.state_of(each.name) for each in hosts}
-    if record is None:
-        its, source = resolution.left_out(run, hosts[0].settings.app_name), _source(hosts[0])
-        states |= {
-            name: each for name, each in its.items() if _source(run.fleet.host(name)) == source
-        }
+def _serving(run: Run, hosts: Sequence[Host]) -> dict[str, Served]:
+    """What hosts with one source serve, those too that --limit leaves out: a roll-back that Consul
+    was not told of is known to them alone."""
+    its, source = resolution.left_out(run, hosts[0].settings.app_name), _source(hosts[0])
+    states = {name: each for name, each in its.items() if _source(run.fleet.host(name)) == source}
+    states |= {each.name: run.state_of(each.name) for each in hosts}
     found = {name: _served(each) for name, each in states.items()}
     return {name: each for name, each in found.items() if each}
 
@@ -177,17 +206,20 @@ def _who_has_it(run: Run, app_name: str, content: Content) -> list[Host]:
     return those(inside) or those(resolution.left_out(run, app_name))
 
 
-def _records(run: Run) -> dict[str, Record | None]:
-    """What Consul knows of each application, from the first agent that follows a leader."""
-    for each in run.fleet.asked:
-        if each.name in run.pyinfra.connected:
-            known = run.state_of(each.name)
-            if known.consul_leader:
-                return _parsed(known.consul_contents)
+def _records(run: Run) -> dict[str, Record | None] | None:
+    """What Consul knows of each application, from the first agent that can tell; None where there
+    is a Consul, and none of them can."""
+    asked = [each for each in run.fleet.asked if each.name in run.pyinfra.connected]
+    for each in asked:
+        contents = run.state_of(each.name).consul_contents
+        if contents is not None:
+            return _parsed(contents)
     left_out = ownership.left_out(run)
     if others := [each for each in run.fleet.asked if each.name in left_out]:
-        return _parsed(kept.contents(others))
-    return {}
+        contents = kept.contents(others)
+        return None if contents is None else _parsed(contents)
+    is_new = run.fleet.brings_consul and not any(run.state_of(x.name).consul_raft for x in asked)
+    return {} if is_new else None
 
 
 def _parsed(texts: Mapping[str, str]) -> dict[str, Record | None]:

@@ -26,10 +26,10 @@ from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 
-def contents(hosts: Iterable[Host]) -> dict[str, str]:
-    """What Consul knows of each service, from the first of their agents that follows a leader."""
+def contents(hosts: Iterable[Host]) -> dict[str, str] | None:
+    """What Consul knows of each service, from the first of their agents that can tell."""
     answers = (ask(each, "consul", "status" if each.brings_consul else "agent") for each in hosts)
-    return next((each["contents"] for each in answers if each.get("leader")), {})
+    return next((each["contents"] for each in answers if each.get("contents") is not None), None)
 
 
 def find(hosts: Sequence[Host], content: Content, template: Path) -> Release | None:
