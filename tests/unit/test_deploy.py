@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import tarfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,8 @@ from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import _read, made_by, read
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError, inventory_file, refuse_own_order
-from uwsgi_consul_fleet.operations.state import FileState, UnitState, parse
+from uwsgi_consul_fleet.operations.state import FileState, UnitState, ask, parse
+from uwsgi_consul_fleet.ssh import connection
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +133,27 @@ def test_a_host_without_anything() -> None:
     assert found.uwsgi is None
     assert not found.files
     assert found.architecture == "arm64"
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_what_a_version_before_made_is_described_where_limit_leaves_its_host_out(
+    monkeypatch: pytest.MonkeyPatch, described: bool
+) -> None:
+    digests = {"release": "r1", "sources": "0a", "requirements": "1b"}
+
+    def run_script(connection: None, script: str, stdin: bytes) -> SimpleNamespace:
+        if "describe consul-demo-server r1-1a2b" not in script:
+            said = ['generation r1-1a2b {"release": "r1"}', 'generation r0-0000 {"release": "r0"}']
+            said.append("current_generation r1-1a2b")
+            return SimpleNamespace(stdout="\n".join(said).encode(), exit_code=0)
+        return SimpleNamespace(stdout=json.dumps(digests), exit_code=0 if described else 1)
+
+    monkeypatch.setattr(connection, "connect", lambda host: nullcontext())
+    monkeypatch.setattr(connection, "run_script", run_script)
+    found = ask(host_with())
+    assert found
+    expected = digests if described else {"release": "r1"}
+    assert found.generations == {"r1-1a2b": expected, "r0-0000": {"release": "r0"}}
 
 
 # --- What is rendered ---

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyinfra.api import Config, Inventory, State
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.lock_session import REFUSED, merged
@@ -17,6 +18,7 @@ from uwsgi_consul_fleet.operations.applications import application, decided, kep
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
 from uwsgi_consul_fleet.operations.applications.release import Release, read
+from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import HostState
 from uwsgi_consul_fleet.releases.rule import Content, Record, Served, decide, served
@@ -203,17 +205,24 @@ def test_a_host_that_is_down_changes_nothing_about_what_the_fleet_was_put_to(
 
 class Run:
     """A run over the hosts of a fleet, each of which looks as it is said here; ``out`` are those
-    that --limit leaves out."""
+    that --limit leaves out, ``blog`` those with another application than the shop."""
 
     def __init__(
-        self, folder: Path, states: Mapping[str, HostState], out: Set[str] = frozenset()
+        self,
+        folder: Path,
+        states: Mapping[str, HostState],
+        out: Set[str] = frozenset(),
+        blog: Set[str] = frozenset(),
+        **settings: Any,
     ) -> None:
-        (folder / "shop").mkdir()
-        (folder / "shop/server.py").write_text("new")
-        data = {**DEMO, "app_source": str(folder / "shop"), "app_ini": str(APP_INI)}
-        data = {**data, "app_name": "shop", "app_requirements": None, "instances": {"a": 1}}
-        groups = frozenset({"consul_servers", "app_servers"})
-        hosts = [InventoryHost(name, groups, data) for name in states]
+        data = {**DEMO, "app_ini": str(APP_INI), "app_requirements": None, "instances": {"a": 1}}
+        hosts = []
+        for name in states:
+            app = "blog" if name in blog else "shop"
+            (folder / app).mkdir(exist_ok=True)
+            (folder / app / "server.py").write_text(app)
+            its = {**data, "app_name": app, "app_source": str(folder / app), **settings}
+            hosts.append(InventoryHost(name, frozenset({"consul_servers", "app_servers"}), its))
         addresses = {name: f"10.0.0.{number}" for number, name in enumerate(states, 1)}
         self.fleet = build(hosts, (), (), lambda host: addresses[host.name])
         self.pyinfra: Any = SimpleNamespace(connected={*states} - out, failed=set(), typed={})
@@ -298,6 +307,37 @@ def test_a_roll_back_that_consul_was_not_told_of_is_known_to_hosts_that_limit_le
 
 
 # --- Several applications ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("current", "stays on a: "),
+        ("spring", "releases spring (app_source) over a"),
+        (None, "releases {head} (app_source) over a"),
+    ],
+)
+def test_a_name_that_is_typed_for_one_is_no_label_of_another(
+    label: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {name: on_a_server(A) for name in ("drakar", "cheetah")}
+    shop = Run(tmp_path, states).head.release
+    run = Run(tmp_path, states, blog={"cheetah"}, release=shop)
+    run.pyinfra.typed = {"release": shop}
+    run.pyinfra.untyped = lambda name: {"release": label}
+    monkeypatch.setattr(kept, "find", lambda hosts, content, template: SimpleNamespace(content=A))
+    found = {source[0]: each.told for source, each in run.once(decided._decide).items()}
+    assert found["shop"].startswith(f"releases {shop} (app_source) over a")
+    head = read(run.fleet.host("cheetah").settings).name
+    assert found["blog"].startswith(says.format(head=head))
+
+
+def test_what_is_typed_is_told_from_the_data_of_hosts_and_groups() -> None:
+    hosts, typed = (["drakar", ("cheetah", {"b": "own"})], {"a": "all", "b": "all"}), {"a": "typed"}
+    inventory = Inventory(hosts, override_data=typed, app_servers=(["drakar"], {"b": "group"}))
+    run = PyinfraRun(State(inventory, Config()))
+    assert run.untyped("drakar") == {"a": "all", "b": "group"}
+    assert run.untyped("cheetah") == {"a": "all", "b": "own"}
 
 
 @pytest.mark.parametrize(

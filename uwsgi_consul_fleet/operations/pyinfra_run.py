@@ -61,6 +61,11 @@ class PyinfraRun:
         found: Mapping[str, Any] = self._state.inventory.override_data
         return found
 
+    def untyped(self, name: str) -> Mapping[str, Any]:
+        """A host's data without what was typed."""
+        its = self.host(name)
+        return {**self._state.inventory.data, **its.group_data, **its.host_data}
+
     @property
     def is_executing(self) -> bool:
         """Whether operations are carried out; before that they are only prepared."""

@@ -8,8 +8,9 @@ them. So everything our operations compare with comes from a single fact, which
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,17 +280,22 @@ def read(target: Any, host: Host) -> HostState:
     if found.consul_problem == NOT_ASKED and found.python:
         words = asks(host) or "consul status"
         note_consul(found, target.get_fact(ConsulStatus, words, _stdin=stdin))
+    return _completed(found, partial(target.get_fact, Description, host.settings.app_name))
+
+
+def _completed(found: HostState, describe: Callable[[str], Mapping[str, Any]]) -> HostState:
+    """With the digests of what serves, where a version before 0.3 made it."""
     current = found.current_generation
     fields = found.generations.get(current, {})
     if "release" in fields and not content_of(fields):
-        about_it = {"app_name": host.settings.app_name, "generation": current}
-        found.generations[current] = target.get_fact(Description, **about_it)
+        found.generations[current] = describe(current) or fields
     return found
 
 
 def ask(host: Host) -> HostState | None:
     """How a host looks that pyinfra was told to leave out; None where it can't be asked."""
     # Only here: it takes as long to load as a host takes to tell of itself.
+    from uwsgi_consul_fleet.releases import releases
     from uwsgi_consul_fleet.ssh import connection as ssh
 
     try:
@@ -298,4 +304,5 @@ def ask(host: Host) -> HostState | None:
             result = ssh.run_script(connection, words, stdin)
     except UnreachableError:
         return None
-    return parse(result.stdout.decode(errors="replace").splitlines())
+    found = parse(result.stdout.decode(errors="replace").splitlines())
+    return _completed(found, partial(releases.ask, host, "describe", host.settings.app_name))

@@ -9,6 +9,7 @@ from pyinfra import logger
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.settings import parse
 from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.applications import kept, resolution
 from uwsgi_consul_fleet.operations.applications.dependencies import Supply
@@ -123,13 +124,12 @@ def _decided(
     :raises DeployError: where they should stay on what no host has
     """
     me = hosts[0]
-    app_name, label = me.settings.app_name, me.settings.release
-    head, typed = heads[_source(me)], run.pyinfra.typed.get("release")
+    app_name, head = me.settings.app_name, heads[_source(me)]
+    typed = str(run.pyinfra.typed.get("release") or CURRENT)
+    named = typed != CURRENT and is_meant(typed, app_name, heads)
+    label = me.settings.release if named or typed == CURRENT else _untyped(run, me)
     stay = label == CURRENT
-    named = bool(typed) and not stay and is_meant(str(typed), app_name, heads)
-    # What was typed for another application hides what this one's is called.
-    name = head.name if stay or (typed and not named) else label or head.name
-    head = replace(head, name=name)
+    head = replace(head, name=head.name if stay else label or head.name)
     several = len({source[0] for source in heads}) > 1
     try:
         content, told, refused = decide(
@@ -151,6 +151,15 @@ def _decided(
             "that lack it; nothing was changed"
         )
     return Decided(release, told, refused)
+
+
+def _untyped(run: Run, me: Host) -> str | None:
+    """What the release of an application is called where the name of another one was typed."""
+    release = run.pyinfra.untyped(me.name).get("release")
+    found = parse(me.name, {**me.data, "release": release})
+    if found.settings is None:
+        raise DeployError("\n".join(found.problems))
+    return found.settings.release
 
 
 def is_meant(typed: str, app_name: str, heads: Mapping[Source, Release]) -> bool:
