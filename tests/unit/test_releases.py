@@ -1,6 +1,7 @@
 """To which release a roll-back goes, and what a host keeps."""
 
 import json
+import os
 import socketserver
 import threading
 from dataclasses import replace
@@ -164,10 +165,14 @@ def test_the_latest_that_served_are_kept_and_what_they_need(srv: Path) -> None:
     store.point_to(store.load("shop", "r4-a"))
     store.record(store.load("shop", "r2-a"))
     installed(srv, "failed-a", venv="v9")
+    for path in (srv / "resolutions").iterdir():
+        os.utime(path, (0, 0))
+    (srv / "resolutions/of-a-deploy-that-goes-on").mkdir()
     store.prune("shop", keep=3)
     assert store.generations("shop") == ["r2-a", "r4-a", "r5-a"]
     assert sorted(path.name for path in (srv / "venvs").iterdir()) == ["v2", "v4", "v5"]
     resolved = sorted(path.name for path in (srv / "resolutions").iterdir())
+    assert resolved.pop(0) == "of-a-deploy-that-goes-on"
     assert resolved == ["resolved-v2", "resolved-v4", "resolved-v5"]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -281,6 +282,8 @@ def show(app: str) -> None:
 
 # --- Removal -------------------------------------------------------------------------
 
+FRESH = 3600  # seconds in which a release may be on its way that needs the wheels
+
 
 def discard(release: Release) -> None:
     """Remove a release that never served."""
@@ -309,5 +312,6 @@ def _remove_unused(app: str) -> None:
     used |= {load(app, generation).resolution for generation in generations(app)}
     for kind in ("venvs", "resolutions"):
         for place in (folder(app) / kind).glob("[!.]*"):
-            if place.name not in used:
+            fresh = kind == "resolutions" and time.time() - place.stat().st_mtime < FRESH
+            if place.name not in used and not fresh:
                 shutil.rmtree(place, ignore_errors=True)

@@ -46,6 +46,8 @@ install() {
 
 if [ "$environment" != - ]; then
     if [ ! -e "$venv/complete" ]; then
+        [ -z "$4" ] || [ -e "$resolved/requirements.txt" ] ||
+            fail "the application's dependencies are gone from $resolved: deploy again"
         # A virtual environment knows its own path: it is made in place and marked at the end.
         "$python" -m venv "$venv" || fail "no virtual environment in $venv"
         [ -z "$wheels" ] || install "$wheels"/*.whl

@@ -1,0 +1,79 @@
+"""What shell scripts do on a host, here in a temporary folder; tests/lab has real hosts."""
+
+import base64
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+
+SCRIPTS = ROOT / "uwsgi_consul_fleet"
+APPLICATIONS = SCRIPTS / "operations/applications"
+
+
+def run(
+    host: Path, script: str, *words: str, stdin: bytes = b"", **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """:param host: a folder in which it finds what else is /srv, /run and /var/tmp"""
+    for place in ("/srv", "/run", "/var/tmp"):
+        (host / place[1:]).mkdir(parents=True, exist_ok=True)
+        script = script.replace(f"{place}/", f"{host}{place}/")
+    result = subprocess.run(
+        ["/bin/sh", "-c", script, "script", *words],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return subprocess.CompletedProcess(
+        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
+    )
+
+
+def packed(**files: str) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:") as opened:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            opened.addfile(member, io.BytesIO(text.encode()))
+    return archive.getvalue()
+
+
+def install(host: Path, resolution: str) -> "subprocess.CompletedProcess[str]":
+    stdin = subprocess.run(["gzip"], input=packed(**{"release.json": "{}"}), stdout=-1, check=True)
+    words = ("shop", "r1", "v1", resolution, "/none/plugin.so", sys.executable, "")
+    script = (APPLICATIONS / "install.sh").read_text()
+    return run(host, script, *words, stdin=base64.b64encode(stdin.stdout))
+
+
+def test_no_environment_is_made_of_dependencies_that_are_gone(tmp_path: Path) -> None:
+    gone = install(tmp_path, "0123/cp311")
+    assert gone.returncode == 1
+    assert "dependencies are gone" in gone.stderr
+    assert not [*(tmp_path / "srv/shop/venvs").iterdir()]
+    assert not [*(tmp_path / "srv/shop/releases").iterdir()]
+    there = tmp_path / "srv/shop/resolutions/0123/cp311"
+    there.mkdir(parents=True)
+    (there / "requirements.txt").touch()
+    assert install(tmp_path, "0123/cp311").returncode == 0
+    assert (tmp_path / "srv/shop/releases/r1/release.json").exists()
+
+
+@pytest.mark.parametrize("cut", ["", "requirements.txt", "wheels/b.whl"])
+def test_dependencies_that_did_not_arrive_whole_are_not_kept(tmp_path: Path, cut: str) -> None:
+    files = {"wheels/a.whl": "a", "requirements.txt": "a==1\nb==1\n", "wheels/b.whl": "b"}
+    files.pop(cut, None)
+    script = "".join(
+        (APPLICATIONS / f"{name}.sh").read_text() for name in ("resolution", "receive")
+    )
+    stdin = base64.b64encode(packed(**files))
+    result = run(tmp_path, script, "shop", "0123", "cp311", stdin=stdin)
+    kept = tmp_path / "srv/shop/resolutions/0123/cp311"
+    assert (result.returncode, kept.exists()) == ((1, False) if cut else (0, True)), result.stderr
+    if cut:
+        assert "did not arrive whole" in result.stderr
