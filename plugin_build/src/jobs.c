@@ -104,7 +104,8 @@ void consul_jobs_withhold(void) {
 void consul_jobs_cycle(void) {
     struct uwsgi_cron **last_cron = &uwsgi.crons;
     struct uwsgi_daemon **last_daemon = &uwsgi.daemons;
-    if (!is_held() || !jobs.lock || is_locked(jobs.lock))
+    if (!is_held() || !jobs.lock || uwsgi_instance_is_dying || uwsgi_instance_is_reloading ||
+        is_locked(jobs.lock))
         return;
     while (*last_cron)
         last_cron = &(*last_cron)->next;

@@ -3,15 +3,18 @@
 import json
 import os
 import socketserver
+import subprocess
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.host import health, store, units
+from uwsgi_consul_fleet.host import health, store, switch, units
+from uwsgi_consul_fleet.host.says import ReleaseError
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
@@ -141,6 +144,46 @@ def test_a_host_knows_which_one_serves(srv: Path) -> None:
     assert found.generation == "r2-a"
     assert (srv / "current").resolve().name == "r2-a"
     assert "Service=%N@r2-a.service" in store.pointer("shop").read_text()
+
+
+def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
+    srv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, held = srv.parent / "lock", []
+    old, new = (installed(srv, name) for name in ("r1-a", "r2-a"))
+    store.point_to(old)
+
+    def is_held() -> bool:
+        with lock.open() as file:
+            return (
+                subprocess.run(
+                    ["flock", "-n", str(file.fileno())], pass_fds=[file.fileno()]
+                ).returncode
+                == 1
+            )
+
+    def start(units: list[str], seconds: float) -> None:
+        held.append(("start", is_held()))
+        if units == new.services:
+            raise ReleaseError("not ready")
+
+    monkeypatch.setattr(switch, "SIDE_BY_SIDE", lock)
+    monkeypatch.setattr(switch, "units", Mock(closed_ports=lambda _: []))
+    monkeypatch.setattr(switch, "health", Mock())
+    monkeypatch.setattr(switch, "_try", Mock())
+    monkeypatch.setattr(switch.retire, "running", lambda _: old.services)
+    stopped = Mock(side_effect=lambda _: held.append(("stop", is_held())))
+    monkeypatch.setattr(switch, "systemd", Mock(start=start, abandon=stopped, stop=stopped))
+    with pytest.raises(ReleaseError, match="not ready"):
+        switch.switch(Mock(), "shop", "r2-a", keep=2, without_consul=True)
+    assert held == [
+        ("stop", False),
+        ("start", True),
+        ("stop", True),
+        ("start", True),
+        ("stop", True),
+    ]
+    assert not is_held()
 
 
 def test_a_port_keeps_the_address_at_which_it_was_opened(tmp_path: Path) -> None:
