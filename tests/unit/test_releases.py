@@ -219,6 +219,23 @@ def test_the_latest_that_served_are_kept_and_what_they_need(srv: Path) -> None:
     assert resolved == ["resolved-v2", "resolved-v4", "resolved-v5"]
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"release": 1, "node": "a", "instances": [1]}'])
+def test_a_damaged_release_is_in_nobodys_way(
+    srv: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("r1-a", "r2-a"):
+        store.record(installed(srv, name))
+    new = store.load("shop", "r2-a")
+    store.point_to(new)
+    (srv / "releases/r1-a/release.json").write_text(text)
+    assert store.first_ids(new) == []
+    store.prune("shop", keep=2)
+    store.show("shop")
+    assert [row["release"] for row in json.loads(capsys.readouterr().out)] == ["r2"]
+    with pytest.raises(ReleaseError, match=r"r1-a/release.json can't be read"):
+        store.load("shop", "r1-a")
+
+
 def test_an_unknown_release_is_an_error_that_lists_what_is_there(srv: Path) -> None:
     installed(srv, "r1-a")
     with pytest.raises(Exception, match="no release r2 on this host; there is: r1-a"):
