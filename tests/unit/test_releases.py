@@ -236,6 +236,23 @@ def test_a_damaged_release_is_in_nobodys_way(
         store.load("shop", "r1-a")
 
 
+def test_a_removal_that_is_cut_short_leaves_no_half_release(
+    srv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = installed(srv, "r1-a")
+
+    def cut(path: Path, **_: bool) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(store.shutil, "rmtree", cut)
+        store.discard(release)
+    assert [*(srv / "releases").glob("[!.]*")] == []
+    store.discard(installed(srv, "r1-a"))
+    assert [*(srv / "releases").iterdir()] == []
+
+
 def test_an_unknown_release_is_an_error_that_lists_what_is_there(srv: Path) -> None:
     installed(srv, "r1-a")
     with pytest.raises(Exception, match="no release r2 on this host; there is: r1-a"):

@@ -44,15 +44,17 @@ def packed(**files: str) -> bytes:
     return archive.getvalue()
 
 
-def install(host: Path, resolution: str) -> "subprocess.CompletedProcess[str]":
+def install(
+    host: Path, resolution: str = "", environment: str = "-"
+) -> "subprocess.CompletedProcess[str]":
     stdin = subprocess.run(["gzip"], input=packed(**{"release.json": "{}"}), stdout=-1, check=True)
-    words = ("shop", "r1", "v1", resolution, "/none/plugin.so", sys.executable, "")
+    words = ("shop", "r1", environment, resolution, "/none/plugin.so", sys.executable, "")
     script = (APPLICATIONS / "install.sh").read_text()
     return run(host, script, *words, stdin=base64.b64encode(stdin.stdout))
 
 
 def test_no_environment_is_made_of_dependencies_that_are_gone(tmp_path: Path) -> None:
-    gone = install(tmp_path, "0123/cp311")
+    gone = install(tmp_path, "0123/cp311", "v1")
     assert gone.returncode == 1
     assert "dependencies are gone" in gone.stderr
     assert not [*(tmp_path / "srv/shop/venvs").iterdir()]
@@ -60,8 +62,16 @@ def test_no_environment_is_made_of_dependencies_that_are_gone(tmp_path: Path) ->
     there = tmp_path / "srv/shop/resolutions/0123/cp311"
     there.mkdir(parents=True)
     (there / "requirements.txt").touch()
-    assert install(tmp_path, "0123/cp311").returncode == 0
+    assert install(tmp_path, "0123/cp311", "v1").returncode == 0
     assert (tmp_path / "srv/shop/releases/r1/release.json").exists()
+
+
+def test_what_is_left_of_a_release_is_replaced(tmp_path: Path) -> None:
+    release = tmp_path / "srv/shop/releases/r1"
+    (release / "app").mkdir(parents=True)
+    assert install(tmp_path).returncode == 0
+    assert (release / "release.json").exists()
+    assert not (release / "app").exists()
 
 
 @pytest.mark.parametrize("cut", ["", "requirements.txt", "wheels/b.whl"])

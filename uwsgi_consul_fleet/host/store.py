@@ -299,7 +299,7 @@ FRESH = 3600  # seconds in which a release may be on its way that needs the whee
 
 def discard(release: Release) -> None:
     """Remove a release that never served."""
-    shutil.rmtree(release.folder, ignore_errors=True)
+    _remove(release.folder)
     _remove_unused(release.app)
 
 
@@ -313,8 +313,18 @@ def prune(app: str, keep: int) -> None:
     kept = [generation for generation in latest if generation in there][:keep]
     for generation in there:
         if generation not in kept:
-            shutil.rmtree(folder(app) / "releases" / generation, ignore_errors=True)
+            _remove(folder(app) / "releases" / generation)
     _remove_unused(app)
+
+
+def _remove(release: Path) -> None:
+    """At once for everybody who looks: half of it would pass for an installed one. What is left
+    where this is cut short goes with the next installation."""
+    part = release.with_name(f".part-{release.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        release.rename(part)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def _remove_unused(app: str) -> None:

@@ -88,7 +88,7 @@ if is_ours "$unit" && grep -q -e '-config-dir=/etc/consul.d$' "$unit"; then
 fi
 
 for place in "/srv/$app/releases"/*; do
-    if [ -d "$place" ]; then
+    if [ -e "$place/release.json" ]; then
         echo "generation ${place##*/} $(tr -d '\n' 2>/dev/null <"$place/release.json")"
     fi
 done

@@ -24,7 +24,7 @@ fail() {
 # One at a time: a run that was killed may have left its script working on this host.
 exec 9>/run/uwsgi-consul-fleet.lock
 flock 9
-if [ -d "$base/releases/$name" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
+if [ -e "$base/releases/$name/release.json" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
 
 # Nothing half-done stays, neither of this run nor of one that was killed.
 clean() {
@@ -58,5 +58,6 @@ if [ "$environment" != - ]; then
     ln -s "../../venvs/$environment" "$part/venv"
 fi
 sync -f "$part"
+rm -rf "$base/releases/${name:?}" # what a version before 0.3 had half removed
 mv -T "$part" "$base/releases/$name"
 sync -f "$base/releases"
