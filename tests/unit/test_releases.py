@@ -1,5 +1,6 @@
 """To which release a roll-back goes, and what a host keeps."""
 
+import fcntl
 import json
 import os
 import socketserver
@@ -184,6 +185,22 @@ def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
         ("stop", True),
     ]
     assert not is_held()
+
+
+def test_nobody_can_keep_a_host_from_its_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(switch, "HELD", 0.1)
+    lock = tmp_path / "lock"
+    with lock.open("w") as mine, lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        switch._hold(mine)
+        assert "goes on without it" in "".join(capsys.readouterr())
+        fcntl.flock(held, fcntl.LOCK_UN)
+        switch._hold(mine)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert "".join(capsys.readouterr()) == ""
 
 
 def test_a_port_keeps_the_address_at_which_it_was_opened(tmp_path: Path) -> None:

@@ -68,10 +68,15 @@ def test_no_environment_is_made_of_dependencies_that_are_gone(tmp_path: Path) ->
 
 def test_what_is_left_of_a_release_is_replaced(tmp_path: Path) -> None:
     release = tmp_path / "srv/shop/releases/r1"
+    lock = tmp_path / "run/uwsgi-consul-fleet.lock"
+    lock.parent.mkdir()
+    lock.touch(0o644)
     (release / "app").mkdir(parents=True)
     assert install(tmp_path).returncode == 0
     assert (release / "release.json").exists()
     assert not (release / "app").exists()
+    assert lock.stat().st_mode & 0o777 == 0o600  # nobody else can hold it
+    assert release.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("cut", ["", "requirements.txt", "wheels/b.whl"])

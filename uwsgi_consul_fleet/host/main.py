@@ -67,7 +67,9 @@ def _run(access: Access, token: str, command: str, **options: Any) -> None:
 
         getattr(content, command)(**options)
     else:
-        with LOCK.open("w") as lock:  # /run is root's: nobody else can hold it
+        LOCK.touch(0o600)  # who can read it can hold it, and stop every deploy
+        LOCK.chmod(0o600)
+        with LOCK.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             _change(Consul(access, token), command, **options)
 

@@ -13,6 +13,7 @@ from .says import ReleaseError, say
 from .store import Release
 
 SIDE_BY_SIDE = Path("/run/uwsgi-consul-fleet.switch")
+HELD = 5  # seconds in which a process that only looks at the lock lets go
 PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
 
@@ -97,10 +98,25 @@ def _replace_by(new: Release, lock: IO[str]) -> None:
     """Start it beside what serves, which it leaves timers, daemons and the like to until that has
     stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit). Where it does not come
     up the lock stays held: a rejected release begins none of them until it is gone."""
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    _hold(lock)
     _start(new)
     _take_over(new)
     fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _hold(lock: IO[str]) -> None:
+    """The application's user must be able to read the file, and so can hold it for good: then
+    both releases do their jobs for a moment."""
+    deadline = time.monotonic() + HELD
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return say(
+                    f"{SIDE_BY_SIDE} is held by another process: goes on without it", error=True
+                )
+            time.sleep(0.05)
 
 
 def _start(new: Release) -> None:

@@ -8,7 +8,6 @@
 set -eu
 base=/srv/$1 name=$2 environment=$3 resolved=/srv/$1/resolutions/$4 plugin=$5 python=$6 wheels=$7
 venv=$base/venvs/$environment part=$base/releases/.part-$name
-umask 022
 # What serves meanwhile comes first; with less than a tenth of its share this would hardly go on.
 if ls -d /srv/*/current >/dev/null 2>&1; then
     renice -n 10 -p $$ >/dev/null
@@ -22,7 +21,10 @@ fail() {
     exit 1
 }
 # One at a time: a run that was killed may have left its script working on this host.
+umask 077 # who can read it can hold it
 exec 9>/run/uwsgi-consul-fleet.lock
+chmod 600 /run/uwsgi-consul-fleet.lock
+umask 022
 flock 9
 if [ -e "$base/releases/$name/release.json" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
 
