@@ -40,8 +40,11 @@ static int is_held(void) {
 static int is_locked(const char *path) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     int locked;
-    if (fd < 0)
+    if (fd < 0) {
+        if (errno != ENOENT)
+            uwsgi_error("[consul] open() of RELEASE_LOCK");
         return 0;
+    }
     locked = flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK;
     close(fd);
     return locked;
