@@ -14,6 +14,8 @@ from checkout import ROOT
 SCRIPTS = ROOT / "uwsgi_consul_fleet"
 APPLICATIONS = SCRIPTS / "operations/applications"
 
+RESOLVE = ("resolution.sh", "resolve.sh")
+
 
 def run(
     host: Path, script: str, *words: str, stdin: bytes = b"", **environment: str
@@ -92,3 +94,23 @@ def test_dependencies_that_did_not_arrive_whole_are_not_kept(tmp_path: Path, cut
     assert (result.returncode, kept.exists()) == ((1, False) if cut else (0, True)), result.stderr
     if cut:
         assert "did not arrive whole" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("index", "status", "others"),
+    [("http://127.0.0.1:9/", 1, False), ("file:///none/", 3, True)],
+    ids=["an index that is down", "versions that do not fit"],
+)
+def test_other_versions_are_taken_only_where_these_do_not_fit(
+    tmp_path: Path, index: str, status: int, others: bool
+) -> None:
+    scripts = (SCRIPTS / "build/scratch.sh", *map(APPLICATIONS.joinpath, RESOLVE))
+    given = {"app": "shop", "id": "0123", "kind": "cp311", "python": sys.executable}
+    given |= {"main": "main.txt", "like": "drakar", "frozen": "", "keep_toolchain": "yes"}
+    stdin = b"\n" + packed(**{"main.txt": "none\n", "resolved.txt": "none==1 --hash=sha256:0\n"})
+    pip = {"PIP_INDEX_URL": index, "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    text = "".join(path.read_text() for path in scripts)
+    result = run(tmp_path, text, stdin=stdin, **given, **pip)
+    assert result.returncode == status, result.stderr
+    assert ("others are taken" in result.stderr) == others
+    assert not [*(tmp_path / "srv/shop/resolutions").iterdir()]

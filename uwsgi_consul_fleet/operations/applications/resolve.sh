@@ -40,6 +40,17 @@ needs_compiler() {
     grep -qE 'Failed building wheel|Failed to build|Command errored out|subprocess-exited-with-error|metadata-generation-failed' "$work/log"
 }
 
+# Whether it says nothing about the requirements: another host, or a later deploy, may fare better.
+may_pass() {
+    grep -qE 'Retrying \(|Read timed out|Connection(Error| refused| reset| aborted| broken)|HTTP error 5|No space left' "$work/log"
+}
+
+give_up() {
+    grep -v '^ *$' "$work/log" | tail -n 20 >&2
+    stage 'failed: its requirements could not be resolved; nothing was installed'
+    if may_pass; then exit 1; else exit 3; fi
+}
+
 attempt_with_compiler() {
     if [ -z "${build:-}" ]; then
         use_compiler gcc g++ make pkgconf libc6-dev python3-dev
@@ -64,14 +75,12 @@ if [ -n "$like" ] && ! grep -qrse '--hash' "$work/$main"; then
     sed 's/ .*//' "$work/resolved.txt" >"$work/limits.txt"
     limits=limits.txt
 fi
-if ! resolve; then
-    [ -z "$limits" ] || stage "the versions of $like do not fit here: others are taken"
-    { [ -n "$limits" ] && limits='' && resolve; } || {
-        grep -v '^ *$' "$work/log" | tail -n 20 >&2
-        stage 'failed: its requirements could not be resolved; nothing was installed'
-        exit 3
-    }
-fi
+resolve || {
+    [ -n "$limits" ] && ! may_pass || give_up
+    stage "the versions of $like do not fit here: others are taken"
+    limits=
+    resolve || give_up
+}
 
 mkdir -p "$work/wheels"
 "$python" -I - "$work/wheels" >"$half_done/requirements.txt" <<'PYTHON'
