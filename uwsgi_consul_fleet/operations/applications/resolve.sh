@@ -20,16 +20,17 @@ while IFS= read -r line && [ -n "$line" ]; do export "${line?}"; done
 work=$half_done/work
 # What was built for resolutions before, by pip's own way to tell what it was built from.
 built=/srv/$app/resolutions/.built-$kind
-mkdir -m 700 "$work" "$work/cache"
+mkdir -m 700 "$work" "$work/cache" "$work/tmp"
 [ ! -d "$built" ] || cp -a "$built" "$work/cache/wheels"
 tar -xf - -C "$work" --no-same-owner
 
-# attempt WHERE FOLDER: makes the wheels; FOLDER is $work as it is seen WHERE it runs.
+# attempt WHERE FOLDER: makes the wheels; FOLDER is $work as it is seen WHERE it runs. Large ones do
+# not fit into /tmp where that lies in memory.
 attempt() {
     rm -rf "$work/wheels" "${build:-$work}/wheels" "$work/complete"
     {
-        $1 "$2/venv/bin/python" -m pip --disable-pip-version-check --no-input wheel --use-pep517 \
-            --cache-dir "$2/cache" --wheel-dir "$2/wheels" \
+        $1 env TMPDIR="$2/tmp" "$2/venv/bin/python" -m pip --disable-pip-version-check --no-input \
+            wheel --use-pep517 --cache-dir "$2/cache" --wheel-dir "$2/wheels" \
             --requirement "$2/$main" ${limits:+--constraint "$2/$limits"} && touch "$work/complete"
     } 2>&1 | tee "$work/log" |
         sed -un 's/^ *Building wheel for \([^ ]*\).*: started$/## building \1/p' >&2
