@@ -114,3 +114,16 @@ def test_other_versions_are_taken_only_where_these_do_not_fit(
     assert result.returncode == status, result.stderr
     assert ("others are taken" in result.stderr) == others
     assert not [*(tmp_path / "srv/shop/resolutions").iterdir()]
+
+
+def test_a_build_leaves_the_folder_of_another_one_alone(tmp_path: Path) -> None:
+    left = tmp_path / "var/tmp/uwsgi-consul-fleet-build.killed"
+    left.mkdir(parents=True)
+    text = (SCRIPTS / "build/scratch.sh").read_text()
+    # The second one begins while the first one holds its own.
+    text += 'scratch_on_disk; echo "$scratch"; [ "${second-}" ] || second=yes sh -c "$TEXT" 8<&-\n'
+    second_text = text.replace("/var/tmp/", f"{tmp_path}/var/tmp/")
+    result = run(tmp_path, text, TEXT=second_text, keep_toolchain="yes")
+    assert result.returncode == 0, result.stderr
+    first, second = map(Path, result.stdout.split())
+    assert sorted(left.parent.iterdir()) == sorted([first, second])
