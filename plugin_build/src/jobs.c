@@ -40,8 +40,11 @@ static int is_held(void) {
 static int is_locked(const char *path) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     int locked;
-    if (fd < 0)
+    if (fd < 0) {
+        if (errno != ENOENT)
+            uwsgi_error("[consul] open() of RELEASE_LOCK");
         return 0;
+    }
     locked = flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK;
     close(fd);
     return locked;
@@ -104,7 +107,8 @@ void consul_jobs_withhold(void) {
 void consul_jobs_cycle(void) {
     struct uwsgi_cron **last_cron = &uwsgi.crons;
     struct uwsgi_daemon **last_daemon = &uwsgi.daemons;
-    if (!is_held() || !jobs.lock || is_locked(jobs.lock))
+    if (!is_held() || !jobs.lock || uwsgi_instance_is_dying || uwsgi_instance_is_reloading ||
+        is_locked(jobs.lock))
         return;
     while (*last_cron)
         last_cron = &(*last_cron)->next;

@@ -85,6 +85,13 @@ def test_jobs_wait_until_it_is_their_turn(
         assert each.wait() == 0
 
 
+def test_a_lock_that_can_not_be_read_is_told(start: Callable[..., Uwsgi]) -> None:
+    told = {"RELEASE_LOCK": "/dev/null/lock"}
+    alone = start([], module="jobs", options=OPTIONS, before=files, env=told)
+    until(lambda: "timer" in did(alone.ready()), "nothing waits")
+    assert alone.said("open() of RELEASE_LOCK: Not a directory")
+
+
 def test_a_configuration_may_want_its_jobs_in_a_trial(start: Callable[..., Uwsgi]) -> None:
     options = [*OPTIONS, "consul-jobs-in-trial = true"]
     trial = start([], module="jobs", options=options, before=files, env={"RELEASE_TRIAL": "1"})

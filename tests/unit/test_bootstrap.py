@@ -31,9 +31,11 @@ def machine(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def bootstrap(machine: Path) -> "subprocess.CompletedProcess[str]":
+def bootstrap(
+    machine: Path, release: str = "/etc/os-release"
+) -> "subprocess.CompletedProcess[str]":
     # By its own path: a link would lead to this checkout.
-    script = (machine / "script/bootstrap").read_text()
+    script = (machine / "script/bootstrap").read_text().replace("/etc/os-release", release)
     words = ["/bin/sh", "-c", script, str(machine / "script/bootstrap")]
     environment = {**os.environ, "PATH": str(machine / "bin")}
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
@@ -46,6 +48,10 @@ def test_macs_have_another_program_for_checksums(machine: Path) -> None:
     result = bootstrap(machine)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "==> ready: . .venv/bin/activate\n"
+    result = bootstrap(machine, release="/none")
+    assert result.returncode == 0, result.stderr
+    assert "==> this is Linux, not Debian 12 or later:" in result.stdout
+    assert result.stdout.endswith("==> ready: . .venv/bin/activate\n")
 
 
 def test_without_any_it_does_not_say_that_it_is_ready(machine: Path) -> None:

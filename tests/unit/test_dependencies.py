@@ -193,6 +193,37 @@ def test_a_password_in_requirements_is_refused_and_not_told(tmp_path: Path, line
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "./shared",
+        "../shared[all]",
+        "shared/",
+        "wheels/x.whl ; python_version > '3'",
+        "file:shared",
+        "-e .",
+        "--editable=shared",
+        "-f wheels",
+        "--find-links ./wheels",
+    ],
+)
+def test_a_path_that_hosts_do_not_have_is_refused(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text(f"flask\n{line}\n")
+    with pytest.raises(DeployError, match=r"requirements.txt:2: .* is a path, which the hosts"):
+        read(file)
+
+
+def test_what_hosts_may_have_is_left_to_them(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text(
+        "-e git+https://example.org/x.git#egg=x\n-f https://example.org/x/\n-f /opt/wheels\n"
+        "-f ${WHEELS}\n/opt/wheels/x.whl\nx @ file:///opt/x.zip\nhttps://example.org/x.zip\n"
+        "# ./no\nflask>=1 ; python_version > '3'  # a/b\nflask[a,b]==1.0 \\\n  --hash=sha256:0/1\n"
+    )
+    read(file)
+
+
 def test_variables_of_requirements_are_pips(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text(

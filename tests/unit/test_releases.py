@@ -1,7 +1,10 @@
 """To which release a roll-back goes, and what a host keeps."""
 
+import fcntl
 import json
+import os
 import socketserver
+import subprocess
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,11 +13,13 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from uwsgi_consul_fleet.errors import FleetError, RollbackError
-from uwsgi_consul_fleet.host import health, ownership, retire, store, systemd, units
+from uwsgi_consul_fleet.host import health, ownership, retire, store, switch, systemd, units
+from uwsgi_consul_fleet.host.says import ReleaseError
 from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases import rollback
@@ -191,6 +196,62 @@ def test_a_host_knows_which_one_serves(srv: Path) -> None:
     assert "Service=%N@r2-a.service" in store.pointer("shop").read_text()
 
 
+def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
+    srv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, held = srv.parent / "lock", []
+    old, new = (installed(srv, name) for name in ("r1-a", "r2-a"))
+    store.point_to(old)
+
+    def is_held() -> bool:
+        with lock.open() as file:
+            return (
+                subprocess.run(
+                    ["flock", "-n", str(file.fileno())], pass_fds=[file.fileno()]
+                ).returncode
+                == 1
+            )
+
+    def start(units: list[str], seconds: float) -> None:
+        held.append(("start", is_held()))
+        if units == new.services:
+            raise ReleaseError("not ready")
+
+    monkeypatch.setattr(switch, "SIDE_BY_SIDE", lock)
+    monkeypatch.setattr(switch, "units", Mock(closed_ports=lambda _: []))
+    monkeypatch.setattr(switch, "health", Mock())
+    monkeypatch.setattr(switch, "_try", Mock())
+    monkeypatch.setattr(switch.retire, "running", lambda _: old.services)
+    stopped = Mock(side_effect=lambda _: held.append(("stop", is_held())))
+    monkeypatch.setattr(switch, "systemd", Mock(start=start, abandon=stopped, stop=stopped))
+    with pytest.raises(ReleaseError, match="not ready"):
+        switch.switch(Mock(), "shop", "r2-a", keep=2, without_consul=True)
+    assert held == [
+        ("stop", False),
+        ("start", True),
+        ("stop", True),
+        ("start", True),
+        ("stop", True),
+    ]
+    assert not is_held()
+
+
+def test_nobody_can_keep_a_host_from_its_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(switch, "HELD", 0.1)
+    lock = tmp_path / "lock"
+    with lock.open("w") as mine, lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        switch._hold(mine)
+        assert "goes on without it" in "".join(capsys.readouterr())
+        fcntl.flock(held, fcntl.LOCK_UN)
+        switch._hold(mine)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert "".join(capsys.readouterr()) == ""
+
+
 def test_a_port_keeps_the_address_at_which_it_was_opened(tmp_path: Path) -> None:
     new, there = tmp_path / "new.socket", tmp_path / "there.socket"
     new.write_text("[Socket]\nListenStream=[::]:2001\nBacklog=2048\n")
@@ -213,11 +274,49 @@ def test_the_latest_that_served_are_kept_and_what_they_need(srv: Path) -> None:
     store.point_to(store.load("shop", "r4-a"))
     store.record(store.load("shop", "r2-a"))
     installed(srv, "failed-a", venv="v9")
+    for path in (srv / "resolutions").iterdir():
+        os.utime(path, (0, 0))
+    (srv / "resolutions/of-a-deploy-that-goes-on").mkdir()
     store.prune("shop", keep=3)
     assert store.generations("shop") == ["r2-a", "r4-a", "r5-a"]
     assert sorted(path.name for path in (srv / "venvs").iterdir()) == ["v2", "v4", "v5"]
     resolved = sorted(path.name for path in (srv / "resolutions").iterdir())
+    assert resolved.pop(0) == "of-a-deploy-that-goes-on"
     assert resolved == ["resolved-v2", "resolved-v4", "resolved-v5"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"release": 1, "node": "a", "instances": [1]}'])
+def test_a_damaged_release_is_in_nobodys_way(
+    srv: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("r1-a", "r2-a"):
+        store.record(installed(srv, name))
+    new = store.load("shop", "r2-a")
+    store.point_to(new)
+    (srv / "releases/r1-a/release.json").write_text(text)
+    assert store.first_ids(new) == []
+    store.prune("shop", keep=2)
+    store.show("shop")
+    assert [row["release"] for row in json.loads(capsys.readouterr().out)] == ["r2"]
+    with pytest.raises(ReleaseError, match=r"r1-a/release.json can't be read"):
+        store.load("shop", "r1-a")
+
+
+def test_a_removal_that_is_cut_short_leaves_no_half_release(
+    srv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = installed(srv, "r1-a")
+
+    def cut(path: Path, **_: bool) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(store.shutil, "rmtree", cut)
+        store.discard(release)
+    assert [*(srv / "releases").glob("[!.]*")] == []
+    store.discard(installed(srv, "r1-a"))
+    assert [*(srv / "releases").iterdir()] == []
 
 
 def test_an_unknown_release_is_an_error_that_lists_what_is_there(srv: Path) -> None:

@@ -62,9 +62,14 @@ make_scratch() {
 }
 
 # What runs that were killed left there is removed: mounts of theirs ended with their namespace.
+# Who builds holds a lock on its folder.
 scratch_on_disk() {
-    rm -rf --one-file-system /var/tmp/uwsgi-consul-fleet-build.*
+    for left in /var/tmp/uwsgi-consul-fleet-build.*; do
+        [ ! -d "$left" ] || flock --nonblock "$left" rm -rf --one-file-system "$left" || true
+    done
     scratch=$(mktemp -d /var/tmp/uwsgi-consul-fleet-build.XXXXXX)
+    exec 8<"$scratch"
+    flock 8
 }
 
 # $half_done is what a script has made elsewhere, until it is complete.

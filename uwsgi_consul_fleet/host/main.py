@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ LOCK = Path("/run/uwsgi-consul-fleet.lock")
 
 def main() -> int:
     options = dict(STATUS) if sys.argv[1:] == ["consul", "status"] else _parsed()
+    os.umask(0o022)  # whatever the session's: applications read what is written here
     # A lost connection must not end what is half done.
     for number in (signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
@@ -67,7 +69,9 @@ def _run(access: Access, token: str, command: str, **options: Any) -> None:
 
         getattr(content, command)(**options)
     else:
-        with LOCK.open("w") as lock:  # /run is root's: nobody else can hold it
+        LOCK.touch(0o600)  # who can read it can hold it, and stop every deploy
+        LOCK.chmod(0o600)
+        with LOCK.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             _change(Consul(access, token), command, **options)
 

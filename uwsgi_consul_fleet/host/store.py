@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,13 +69,18 @@ def folder(app: str) -> Path:
 
 
 def load(app: str, generation: str) -> Release:
-    """:raises ReleaseError: where there is no such release on this host"""
+    """:raises ReleaseError: where this host has no such release, or its file is damaged"""
     path = folder(app) / "releases" / generation / "release.json"
     try:
-        fields = json.loads(path.read_text())
+        return _made_of(app, generation, json.loads(path.read_text()))
     except FileNotFoundError:
         there = ", ".join(generations(app)) or "none"
         raise ReleaseError(f"no release {generation} on this host; there is: {there}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"{path} can't be read: {error!r}") from None
+
+
+def _made_of(app: str, generation: str, fields: dict[str, Any]) -> Release:
     # By name: another version of this program may have written more than is known here.
     return Release(
         app=app,
@@ -106,6 +113,13 @@ def generations(app: str) -> list[str]:
     """What is in the folder, an interrupted installation's leftovers aside."""
     found = (folder(app) / "releases").glob("[!.]*")
     return sorted(path.name for path in found if (path / "release.json").exists())
+
+
+def _readable(app: str) -> Iterator[Release]:
+    """All releases, but for those of which the file is damaged: what others do goes on."""
+    for generation in generations(app):
+        with suppress(ReleaseError):
+            yield load(app, generation)
 
 
 # --- Which one serves ----------------------------------------------------------------
@@ -249,8 +263,7 @@ def has_served(release: Release) -> bool:
 
 def first_ids(release: Release) -> list[str]:
     """The service ids of its instances that no release on this host ever had."""
-    there = (load(release.app, generation) for generation in generations(release.app))
-    had = {each.id for one in there if has_served(one) for each in one.instances}
+    had = {each.id for one in _readable(release.app) if has_served(one) for each in one.instances}
     return [each.id for each in release.instances if each.id not in had]
 
 
@@ -278,8 +291,8 @@ def show(app: str) -> None:
     order = list(served)
     before = previous(app, now.generation if now else "")
     found = []
-    for generation in generations(app):
-        release = load(app, generation)
+    for release in _readable(app):
+        generation = release.generation
         entry = served.get(generation, {})
         found.append(
             {
@@ -300,10 +313,12 @@ def show(app: str) -> None:
 
 # --- Removal -------------------------------------------------------------------------
 
+FRESH = 3600  # seconds in which a release may be on its way that needs the wheels
+
 
 def discard(release: Release) -> None:
     """Remove a release that never served."""
-    shutil.rmtree(release.folder, ignore_errors=True)
+    _remove(release.folder)
     _remove_unused(release.app)
 
 
@@ -317,16 +332,27 @@ def prune(app: str, keep: int) -> None:
     kept = [generation for generation in latest if generation in there][:keep]
     for generation in there:
         if generation not in kept:
-            shutil.rmtree(folder(app) / "releases" / generation, ignore_errors=True)
+            _remove(folder(app) / "releases" / generation)
     _remove_unused(app)
+
+
+def _remove(release: Path) -> None:
+    """At once for everybody who looks: half of it would pass for an installed one. What is left
+    where this is cut short goes with the next installation."""
+    part = release.with_name(f".part-{release.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        release.rename(part)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def _remove_unused(app: str) -> None:
     """Virtual environments, and the wheels that they were made of."""
     links = (folder(app) / "releases").glob("*/venv")
     used = {link.resolve().name for link in links}
-    used |= {load(app, generation).resolution for generation in generations(app)}
+    used |= {release.resolution for release in _readable(app)}
     for kind in ("venvs", "resolutions"):
         for place in (folder(app) / kind).glob("[!.]*"):
-            if place.name not in used:
+            fresh = kind == "resolutions" and time.time() - place.stat().st_mtime < FRESH
+            if place.name not in used and not fresh:
                 shutil.rmtree(place, ignore_errors=True)

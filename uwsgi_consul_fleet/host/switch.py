@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import time
 from pathlib import Path
+from typing import IO
 
 from . import health, retire, store, systemd, units
 from .consul import Consul, UnavailableError
@@ -12,6 +13,7 @@ from .says import ReleaseError, say
 from .store import Release
 
 SIDE_BY_SIDE = Path("/run/uwsgi-consul-fleet.switch")
+HELD = 5  # seconds in which a process that only looks at the lock lets go
 PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
 
@@ -40,17 +42,18 @@ def switch(
         health.refuse_others(consul, app, store.first_ids(new))
     ran = retire.running(app)
     opened = units.closed_ports(new)
-    try:
-        _clear_trials(app)
-        units.install(new)
-        if not store.has_served(new):
-            _try(new)
-        units.open_sockets(new, opened)
-        _replace_by(new)
-        if not without_consul:
-            _wait_for_consul(consul, new)
-    except (ReleaseError, OSError) as error:
-        raise ReleaseError(f"{error}\n{_undo(new, old, opened, ran)}") from None
+    with SIDE_BY_SIDE.open("w") as lock:
+        try:
+            _clear_trials(app)
+            units.install(new)
+            if not store.has_served(new):
+                _try(new)
+            units.open_sockets(new, opened)
+            _replace_by(new, lock)
+            if not without_consul:
+                _wait_for_consul(consul, new)
+        except (ReleaseError, OSError) as error:
+            raise ReleaseError(f"{error}\n{_undo(new, old, opened, ran, lock)}") from None
     say(f"{new.release} serves on port {_ports(new)}")
     try:
         if undo and old:
@@ -92,13 +95,29 @@ def _told(new: Release, services: list[str], error: ReleaseError) -> ReleaseErro
     return ReleaseError(f"{lines}\n{new.release} is not fit to serve: {error}")
 
 
-def _replace_by(new: Release) -> None:
+def _replace_by(new: Release, lock: IO[str]) -> None:
     """Start it beside what serves, which it leaves timers, daemons and the like to until that has
-    stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit)."""
-    with SIDE_BY_SIDE.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _start(new)
-        _take_over(new)
+    stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit). Where it does not come
+    up the lock stays held: a rejected release begins none of them until it is gone."""
+    _hold(lock)
+    _start(new)
+    _take_over(new)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _hold(lock: IO[str]) -> None:
+    """The application's user must be able to read the file, and so can hold it for good: then
+    both releases do their jobs for a moment."""
+    deadline = time.monotonic() + HELD
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return say(
+                    f"{SIDE_BY_SIDE} is held by another process: goes on without it", error=True
+                )
+            time.sleep(0.05)
 
 
 def _start(new: Release) -> None:
@@ -131,14 +150,16 @@ def _wait_for_consul(consul: Consul, new: Release) -> None:
 # --- Back to how it was --------------------------------------------------------------
 
 
-def _undo(new: Release, old: Release | None, opened: list[int], ran: list[str]) -> str:
+def _undo(
+    new: Release, old: Release | None, opened: list[int], ran: list[str], lock: IO[str]
+) -> str:
     """As if there had been no attempt; says how the host is then."""
     try:
         if old is not None and old.generation == new.generation:
             return _state(old)  # it is the one that should serve: leave it to be looked at
         systemd.abandon(new.services)
         if old is not None and ran:
-            _go_back(old)
+            _go_back(old, lock)
             _discard(new)
         elif ran:  # by what, nobody knows: leave it alone
             systemd.stop(systemd.active(f"{new.app}-*@{new.generation}.service"))
@@ -156,11 +177,11 @@ def _state(old: Release | None) -> str:
     return "nothing serves" + (f", and {old.release} should" if old else ", as before")
 
 
-def _go_back(old: Release) -> None:
+def _go_back(old: Release, lock: IO[str]) -> None:
     """The old one may run still, or be stopped already; its sockets may be closed."""
     units.install(old)
     units.open_sockets(old, units.closed_ports(old))
-    _replace_by(old)
+    _replace_by(old, lock)
 
 
 def _stop(new: Release, old: Release | None, opened: list[int]) -> None:

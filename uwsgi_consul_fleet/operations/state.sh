@@ -7,7 +7,7 @@ app=$1 app_python=$4 kind=$5 program=$6 digest=$7 run=$8 ask=$9
 export LC_ALL=C
 
 # What an interrupted run began here goes on: what counts is how that ends.
-flock --shared --wait 60 /run/uwsgi-consul-fleet.lock true
+(umask 077 && flock --shared --wait 60 /run/uwsgi-consul-fleet.lock true)
 
 if command -v python3 >/dev/null; then echo "python yes"; fi
 if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
@@ -88,7 +88,7 @@ if is_ours "$unit" && grep -q -e '-config-dir=/etc/consul.d$' "$unit"; then
 fi
 
 for place in "/srv/$app/releases"/*; do
-    if [ -d "$place" ]; then
+    if [ -e "$place/release.json" ]; then
         echo "generation ${place##*/} $(tr -d '\n' 2>/dev/null <"$place/release.json")"
     fi
 done

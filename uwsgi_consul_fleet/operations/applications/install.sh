@@ -8,7 +8,6 @@
 set -eu
 base=/srv/$1 name=$2 environment=$3 resolved=/srv/$1/resolutions/$4 plugin=$5 python=$6 wheels=$7
 venv=$base/venvs/$environment part=$base/releases/.part-$name
-umask 022
 # What serves meanwhile comes first; with less than a tenth of its share this would hardly go on.
 if ls -d /srv/*/current >/dev/null 2>&1; then
     renice -n 10 -p $$ >/dev/null
@@ -22,9 +21,12 @@ fail() {
     exit 1
 }
 # One at a time: a run that was killed may have left its script working on this host.
+umask 077 # who can read it can hold it
 exec 9>/run/uwsgi-consul-fleet.lock
+chmod 600 /run/uwsgi-consul-fleet.lock
+umask 022
 flock 9
-if [ -d "$base/releases/$name" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
+if [ -e "$base/releases/$name/release.json" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
 
 # Nothing half-done stays, neither of this run nor of one that was killed.
 clean() {
@@ -46,6 +48,8 @@ install() {
 
 if [ "$environment" != - ]; then
     if [ ! -e "$venv/complete" ]; then
+        [ -z "$4" ] || [ -e "$resolved/requirements.txt" ] ||
+            fail "the application's dependencies are gone from $resolved: deploy again"
         # A virtual environment knows its own path: it is made in place and marked at the end.
         "$python" -m venv "$venv" || fail "no virtual environment in $venv"
         [ -z "$wheels" ] || install "$wheels"/*.whl
@@ -56,5 +60,6 @@ if [ "$environment" != - ]; then
     ln -s "../../venvs/$environment" "$part/venv"
 fi
 sync -f "$part"
+rm -rf "$base/releases/${name:?}" # what a version before 0.3 had half removed
 mv -T "$part" "$base/releases/$name"
 sync -f "$base/releases"

@@ -4,8 +4,12 @@
 #   ARCHIVE      a .tar in base64
 set -eu
 begin "$@"
-base64 -d | tar -xf - -C "$half_done" --no-same-owner || {
-    echo "$(hostname): its dependencies do not fit into ${wanted%/*}" >&2
+refuse() {
+    echo "$(hostname): its dependencies $*" >&2
     exit 1
 }
+base64 -d | tar -xf - -C "$half_done" --no-same-owner || refuse "do not fit into ${wanted%/*}"
+# An archive that was cut between two files is one for tar.
+[ "$(find "$half_done/wheels" -name '*.whl' | wc -l)" = "$(wc -l <"$half_done/requirements.txt")" ] ||
+    refuse "did not arrive whole: deploy again"
 keep

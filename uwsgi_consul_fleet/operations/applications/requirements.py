@@ -16,9 +16,13 @@ COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
 VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 # What stands before the @ of a URL is a password or a token, unless it is a variable.
 PASSWORD = re.compile(r"https?://(?:[^/@\s:]*:)?(?!\$\{)[^/@\s:]+@")
+# A path below the file's own folder; what is elsewhere may be there on the hosts.
+RELATIVE = re.compile(r"\.|file:(?!/)|[^/$:@ ;]+/")
 _options = ArgumentParser(add_help=False, exit_on_error=False)
 _options.add_argument("-r", "--requirement", action="append", default=[])
 _options.add_argument("-c", "--constraint", action="append", default=[])
+_options.add_argument("-e", "--editable", action="append", default=[])
+_options.add_argument("-f", "--find-links", action="append", default=[])
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def variables(texts: Iterable[bytes]) -> set[str]:
 def read(main: Path) -> Requirements:
     """The requirements in a file and in those that it includes.
 
-    :raises DeployError: where one is missing, includes itself, or has a password in it
+    :raises DeployError: where one is missing, includes itself, or has a password or a path in it
     """
     found: dict[Path, bytes] = {}
     _follow(Path(os.path.normpath(Path.cwd() / main)), found, (), f"app_requirements: {main}")
@@ -79,20 +83,27 @@ def _follow(path: Path, found: dict[Path, bytes], including: tuple[Path, ...], w
                 "${NAME} in its place, and let this machine's environment or app_secrets_file have "
                 "the value; nothing was changed"
             )
-    for name, number in _included(text):
+    for line, number in _lines(text):
         here = f"app_requirements: {path}:{number}"
-        if "://" in name:
-            continue  # the hosts fetch it
-        if name.startswith("/"):
+        included, places = _named(line) if line.startswith("-") else ([], [line])
+        for name in filter(RELATIVE.match, places):
             raise DeployError(
-                f"{here}: {name} is not there on the hosts: write it relative to {path.name}, and "
-                "it is sent too; nothing was changed"
+                f"{here}: {name} is a path, which the hosts do not have: name a version that an "
+                "index has, or a URL, or put it into app_source; nothing was changed"
             )
-        _follow(Path(os.path.normpath(path.parent / name)), found, (*including, path), here)
+        for name in included:
+            if "://" in name:
+                continue  # the hosts fetch it
+            if name.startswith("/"):
+                raise DeployError(
+                    f"{here}: {name} is not there on the hosts: write it relative to {path.name}, "
+                    "and it is sent too; nothing was changed"
+                )
+            _follow(Path(os.path.normpath(path.parent / name)), found, (*including, path), here)
 
 
-def _included(text: str) -> Iterator[tuple[str, int]]:
-    """Each file that is named, as pip reads it, and the line where that begins."""
+def _lines(text: str) -> Iterator[tuple[str, int]]:
+    """As pip reads them, and where they begin."""
     begun, first = "", 0
     for number, line in enumerate(text.splitlines(), start=1):
         first = first if begun else number
@@ -100,15 +111,15 @@ def _included(text: str) -> Iterator[tuple[str, int]]:
         if begun.endswith("\\"):
             begun = begun[:-1] + " "
             continue
-        if begun.lstrip().startswith("-"):
-            for name in _named(begun):
-                yield name, first
+        yield begun.strip(), first
         begun = ""
 
 
-def _named(line: str) -> list[str]:
+def _named(line: str) -> tuple[list[str], list[str]]:
+    """The files that an option includes, and the places where packages are."""
     try:
         options, _ = _options.parse_known_args(shlex.split(line))
     except (ArgumentError, ValueError):
-        return []  # pip will say what is wrong with it
-    return [*options.requirement, *options.constraint]
+        return [], []  # pip will say what is wrong with it
+    places = [f"{place}/" for place in (*options.editable, *options.find_links)]
+    return [*options.requirement, *options.constraint], places

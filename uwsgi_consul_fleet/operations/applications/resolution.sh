@@ -5,10 +5,11 @@
 # begin APP ID KIND: makes $half_done, a folder that keep() puts in its place; ends the script where
 # that is there.
 begin() {
-    umask 022
     wanted=/srv/$1/resolutions/$2/$3 half_done=/srv/$1/resolutions/.part-$2
     # One at a time: a run that was killed may have left its script working on this host.
+    umask 077 # who can read it can hold it
     exec 9>/run/uwsgi-consul-fleet-resolution.lock
+    umask 022
     flock 9
     if [ -d "$wanted" ]; then
         cat >/dev/null

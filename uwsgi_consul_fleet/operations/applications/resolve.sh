@@ -20,16 +20,17 @@ while IFS= read -r line && [ -n "$line" ]; do export "${line?}"; done
 work=$half_done/work
 # What was built for resolutions before, by pip's own way to tell what it was built from.
 built=/srv/$app/resolutions/.built-$kind
-mkdir -m 700 "$work" "$work/cache"
+mkdir -m 700 "$work" "$work/cache" "$work/tmp"
 [ ! -d "$built" ] || cp -a "$built" "$work/cache/wheels"
 tar -xf - -C "$work" --no-same-owner
 
-# attempt WHERE FOLDER: makes the wheels; FOLDER is $work as it is seen WHERE it runs.
+# attempt WHERE FOLDER: makes the wheels; FOLDER is $work as it is seen WHERE it runs. Large ones do
+# not fit into /tmp where that lies in memory.
 attempt() {
     rm -rf "$work/wheels" "${build:-$work}/wheels" "$work/complete"
     {
-        $1 "$2/venv/bin/python" -m pip --disable-pip-version-check --no-input wheel --use-pep517 \
-            --cache-dir "$2/cache" --wheel-dir "$2/wheels" \
+        $1 env TMPDIR="$2/tmp" "$2/venv/bin/python" -m pip --disable-pip-version-check --no-input \
+            wheel --use-pep517 --cache-dir "$2/cache" --wheel-dir "$2/wheels" \
             --requirement "$2/$main" ${limits:+--constraint "$2/$limits"} && touch "$work/complete"
     } 2>&1 | tee "$work/log" |
         sed -un 's/^ *Building wheel for \([^ ]*\).*: started$/## building \1/p' >&2
@@ -38,6 +39,17 @@ attempt() {
 
 needs_compiler() {
     grep -qE 'Failed building wheel|Failed to build|Command errored out|subprocess-exited-with-error|metadata-generation-failed' "$work/log"
+}
+
+# Whether it says nothing about the requirements: another host, or a later deploy, may fare better.
+may_pass() {
+    grep -qE 'Retrying \(|Read timed out|Connection(Error| refused| reset| aborted| broken)|HTTP error 5|No space left' "$work/log"
+}
+
+give_up() {
+    grep -v '^ *$' "$work/log" | tail -n 20 >&2
+    stage 'failed: its requirements could not be resolved; nothing was installed'
+    if may_pass; then exit 1; else exit 3; fi
 }
 
 attempt_with_compiler() {
@@ -64,14 +76,12 @@ if [ -n "$like" ] && ! grep -qrse '--hash' "$work/$main"; then
     sed 's/ .*//' "$work/resolved.txt" >"$work/limits.txt"
     limits=limits.txt
 fi
-if ! resolve; then
-    [ -z "$limits" ] || stage "the versions of $like do not fit here: others are taken"
-    { [ -n "$limits" ] && limits='' && resolve; } || {
-        grep -v '^ *$' "$work/log" | tail -n 20 >&2
-        stage 'failed: its requirements could not be resolved; nothing was installed'
-        exit 3
-    }
-fi
+resolve || {
+    [ -n "$limits" ] && ! may_pass || give_up
+    stage "the versions of $like do not fit here: others are taken"
+    limits=
+    resolve || give_up
+}
 
 mkdir -p "$work/wheels"
 "$python" -I - "$work/wheels" >"$half_done/requirements.txt" <<'PYTHON'

@@ -1,0 +1,129 @@
+"""What shell scripts do on a host, here in a temporary folder; tests/lab has real hosts."""
+
+import base64
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+
+SCRIPTS = ROOT / "uwsgi_consul_fleet"
+APPLICATIONS = SCRIPTS / "operations/applications"
+
+RESOLVE = ("resolution.sh", "resolve.sh")
+
+
+def run(
+    host: Path, script: str, *words: str, stdin: bytes = b"", **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """:param host: a folder in which it finds what else is /srv, /run and /var/tmp"""
+    for place in ("/srv", "/run", "/var/tmp"):
+        (host / place[1:]).mkdir(parents=True, exist_ok=True)
+        script = script.replace(f"{place}/", f"{host}{place}/")
+    result = subprocess.run(
+        ["/bin/sh", "-c", script, "script", *words],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return subprocess.CompletedProcess(
+        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
+    )
+
+
+def packed(**files: str) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:") as opened:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            opened.addfile(member, io.BytesIO(text.encode()))
+    return archive.getvalue()
+
+
+def install(
+    host: Path, resolution: str = "", environment: str = "-"
+) -> "subprocess.CompletedProcess[str]":
+    stdin = subprocess.run(["gzip"], input=packed(**{"release.json": "{}"}), stdout=-1, check=True)
+    words = ("shop", "r1", environment, resolution, "/none/plugin.so", sys.executable, "")
+    script = (APPLICATIONS / "install.sh").read_text()
+    return run(host, script, *words, stdin=base64.b64encode(stdin.stdout))
+
+
+def test_no_environment_is_made_of_dependencies_that_are_gone(tmp_path: Path) -> None:
+    gone = install(tmp_path, "0123/cp311", "v1")
+    assert gone.returncode == 1
+    assert "dependencies are gone" in gone.stderr
+    assert not [*(tmp_path / "srv/shop/venvs").iterdir()]
+    assert not [*(tmp_path / "srv/shop/releases").iterdir()]
+    there = tmp_path / "srv/shop/resolutions/0123/cp311"
+    there.mkdir(parents=True)
+    (there / "requirements.txt").touch()
+    assert install(tmp_path, "0123/cp311", "v1").returncode == 0
+    assert (tmp_path / "srv/shop/releases/r1/release.json").exists()
+
+
+def test_what_is_left_of_a_release_is_replaced(tmp_path: Path) -> None:
+    release = tmp_path / "srv/shop/releases/r1"
+    lock = tmp_path / "run/uwsgi-consul-fleet.lock"
+    lock.parent.mkdir()
+    lock.touch(0o644)
+    (release / "app").mkdir(parents=True)
+    assert install(tmp_path).returncode == 0
+    assert (release / "release.json").exists()
+    assert not (release / "app").exists()
+    assert lock.stat().st_mode & 0o777 == 0o600  # nobody else can hold it
+    assert release.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("cut", ["", "requirements.txt", "wheels/b.whl"])
+def test_dependencies_that_did_not_arrive_whole_are_not_kept(tmp_path: Path, cut: str) -> None:
+    files = {"wheels/a.whl": "a", "requirements.txt": "a==1\nb==1\n", "wheels/b.whl": "b"}
+    files.pop(cut, None)
+    script = "".join(
+        (APPLICATIONS / f"{name}.sh").read_text() for name in ("resolution", "receive")
+    )
+    stdin = base64.b64encode(packed(**files))
+    result = run(tmp_path, script, "shop", "0123", "cp311", stdin=stdin)
+    kept = tmp_path / "srv/shop/resolutions/0123/cp311"
+    assert (result.returncode, kept.exists()) == ((1, False) if cut else (0, True)), result.stderr
+    if cut:
+        assert "did not arrive whole" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("index", "status", "others"),
+    [("http://127.0.0.1:9/", 1, False), ("file:///none/", 3, True)],
+    ids=["an index that is down", "versions that do not fit"],
+)
+def test_other_versions_are_taken_only_where_these_do_not_fit(
+    tmp_path: Path, index: str, status: int, others: bool
+) -> None:
+    scripts = (SCRIPTS / "build/scratch.sh", *map(APPLICATIONS.joinpath, RESOLVE))
+    given = {"app": "shop", "id": "0123", "kind": "cp311", "python": sys.executable}
+    given |= {"main": "main.txt", "like": "drakar", "frozen": "", "keep_toolchain": "yes"}
+    stdin = b"\n" + packed(**{"main.txt": "none\n", "resolved.txt": "none==1 --hash=sha256:0\n"})
+    pip = {"PIP_INDEX_URL": index, "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    text = "".join(path.read_text() for path in scripts)
+    result = run(tmp_path, text, stdin=stdin, **given, **pip)
+    assert result.returncode == status, result.stderr
+    assert ("others are taken" in result.stderr) == others
+    assert not [*(tmp_path / "srv/shop/resolutions").iterdir()]
+
+
+def test_a_build_leaves_the_folder_of_another_one_alone(tmp_path: Path) -> None:
+    left = tmp_path / "var/tmp/uwsgi-consul-fleet-build.killed"
+    left.mkdir(parents=True)
+    text = (SCRIPTS / "build/scratch.sh").read_text()
+    # The second one begins while the first one holds its own.
+    text += 'scratch_on_disk; echo "$scratch"; [ "${second-}" ] || second=yes sh -c "$TEXT" 8<&-\n'
+    second_text = text.replace("/var/tmp/", f"{tmp_path}/var/tmp/")
+    result = run(tmp_path, text, TEXT=second_text, keep_toolchain="yes")
+    assert result.returncode == 0, result.stderr
+    first, second = map(Path, result.stdout.split())
+    assert sorted(left.parent.iterdir()) == sorted([first, second])
