@@ -99,6 +99,16 @@ mount_root() {
     done
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
+    lacks_python || return 0
+    its=$(stat --format %m "$its")
+    mkdir -p "$root$its"
+    mount --bind "$its" "$root$its"
+}
+
+# Whether there is an application's $python that is not in $root: /opt may be a file system.
+lacks_python() {
+    its=$(readlink -f "${python:-/}")
+    [ ! -e "$root$its" ]
 }
 
 # Where it can't: copies what a compiler is installed into as $root, on disk.
@@ -115,6 +125,11 @@ copy_root() {
     done
     cp -a /var/lib/dpkg /var/lib/apt "$root/var/lib/" || full
     [ ! -d /opt/uwsgi-consul-fleet ] || cp -a /opt/uwsgi-consul-fleet "$root/opt/" || full
+    if lacks_python; then
+        its=$("$python" -Ic 'import sys; print(sys.base_prefix)')
+        mkdir -p "$root$its"
+        cp -a "$its/." "$root$its/" || full
+    fi
     # Mounts only where they end with the script, whatever ends it.
     if [ -z "${own_namespace:-}" ] || ! mount --rbind /dev "$root/dev" 2>/dev/null; then
         cp -a /dev/null /dev/zero /dev/random /dev/urandom "$root/dev/"
