@@ -25,7 +25,10 @@ extern struct uwsgi_server uwsgi;
 int consul_jobs_in_trial;
 
 static struct {
-    int *held; /* shared by all processes; NULL where nothing ever waited */
+    struct {
+        int held;
+        uint8_t raised[256]; /* the signals that requests and the like raised meanwhile */
+    } * shared;              /* by all processes; NULL where nothing ever waited */
     const char *lock;
     int (*handlers[PLUGINS])(uint8_t, void *);
     void (*fixup)(int);
@@ -34,7 +37,7 @@ static struct {
 } jobs;
 
 static int is_held(void) {
-    return jobs.held && __atomic_load_n(jobs.held, __ATOMIC_ACQUIRE);
+    return jobs.shared && __atomic_load_n(&jobs.shared->held, __ATOMIC_SEQ_CST);
 }
 
 static int is_locked(const char *path) {
@@ -53,7 +56,14 @@ static int is_locked(const char *path) {
 static int handle_signal(uint8_t number, void *handler) {
     const struct uwsgi_signal_entry *entry =
         &uwsgi.shared->signal_table[uwsgi.mywid * 256 + number];
-    return is_held() ? 0 : jobs.handlers[entry->modifier1](number, handler);
+    if (is_held()) {
+        uint8_t *raised = &jobs.shared->raised[number];
+        __atomic_store_n(raised, 1, __ATOMIC_SEQ_CST);
+        /* Either the master raises it again or, where it has looked already, it is handled here. */
+        if (is_held() || !__atomic_exchange_n(raised, 0, __ATOMIC_SEQ_CST))
+            return 0;
+    }
+    return jobs.handlers[entry->modifier1](number, handler);
 }
 
 void consul_jobs_wait(void) {
@@ -87,13 +97,13 @@ void consul_jobs_withhold(void) {
     if (consul_jobs_in_trial || !uwsgi.master_process ||
         !(is_trial || (jobs.lock && is_locked(jobs.lock))))
         return;
-    jobs.held =
-        mmap(NULL, sizeof(*jobs.held), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (jobs.held == MAP_FAILED) {
+    jobs.shared =
+        mmap(NULL, sizeof(*jobs.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (jobs.shared == MAP_FAILED) {
         uwsgi_error("[consul] mmap()");
         exit(1);
     }
-    *jobs.held = 1;
+    jobs.shared->held = 1;
     stand_before_plugins();
     jobs.crons = uwsgi.crons;
     jobs.daemons = uwsgi.daemons;
@@ -102,6 +112,17 @@ void consul_jobs_withhold(void) {
     uwsgi_log("[consul] timers, crons, mules, spoolers and daemons %s\n",
               is_trial ? "are not run in a trial"
                        : "wait until the release before this one has ended");
+}
+
+/* Each once, but not those of crons: their minutes were the other release's. */
+static void raise_again(void) {
+    int i;
+    for (i = 0; i < uwsgi.shared->cron_cnt; i++)
+        jobs.shared->raised[uwsgi.shared->cron[i].sig] = 0;
+    for (i = 0; i < 256; i++) {
+        if (__atomic_exchange_n(&jobs.shared->raised[i], 0, __ATOMIC_SEQ_CST))
+            uwsgi_route_signal(i);
+    }
 }
 
 void consul_jobs_cycle(void) {
@@ -117,6 +138,7 @@ void consul_jobs_cycle(void) {
     *last_cron = jobs.crons;
     *last_daemon = jobs.daemons;
     uwsgi_log("[consul] timers, crons, mules, spoolers and daemons begin\n");
-    __atomic_store_n(jobs.held, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&jobs.shared->held, 0, __ATOMIC_SEQ_CST);
+    raise_again();
     uwsgi_daemons_spawn_all();
 }

@@ -2,6 +2,7 @@
 
 import fcntl
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +31,11 @@ uwsgi.register_signal(17, "", lambda number: note("timer"))
 uwsgi.add_timer(17, 1)
 uwsgi.register_signal(18, "", lambda number: note("cron"))
 uwsgi.add_cron(18, -1, -1, -1, -1, -1)
+uwsgi.register_signal(19, "", lambda number: note("raised"))
 
 def application(environ, start_response):
+    if environ["PATH_INFO"] == "/raise":
+        uwsgi.signal(19)
     start_response("200 OK", [])
     return [b"ok"]
 """
@@ -75,9 +79,13 @@ def test_jobs_wait_until_it_is_their_turn(
         ticks = alone.folder / "did-timer"
         until(lambda: len(ticks.read_text().split()) > 2, "and goes on")
         assert did(trial) == did(beside) == set()
-        assert trial.get() == beside.get() == "ok"
+        assert trial.get("/raise") == beside.get("/raise") == "ok"
+        time.sleep(0.2)
+        assert did(trial) == did(beside) == set()
     # This minute's cron was the other release's.
-    until(lambda: did(beside) >= KINDS - {"cron"}, "what has waited runs")
+    waited = {*KINDS, "raised"} - {"cron"}
+    until(lambda: did(beside) >= waited, "what has waited runs")
+    assert (beside.folder / "did-raised").read_text() == "x\n"
     assert did(trial) == set()
     assert trial.said("are not run in a trial")
     for each in (trial, beside):

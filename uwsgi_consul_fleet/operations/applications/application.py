@@ -13,9 +13,8 @@ from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import resolution
-from uwsgi_consul_fleet.operations.applications.decided import mistaken as mistaken
-from uwsgi_consul_fleet.operations.applications.decided import prepare as prepare
-from uwsgi_consul_fleet.operations.applications.dependencies import bring as bring
+from uwsgi_consul_fleet.operations.applications.decided import mistaken, prepare
+from uwsgi_consul_fleet.operations.applications.dependencies import bring
 from uwsgi_consul_fleet.operations.applications.package import Package
 from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.operations.files import Base64, fail

@@ -72,7 +72,7 @@ if [ -n "$frozen" ]; then
     "/srv/$app/releases/$frozen/venv/bin/python" -m pip freeze | grep '==' >"$work/resolved.txt" || like=
 fi
 # Hashes are of versions, which are given then.
-if [ -n "$like" ] && ! grep -qrse '--hash' "$work/$main"; then
+if [ -n "$like" ] && ! grep -qe '--hash' "$work/$main"; then
     sed 's/ .*//' "$work/resolved.txt" >"$work/limits.txt"
     limits=limits.txt
 fi
