@@ -121,7 +121,7 @@ static void raise_again(void) {
         jobs.shared->raised[uwsgi.shared->cron[i].sig] = 0;
     for (i = 0; i < 256; i++) {
         if (__atomic_exchange_n(&jobs.shared->raised[i], 0, __ATOMIC_SEQ_CST))
-            uwsgi_route_signal(i);
+            uwsgi_route_signal((uint8_t)i);
     }
 }
 

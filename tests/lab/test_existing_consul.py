@@ -100,7 +100,7 @@ def test_deployed_to_and_released_on_its_consul(
 def test_the_commands_ask_the_agent_of_a_host(fleet: Fleet) -> None:
     where = ("--inventory", str(fleet.path))
     audit = json.loads(run("invoke", "audit", "--json", *where).stdout)
-    assert [entry["what"] for entry in audit] == ["deploy", "deploy", "rollback"]
+    assert [entry["what"] for entry in audit] == ["deploy", "deploy", "deploy", "rollback"]
     assert "There is no lock" in output(run("invoke", "unlock", *where))
     client = run("invoke", "client", "--once", *where)
     assert "consul-demo-server found on node ormen.example.com" in output(client)

@@ -211,7 +211,7 @@ def test_a_roll_back_stops_in_the_tail_of_another_run(
     monkeypatch.setattr(rollback, "read", looked)
     monkeypatch.chdir(ROOT)
     with pytest.raises(LockedError, match="changed while this run looked at it"):
-        rollback.rollback(read(str(fleet.path)))
+        rollback.rollback(read(str(fleet.path)), "slow")
     assert set(fleet.releases().values()) == {"slow"}
 
 
