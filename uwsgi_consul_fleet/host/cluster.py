@@ -25,13 +25,7 @@ def status(consul: Consul) -> dict[str, Any]:
     """Of a server, by itself: whom it follows, which servers it counts, each as HOST:PORT, whose
     the cluster is, and what its services were put to; or why it could not be asked."""
     try:
-        leader = consul.get("/v1/status/leader")
-        return {
-            "leader": leader,
-            "peers": consul.get("/v1/status/peers") or [],
-            "fleet": _fleet(consul),
-            "contents": _contents(consul) if leader else None,
-        }
+        return {**_known(consul), "peers": consul.get("/v1/status/peers") or []}
     except UnavailableError as error:
         return {"problem": str(error)}
 
@@ -41,17 +35,18 @@ def agent(consul: Consul) -> dict[str, Any]:
     services were put to, and what it calls the host, where a token may ask for that; or why it
     could not be asked."""
     try:
-        leader = consul.get("/v1/status/leader")
-        found: dict[str, Any] = {
-            "leader": leader,
-            "fleet": _fleet(consul),
-            "contents": _contents(consul) if leader else None,
-        }
+        found = _known(consul)
     except UnavailableError as error:
         return {"problem": str(error), "refused": error.status == 403}
     with suppress(UnavailableError):
         found["node"] = consul.get("/v1/agent/self")["Config"]["NodeName"]
     return found
+
+
+def _known(consul: Consul) -> dict[str, Any]:
+    leader = consul.get("/v1/status/leader")
+    contents = _contents(consul) if leader else None
+    return {"leader": leader, "fleet": _fleet(consul), "contents": contents}
 
 
 def _fleet(consul: Consul) -> str:

@@ -268,9 +268,14 @@ def about(host: Host) -> dict[str, str]:
     }
 
 
+def about_consul(host: Host) -> tuple[str, str]:
+    """What the program is asked about Consul on a host."""
+    return "consul", "status" if host.brings_consul else "agent"
+
+
 def asks(host: Host) -> str:
     """What the program is asked about Consul, in words; '' where it is asked of servers alone."""
-    return "" if host.brings_consul else shlex.join([*access(host).words, "consul", "agent"])
+    return "" if host.brings_consul else shlex.join([*access(host).words, *about_consul(host)])
 
 
 def read(target: Any, host: Host) -> HostState:
@@ -278,7 +283,7 @@ def read(target: Any, host: Host) -> HostState:
     stdin = access(host).stdin
     found: HostState = target.get_fact(State, **about(host), _stdin=stdin)
     if found.consul_problem == NOT_ASKED and found.python:
-        words = asks(host) or "consul status"
+        words = asks(host) or " ".join(about_consul(host))
         note_consul(found, target.get_fact(ConsulStatus, words, _stdin=stdin))
     return _completed(found, partial(target.get_fact, Description, host.settings.app_name))
 

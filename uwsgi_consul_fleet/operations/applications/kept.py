@@ -21,6 +21,7 @@ from uwsgi_consul_fleet.operations.applications.archive import Sources, temporar
 from uwsgi_consul_fleet.operations.applications.release import Release
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements
 from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.state import about_consul
 from uwsgi_consul_fleet.releases.releases import ask
 from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -28,7 +29,7 @@ from uwsgi_consul_fleet.ssh import connection as ssh
 
 def contents(hosts: Iterable[Host]) -> dict[str, str] | None:
     """What Consul knows of each service, from the first of their agents that can tell."""
-    answers = (ask(each, "consul", "status" if each.brings_consul else "agent") for each in hosts)
+    answers = (ask(each, *about_consul(each)) for each in hosts)
     return next((each["contents"] for each in answers if each.get("contents") is not None), None)
 
 
