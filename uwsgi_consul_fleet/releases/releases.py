@@ -63,14 +63,21 @@ def read(fleet: Fleet, settled: bool = False) -> list[HostReleases]:
         return pool.map(lambda host: _read(host, settled), hosts)
 
 
+def carried(host: Host, *words: str) -> tuple[str, bytes]:
+    """A script that runs this version's program on a host with these words, since the one there may
+    know less; and what it reads first."""
+    shown = access(host)
+    script = f"exec {shlex.join([*host_program.carried(), *shown.words, *words])}"
+    return script, shown.stdin.encode()
+
+
 def ask(host: Host, *words: str) -> dict[str, Any]:
     """What this version's program says on a host, as JSON; nothing where it fails, or the host
     can't be asked."""
-    its = access(host)
-    script = f"exec {shlex.join([*host_program.carried(), *its.words, *words])}"
+    script, stdin = carried(host, *words)
     try:
         with ssh.connect(host) as connection:
-            result = ssh.run_script(connection, script, its.stdin.encode())
+            result = ssh.run_script(connection, script, stdin)
     except UnreachableError:
         return {}
     return dict(json.loads(result.stdout)) if result.exit_code == 0 else {}

@@ -1,15 +1,12 @@
 """Going back to a release that is on the hosts."""
 
 import json
-import shlex
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fabric import Connection
 
-from uwsgi_consul_fleet import host_program
-from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import (
     FleetError,
     LostLockError,
@@ -22,7 +19,7 @@ from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock
 from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity
-from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, read
+from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, carried, read
 from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -310,10 +307,9 @@ def _switch(rollout: Rollout, target: Target, without_consul: bool) -> None:
 
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
-    # This version's: the one there may know less.
-    script = f"exec {shlex.join([*host_program.carried(), *access(host).words, *words])} >&2"
-    stdin = access(host).stdin.encode()
-    result = ssh.run_script(connection, script, stdin, on_line=lambda line: _log(host, line))
+    script, stdin = carried(host, *words)
+    told = f"{script} >&2"
+    result = ssh.run_script(connection, told, stdin, on_line=lambda line: _log(host, line))
     return result.exit_code == 0
 
 

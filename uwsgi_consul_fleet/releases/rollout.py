@@ -15,10 +15,10 @@ class Step:
     """A host that goes from one generation to another; from '' where none served.
 
     ``instances`` are the service ids that the new one registers, ``options`` more words for its
-    switch. ``execute`` runs the program
-    on the host with these words, shows what it says and returns whether it went well, or raises
-    UnreachableError where it could not begin; ``log`` shows a line about the host.
-    ``without_consul`` is for an emergency: nothing waits for what Consul reports.
+    switch. ``execute`` runs the program on the host with these words, shows what it says and
+    returns whether it went well, or raises UnreachableError where it could not begin; ``log`` shows
+    a line about the host. ``without_consul`` is for an emergency: nothing waits for what Consul
+    reports.
     """
 
     host: Host
