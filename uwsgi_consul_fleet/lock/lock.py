@@ -174,13 +174,14 @@ class Lock:
         :param detail: more to be written down, such as ``changed`` and ``failed`` hosts
         :raises UnreachableError: where it could not be written down
         """
-        seconds = round(time.monotonic() - self._began, 1)
-        self._finish({"outcome": outcome, "seconds": seconds, **detail})
+        self._finish(self._ended(outcome, detail))
 
     def untaken(self, outcome: str, **detail: Any) -> Message:
         """What :meth:`finish` would write, of a run that went on without the lock."""
-        seconds = round(time.monotonic() - self._began, 1)
-        return {**self._claim, "outcome": outcome, "seconds": seconds, **detail}
+        return {**self._claim, **self._ended(outcome, detail)}
+
+    def _ended(self, outcome: str, detail: Message) -> Message:
+        return {"outcome": outcome, "seconds": round(time.monotonic() - self._began, 1), **detail}
 
     def release(self) -> None:
         """Let the lock go, with nothing to write down."""

@@ -9,7 +9,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
 from threading import Lock as Mutex
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import gevent
@@ -76,8 +76,11 @@ class Guard:
             try:
                 self.lock.look(refuse=not self._run.pyinfra.asks_first)
             except LockedError as error:
-                self._stop = _exit(error.exit_code, f"{error}. Nothing was touched")
-                raise self._stop from error
+                self._end_by(error, error.exit_code, f"{error}. Nothing was touched")
+
+    def _end_by(self, error: FleetError, code: int, message: str) -> NoReturn:
+        self._stop = _exit(code, message)
+        raise self._stop from error
 
     def _go_on(self) -> None:
         if self._stop:
@@ -97,14 +100,11 @@ class Guard:
                 elif self.held and self.lock:
                     self.lock.check(PATIENCE)
             except LockedError as error:
-                self._stop = _exit(error.exit_code, f"{error}. Nothing was touched")
-                raise self._stop from error
+                self._end_by(error, error.exit_code, f"{error}. Nothing was touched")
             except (ForeignError, RefusedError) as error:
-                self._stop = _exit(1, str(error))
-                raise self._stop from error
+                self._end_by(error, 1, str(error))
             except LostLockError as error:
-                self._stop = _exit(1, f"{error}. Stopped; the same command again goes on")
-                raise self._stop from error
+                self._end_by(error, 1, f"{error}. Stopped; the same command again goes on")
             self._began = True
 
     def _has_cluster(self) -> bool:
