@@ -53,6 +53,12 @@ def test_a_token_that_can_not_be_used(
     assert "nothing was changed" in str(refused.value)
 
 
+def test_a_certificate_that_is_not_there_is_told_by_its_settings_name(tmp_path: Path) -> None:
+    shown = access(guest(consul_ca_file=str(tmp_path / "ca.pem")))
+    with pytest.raises(FleetError, match=rf"consul_ca_file: {tmp_path}/ca.pem: .*No such file"):
+        assert shown.stdin
+
+
 def test_a_variable_that_is_not_set() -> None:
     with pytest.raises(FleetError, match=r"consul_token: there is no token in \$NOWHERE"):
         access(guest(consul_token="$NOWHERE"))

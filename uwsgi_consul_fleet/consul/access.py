@@ -51,7 +51,10 @@ class Access(NamedTuple):
         if self == Access():
             return ""
         said = {"address": self.address, "token_file": "", "token": self.token, "keys": self.keys}
-        texts = {kind: _text(kind, getattr(self, f"{kind}_file")) for kind in ("ca", "cert", "key")}
+        kinds = ("ca", "cert", "key")
+        texts = {
+            kind: _text(f"consul_{kind}_file", getattr(self, f"{kind}_file")) for kind in kinds
+        }
         return json.dumps({**said, **texts}) + "\n"
 
 
@@ -86,7 +89,7 @@ def _secret(key: str, where: str) -> str:
         found = os.environ.get(where[1:], "")
     elif where:
         path = Path(where).expanduser()
-        found = _text(key.removeprefix("consul_"), str(path))
+        found = _text(key, str(path))
         if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
             raise FleetError(
                 f"{key}: others on this machine may read {path}: chmod 600 {path}; nothing was "
@@ -101,9 +104,9 @@ def _secret(key: str, where: str) -> str:
 
 
 @cache
-def _text(kind: str, path: str) -> str:
+def _text(key: str, path: str) -> str:
     """A file, read once in a run."""
     try:
         return Path(path).read_text() if path else ""
     except (OSError, ValueError) as error:
-        raise FleetError(f"consul_{kind}: {path}: {error}; nothing was changed") from error
+        raise FleetError(f"{key}: {path}: {error}; nothing was changed") from error
