@@ -171,9 +171,8 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
     known, change = here.known, cluster.change(here.run)
     if _must_restart(here, label):
         yield from _restart(here, label)
-    elif (
-        known.units["consul.service"] != RUNNING
-    ):  # as after a change that was taken back before it was made
+    elif known.units["consul.service"] != RUNNING:
+        # As after a change that was taken back before it was made.
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
         here.changed()
     elif here.me.name in change.silent:
