@@ -195,7 +195,7 @@ def test_a_host_that_is_down_changes_nothing_about_what_the_fleet_was_put_to(
     hosts = [SimpleNamespace(name=name) for name in ("a", "b")]
     run: Any = SimpleNamespace(
         fleet=SimpleNamespace(serving=lambda app: hosts),
-        pyinfra=SimpleNamespace(connected=connected, failed=failed),
+        pyinfra=SimpleNamespace(connected=connected, failed=failed, about=connected | failed),
     )
     assert application._is_whole(run, "shop") == whole
 
@@ -225,7 +225,8 @@ class Run:
             hosts.append(InventoryHost(name, frozenset({"consul_servers", "app_servers"}), its))
         addresses = {name: f"10.0.0.{number}" for number, name in enumerate(states, 1)}
         self.fleet = build(hosts, (), (), lambda host: addresses[host.name])
-        self.pyinfra: Any = SimpleNamespace(connected={*states} - out, failed=set(), typed={})
+        inside = {*states} - out
+        self.pyinfra: Any = SimpleNamespace(connected=inside, about=inside, typed={})
         self.state_of = states.__getitem__
         self._out = out
         self._made: dict[Any, Any] = {}

@@ -80,7 +80,7 @@ def _carried_by_others(run: Run) -> dict[str, Identity | None]:
 
 def left_out(run: Run) -> list[str]:
     """Hosts that this run does not reach for, because of --limit."""
-    about = run.pyinfra.connected | run.pyinfra.failed
+    about = run.pyinfra.about
     return [each.name for each in run.fleet.hosts if each.name not in about]
 
 

@@ -97,6 +97,11 @@ class PyinfraRun:
         return frozenset(host.name for host in self._state.failed_hosts)
 
     @property
+    def about(self) -> frozenset[str]:
+        """Hosts that the run reaches for; --limit leaves out the others."""
+        return self.connected | self.failed
+
+    @property
     def failed_since(self) -> frozenset[str]:
         """Hosts that were reached and failed then."""
         found = self._state.failed_hosts & self._state.activated_hosts

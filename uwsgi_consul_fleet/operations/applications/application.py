@@ -14,7 +14,7 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import resolution
 from uwsgi_consul_fleet.operations.applications.decided import mistaken, prepare
-from uwsgi_consul_fleet.operations.applications.dependencies import bring
+from uwsgi_consul_fleet.operations.applications.dependencies import GIVE_WAY, bring
 from uwsgi_consul_fleet.operations.applications.package import Package
 from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.operations.files import Base64, fail
@@ -28,6 +28,7 @@ from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, plugin_file
 from uwsgi_consul_fleet.releases.rollout import Step
 
 HERE = Path(__file__).parent
+INSTALL = GIVE_WAY + (HERE / "install.sh").read_text()
 LISTENING = UnitState("active", "enabled")
 
 __all__ = [
@@ -87,7 +88,7 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
             return
     wheels = binary(me.settings).rpartition("/")[0]
     yield StringCommand(
-        "sh", "-c", QuoteString((HERE / "install.sh").read_text()), "install",
+        "sh", "-c", QuoteString(INSTALL), "install",
         app_name, name, package.environment(known.app_python),
         QuoteString(resolution.place(package.release.resolution, known.app_python)),
         plugin.path, me.settings.app_python, QuoteString(wheels),
@@ -122,16 +123,16 @@ def _blocked(run: Run, app: str) -> str:
     """Why the roll-out of an application does not go on, or ''."""
     if stopped := run.rollouts[app].stopped:
         return f"the roll-out stopped {stopped}"
-    missed, serving = _missed(run, app), run.fleet.serving(app)
+    missed, serving = _count_missed(run, app), run.fleet.serving(app)
     # One that nobody serves any more has no settings of its own.
     if len(missed) <= (serving or run.fleet.hosts)[0].settings.max_failed_hosts:
         return ""
     return f"no roll-out begins while a host fails: {', '.join(sorted(missed))}"
 
 
-def _missed(run: Run, app: str) -> set[str]:
+def _count_missed(run: Run, app: str) -> set[str]:
     """The application's hosts that were reached and failed then, whatever they failed at: there is
-    one budget for them all."""
+    one budget for them all, that of its roll-out."""
     missed = run.rollouts[app].missed
     missed |= run.pyinfra.failed_since & {each.name for each in run.fleet.serving(app)}
     return missed
@@ -145,7 +146,7 @@ def _switch(state: Any, host: Any, run: Run, its: Step) -> bool:
 def _lost(state: Any, host: Any, here: Here) -> bool:
     host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
     app = here.me.settings.app_name
-    _missed(here.run, app)
+    _count_missed(here.run, app)
     here.run.rollouts[app].miss(here.me)
     return False
 
@@ -233,8 +234,7 @@ def _to_go(here: Here) -> list[str]:
 def _is_whole(run: Run, app: str) -> bool:
     """Whether this run is about every host; with --limit the fleet is not on its release. One that
     can't be reached gets it when it can."""
-    about = run.pyinfra.connected | run.pyinfra.failed
-    return {each.name for each in run.fleet.serving(app)} <= about
+    return {each.name for each in run.fleet.serving(app)} <= run.pyinfra.about
 
 
 @operation()

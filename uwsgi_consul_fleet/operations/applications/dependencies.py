@@ -32,6 +32,7 @@ from uwsgi_consul_fleet.operations.applications.resolution import (
     connected,
     everywhere,
     inside,
+    is_named,
 )
 from uwsgi_consul_fleet.operations.files import Base64
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -42,7 +43,8 @@ from uwsgi_consul_fleet.ssh.connection import Result
 HERE = Path(__file__).parent
 KEEP = (HERE / "resolution.sh").read_text()
 RECEIVE = KEEP + (HERE / "receive.sh").read_text()
-RESOLVE = SCRATCH + KEEP + (HERE / "resolve.sh").read_text()
+GIVE_WAY = (HERE / "give_way.sh").read_text()
+RESOLVE = GIVE_WAY + SCRATCH + KEEP + (HERE / "resolve.sh").read_text()
 TRIED = 2  # hosts of a kind, where the first can't do it
 RESOLVED = "resolved.txt"
 REFUSED = 3  # how resolve.sh ends where another host would fare no better
@@ -202,9 +204,8 @@ def _frozen(run: Run, on: Host, release: Release) -> str:
     requirements, and of which a version before 0.3 left to the host what they resolve to."""
     known, written = run.state_of(on.name), release.requirements
     its = known.generations.get(known.current_generation, {})
-    is_named = run.pyinfra.typed.get("release") == release.name
     stays = written and its.get("requirements") == written.digest and not its.get("resolution")
-    return known.current_generation if stays and not is_named else ""
+    return known.current_generation if stays and not is_named(run, release) else ""
 
 
 def _age(kind: str) -> tuple[int, ...]:

@@ -1,4 +1,5 @@
-# Unpacks a release beside the others; it appears under its name only when it is complete.
+# Unpacks a release beside the others; it appears under its name only when it is complete. Runs after
+# give_way.sh.
 # usage: install.sh APP RELEASE ENVIRONMENT RESOLUTION PLUGIN PYTHON WHEELS <ARCHIVE
 #   ENVIRONMENT  names the virtual environment; - for none
 #   RESOLUTION   of its requirements, as ID/KIND (see resolution.sh); '' where it has none
@@ -8,12 +9,6 @@
 set -eu
 base=/srv/$1 name=$2 environment=$3 resolved=/srv/$1/resolutions/$4 plugin=$5 python=$6 wheels=$7
 venv=$base/venvs/$environment part=$base/releases/.part-$name
-# What serves meanwhile comes first; with less than a tenth of its share this would hardly go on.
-if ls -d /srv/*/current >/dev/null 2>&1; then
-    renice -n 10 -p $$ >/dev/null
-    # Where the kernel groups processes by session, niceness counts within a session only.
-    { echo 10 >/proc/self/autogroup; } 2>/dev/null || true
-fi
 
 fail() {
     echo "$(hostname): $*" >&2

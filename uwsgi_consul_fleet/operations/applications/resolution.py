@@ -35,7 +35,7 @@ def _chosen(run: Run) -> dict[tuple[str, ...], str]:
 
 
 def _choose(run: Run, app: str, release: Release) -> str:
-    named = run.pyinfra.typed.get("release") == release.name
+    named = is_named(run, release)
     # Hosts that this run leaves out are asked only where the others don't know.
     return (
         _most(inside(run, app), release, of_this_name=True, serving=not named)
@@ -44,6 +44,11 @@ def _choose(run: Run, app: str, release: Release) -> str:
         or ("" if named else _most(everywhere(run, app), release, of_this_name=False, serving=True))
         or made_by(release)
     )
+
+
+def is_named(run: Run, release: Release) -> bool:
+    """Whether its name was typed."""
+    return bool(run.pyinfra.typed.get("release") == release.name)
 
 
 def _most(states: States, release: Release, *, of_this_name: bool, serving: bool) -> str:

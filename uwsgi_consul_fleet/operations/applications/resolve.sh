@@ -1,6 +1,7 @@
 # shellcheck disable=SC2154 # variables come from dependencies.py and scratch.sh
 # Resolves an application's requirements as they are written, once for all hosts with the same kind
-# of Python; see resolution.sh. Runs as root on one of them, after scratch.sh and resolution.sh.
+# of Python; see resolution.sh. Runs as root on one of them, after give_way.sh, scratch.sh and
+# resolution.sh.
 #   $app $id $kind  what it makes
 #   $python         the application's Python
 #   $main           the requirements, by their path in the archive
@@ -9,11 +10,6 @@
 # Its standard input: pip's own variables, one a line, an empty line, and a .tar with the
 # requirements and, where another kind was first, what they were resolved to in resolved.txt.
 set -eu
-# What serves meanwhile comes first; see install.sh.
-if ls -d /srv/*/current >/dev/null 2>&1; then
-    renice -n 10 -p $$ >/dev/null
-    { echo 10 >/proc/self/autogroup; } 2>/dev/null || true
-fi
 begin "$app" "$id" "$kind"
 # They may be secret: they lie in no file, and stand in no command line.
 while IFS= read -r line && [ -n "$line" ]; do export "${line?}"; done

@@ -176,7 +176,7 @@ def _refuse_moved(run: Run, peers: frozenset[str]) -> None:
 
 def retired_in_run(run: Run) -> list[Host]:
     """Retired hosts, reached or not, that this run is about: not those that --limit leaves out."""
-    about = run.pyinfra.connected | run.pyinfra.failed
+    about = run.pyinfra.about
     return [host for host in run.fleet.retired if host.name in about]
 
 
