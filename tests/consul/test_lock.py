@@ -17,6 +17,7 @@ from consul_processes import Agent, until
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
+from uwsgi_consul_fleet.errors import RefusedError
 from uwsgi_consul_fleet.host import cluster, lock_session, unwritten
 from uwsgi_consul_fleet.host.consul import CONTENTS, FLEET, KEYS, Access, Consul, UnavailableError
 from uwsgi_consul_fleet.host.lock_session import (
@@ -184,6 +185,25 @@ class TestTaking:
         one.process.wait()
         assert reply["state"] == "unavailable"
         assert "Connection refused" in reply["reason"]
+
+    def test_a_consul_that_does_not_allow_it_is_not_one_to_repair(
+        self, guarded_agent: Agent, session: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else a deploy without the token would go on and configure it anew."""
+        one = session(guarded_agent)
+
+        class Here:
+            """The keeper, without its way to a server."""
+
+            def send(self, _message: dict[str, Any]) -> None:
+                pass
+
+            def ask(self, message: dict[str, Any], _timeout: float) -> dict[str, Any]:
+                return one.ask(**message)
+
+        monkeypatch.setattr(lock.keeper, "get", Here)
+        with pytest.raises(RefusedError, match="403"):
+            lock.Lock([]).take("deploy", {"shop": "r7"})
 
 
 class TestLooking:

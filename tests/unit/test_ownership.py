@@ -84,3 +84,20 @@ def test_a_first_deploy_that_no_agent_answers_is_told_what_to_do() -> None:
         ownership._expect_one_answer(run)
     known["web2"].consul_problem = ""
     ownership._expect_one_answer(run)
+
+
+def test_an_identity_is_made_only_where_every_consul_server_was_asked() -> None:
+    """Who can't be reached, or is left out, may know that the fleet has one."""
+    hosts = [SimpleNamespace(name=name) for name in ("drakar", "cheetah", "ormen")]
+    fleet = SimpleNamespace(
+        hosts=hosts, consul_servers=hosts[:2], name="shop", services=("shop",), brings_consul=True
+    )
+    pyinfra = SimpleNamespace(about={each.name for each in hosts}, connected=frozenset({"cheetah"}))
+    run: Any = SimpleNamespace(fleet=fleet, pyinfra=pyinfra)
+    with pytest.raises(DeployError, match="no --limit: drakar can't be reached; nothing was"):
+        ownership._new(run)
+    pyinfra.connected = frozenset({"drakar", "cheetah"})
+    assert ownership._new(run).fleet == "shop"
+    pyinfra.about = {"drakar", "cheetah"}
+    with pytest.raises(DeployError, match="--limit leaves out others; nothing was changed"):
+        ownership._new(run)
