@@ -41,7 +41,7 @@ def remove(name: str) -> None:
 
     :raises OSError: where a process can't be killed
     """
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := pids(name):
         end(left)
         if time.monotonic() > deadline:
