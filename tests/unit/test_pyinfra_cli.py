@@ -83,6 +83,23 @@ def test_pyinfra_itself_has_it_as_it_was_typed(tmp_path: Path, words: list[str])
     assert host["data"]["release"] == "1.10"
 
 
+@pytest.mark.parametrize(("name", "most"), [("pyinfra", 2), ("locust", None)])
+def test_installed_packages_are_looked_through_once(name: str, most: int | None) -> None:
+    """By gevent, for the modules that it patches. It looks itself when it begins."""
+    program = """
+import sys
+from importlib import metadata
+looks, look = [], metadata.entry_points
+metadata.entry_points = lambda **group: looks.append(group) or look(**group)
+sys.argv = sys.argv[1:]
+import pyinfra_cli.main
+print(len(looks))
+"""
+    words = [sys.executable, "-c", program, name]
+    found = int(subprocess.run(words, check=True, capture_output=True).stdout)
+    assert found <= most if most else found > 10
+
+
 def test_one_host_is_asked_by_many_one_after_the_other(tmp_path: Path) -> None:
     """In a process of its own, patched as pyinfra's is. Two at a time would fail on the file."""
     program = """

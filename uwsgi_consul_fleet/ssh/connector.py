@@ -1,9 +1,7 @@
 """pyinfra's connections, made where all others are: see client.py."""
 
-from functools import cache
 from typing import Any
 
-import pyinfra.api.connectors
 import pyinfra.connectors.ssh
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors.ssh import SSHConnector
@@ -49,7 +47,5 @@ def _as_root(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def register() -> None:
-    """pyinfra finds its connectors by name, this one as this attribute of this module; for each
-    host whose name has a connector in it again, among all packages that are installed."""
-    pyinfra.api.connectors.entry_points = cache(pyinfra.api.connectors.entry_points)
+    """pyinfra finds its connectors by name, this one as this attribute of this module."""
     pyinfra.connectors.ssh.SSHConnector = Connector  # type: ignore[misc]
