@@ -8,8 +8,10 @@ standard library.
 
 import json
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 
 def read_entry_points_once(_event: object) -> None:
@@ -50,7 +52,16 @@ def accept_folders(_event: object) -> None:
     # Last of all: it takes longest to load.
     from uwsgi_consul_fleet.ssh import connector
 
-    connector.register()
+    connector.register(_reached)
+
+
+def _reached(name: str, groups: list[str], data: Mapping[str, Any]) -> None:
+    """A host, of which the keeper of the lock may make use already."""
+    from uwsgi_consul_fleet.lock import handle as keeper
+    from uwsgi_consul_fleet.ssh.options import plain
+
+    if "consul_servers" in groups and data.get("consul_source") != "none":
+        keeper.reached(name, plain(data))
 
 
 def take_as_typed(arguments: list[str]) -> None:

@@ -5,7 +5,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from threading import Lock as Mutex
+from typing import Any
 
 from uwsgi_consul_fleet.host.lock_session import Message
 
@@ -17,6 +20,7 @@ class Handle:
 
     def __init__(self) -> None:
         self._count = 0
+        self.told = False
         self._mutex = Mutex()
         self._buffer = b""
         self._socket, theirs = socket.socketpair()
@@ -29,6 +33,14 @@ class Handle:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def go_to(self, *servers: Message) -> None:
+        """Tell it where to connect to, the first one first; again, where more is known.
+
+        :param servers: the fields of keeper.py's `Server`, without functions
+        """
+        self.told = True
+        self.send({"servers": servers})
 
     def send(self, message: Message) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -74,6 +86,17 @@ _ready: list[Handle] = []
 def prepare() -> None:
     """Have one started: it takes as long to load as a run of nothing else takes to begin."""
     _ready.append(Handle())
+
+
+def reached(server: str, data: Mapping[str, Any]) -> None:
+    """A Consul server to which the run has connected: one that was prepared connects to the first
+    of them while the run goes on to load what it is made of, as this takes as long.
+
+    :param data: see `options.plain`
+    """
+    if _ready and not _ready[-1].told:
+        with suppress(OSError):  # who asks it will notice that it is gone
+            _ready[-1].go_to({"name": server, "data": data, "stdin": ""})
 
 
 def get() -> Handle:

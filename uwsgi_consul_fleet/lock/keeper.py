@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +80,8 @@ class Session:
 class Keeper:
     """One session at a time, on the first server that can be reached."""
 
-    def __init__(self, servers: list[Server]) -> None:
-        self._servers = servers
+    def __init__(self, servers: Iterable[Server] = ()) -> None:
+        self._servers = [*servers]
         self._session: Session | None = None
         self._taken: Message = {}
         self._attempts = 0
@@ -160,8 +160,14 @@ class Keeper:
             with suppress(UnreachableError):
                 self._session.ask({"do": "forget"})
 
-    def connect(self) -> None:
-        """Be ready for the first message."""
+    def go_to(self, servers: Iterable[Server]) -> None:
+        """Be ready for the first message, on one of these; on the one where it is, if it is of them
+        and to be asked the same way."""
+        there = self._session and self._session.server
+        # The first one that is left is the one there.
+        self._servers = sorted(servers, key=lambda each: each != there)
+        if self._servers[:1] != [there]:
+            self.close()
         self._ask({"do": "beat"})
 
     def close(self) -> None:
@@ -171,14 +177,11 @@ class Keeper:
 
 
 def main() -> None:
-    inbox = messages(sys.stdin, BEAT / 4)
-    setup = next((message for message in inbox if message), None)
-    if setup is None:  # a run that came to nothing
-        return
-    keeper = Keeper([Server(**server) for server in setup["servers"]])
-    keeper.connect()
-    for message in inbox:
-        if message is not None:
+    keeper = Keeper()
+    for message in messages(sys.stdin, BEAT / 4):
+        if message and "servers" in message:
+            keeper.go_to(Server(**server) for server in message["servers"])
+        elif message:
             number = message.pop("number")
             print(json.dumps({**keeper.answer(message), "number": number}), flush=True)
         keeper.beat()

@@ -54,11 +54,11 @@ class Lock:
         self._seen: str | None = None
         self._claim: Message = {}
         self._keeper = keeper.get()
-        known = [
+        known = (
             {"name": host.name, "data": plain(host.data), "stdin": access(host).stdin}
             for host in servers
-        ]
-        self._keeper.send({"servers": known})
+        )
+        self._keeper.go_to(*known)
 
     def look(self, refuse: bool = True) -> None:
         """Note who had the lock last, before anything is decided: :meth:`take` refuses where

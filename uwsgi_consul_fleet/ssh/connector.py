@@ -1,5 +1,6 @@
 """pyinfra's connections, made where all others are: see client.py."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyinfra.connectors.ssh
@@ -13,7 +14,9 @@ ROOTS = ("", None, False, "root")
 
 class Connector(SSHConnector):
     """pyinfra's own but for how it connects: hosts whose deploy goes through are reached by every
-    command, and the same way."""
+    command, and the same way. ``reached`` is told of each: its name, groups and data."""
+
+    reached: Callable[[str, list[str], Mapping[str, Any]], None]
 
     def connect(self) -> None:
         """:raises ConnectError: with what the commands say too"""
@@ -26,6 +29,7 @@ class Connector(SSHConnector):
             self.client = client.connect(found)  # type: ignore[assignment] # not pyinfra's own
         except FleetError as error:
             raise ConnectError(str(error)) from error
+        self.reached(self.host.name, self.host.groups, data)
 
     def run_shell_command(self, command: Any, *args: Any, **arguments: Any) -> Any:
         """Where ssh's user is root, nothing is put before a command to become it."""
@@ -46,6 +50,10 @@ def _as_root(arguments: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def register() -> None:
-    """pyinfra finds its connectors by name, this one as this attribute of this module."""
+def register(reached: Callable[[str, list[str], Mapping[str, Any]], None]) -> None:
+    """pyinfra finds its connectors by name, this one as this attribute of this module.
+
+    :param reached: see :class:`Connector`
+    """
+    Connector.reached = staticmethod(reached)
     pyinfra.connectors.ssh.SSHConnector = Connector  # type: ignore[misc]
