@@ -23,6 +23,8 @@ def parse(parser: argparse.ArgumentParser, once: str) -> argparse.Namespace:
     parser.add_argument("--once", action="store_true", help=f"as the tests do: {once}")
     parser.add_argument("--seed", default=seed.SEED, help="of what is left to chance")
     options = parser.parse_args()
+    # As it is for an operator: what is ours is compiled once.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     seed.SEED = options.seed
     random.seed(options.seed)
     name = Path(sys.argv[0]).name
