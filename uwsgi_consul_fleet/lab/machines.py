@@ -34,6 +34,8 @@ BOOT_TIMEOUT = 60  # seconds until ssh answers
 SYSTEMD = Path("/run/systemd/system")  # there where systemd is this host's init
 CHECKOUTS = MACHINES.with_name("checkouts")  # which clone is where
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
+# Of systemd's generators, which run at each daemon-reload: the others find nothing in a container.
+GENERATORS = ("systemd-fstab-generator", "systemd-sysv-generator")
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def _prepare(machine: Machine, plugged: Network, proxy_url: str) -> None:
         f"Address={machine.address}/{plugged.addresses.prefixlen}\nGateway={plugged.gateway.ip}\n"
         f"Address={machine.address_6}/{LENGTH_6}\n",
     )
+    _mask_generators(root)
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     shutil.copyfile(base.resolver(), root / "etc/resolv.conf")
     write(root / "etc/apt/apt.conf.d/80-lab-proxy", proxy.configuration(proxy_url))
@@ -172,6 +175,14 @@ def _prepare(machine: Machine, plugged: Network, proxy_url: str) -> None:
     authorized = root / f"home/{base.USER}/.ssh/authorized_keys"
     write(authorized, access.key(), 0o600)
     run("chroot", root, "chown", "-R", f"{base.USER}:", f"/home/{base.USER}/.ssh")
+
+
+def _mask_generators(root: Path) -> None:
+    masked = root / "etc/systemd/system-generators"
+    masked.mkdir(exist_ok=True)
+    for path in (root / "usr/lib/systemd/system-generators").glob("systemd-*"):
+        if path.name not in GENERATORS and not (masked / path.name).is_symlink():
+            (masked / path.name).symlink_to("/dev/null")
 
 
 def _trust_certificates(root: Path) -> None:
