@@ -244,7 +244,7 @@ class Load:
         on: str = "drakar",
         service: str = SERVICE,
         clients: int = 16,
-        pause: float = 0.1,
+        pause: float = 0.25,
         timeout: float = 30,
     ) -> None:
         """
@@ -356,7 +356,7 @@ class Load:
         self._fetch()
         while not condition():
             assert time.monotonic() < deadline, f"load: no {what}: {self._journal()}"
-            time.sleep(0.1)
+            time.sleep(0.25)  # as often as the generator writes
             self._fetch()
 
     def _journal(self) -> str:
