@@ -7,6 +7,7 @@ package of its dependencies has to be compiled, and one comes from an index that
 import io
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from applications import application
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.takes(100)
 REQUIREMENTS = """
 --extra-index-url http://me:${AHOY_PASSWORD}@127.0.0.1:8099/
 ahoy
+-r public.txt
+"""
+PUBLIC = """
 certifi
 netifaces==0.11.0
 """
@@ -38,6 +42,7 @@ class Index(http.server.SimpleHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", 8099), Index).serve_forever()
 """
 OLD = "certifi==2024.8.30"
+MORE = ("--data", "app_processes=3")
 # Where something of a deploy could be left.
 PLACES = "/srv /etc /opt /root /tmp /var/tmp /var/log /run"
 
@@ -79,9 +84,11 @@ def options(
     lab.ssh("cheetah", configured("index-url = http://127.0.0.1:9/"))
     source = application(folder, "\nimport ahoy, certifi, netifaces\n")
     (folder / "requirements.txt").write_text(REQUIREMENTS)
+    (folder / "public.txt").write_text(PUBLIC)
     yield [
         *("--data", f"app_source={source}"),
         *("--data", f"app_requirements={folder / 'requirements.txt'}"),
+        *("--data", "min_healthy_time=0"),
     ]
     lab.ssh("drakar", "sudo systemctl stop index; rm -r index password; sudo rm -f /etc/pip.conf")
     lab.ssh("cheetah", "sudo rm /etc/pip.conf")
@@ -108,31 +115,40 @@ def test_dependencies_are_made_on_one_host(
     assert lab.ssh("drakar", f"sudo grep -rlIs {PASSWORD} {PLACES}", check=False).stdout == ""
 
 
-def test_a_host_that_joins_later_has_the_same_and_asks_no_index(
-    fleet: SharedFleet, lab: Lab, options: list[str]
-) -> None:
-    """Without the password, alone in its run; newer versions are there by now."""
-    lab.ssh("drakar", "sudo rm /etc/pip.conf")
-    fleet.hosts(["drakar"], ["drakar", "cheetah"])
-    said = output(fleet.deploy("--limit", "cheetah", *options))
-    assert "resolving" not in said
-    assert installed(lab, "cheetah") == installed(lab, "drakar")
-    assert fleet.changes(*options) == {}
-    fleet.verify("--wait", "10", "--probe")
-
-
 def test_what_a_version_before_installed_stays(
     fleet: SharedFleet, lab: Lab, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It resolved nothing: release.json does not tell, and the wheels are nowhere."""
+    """It resolved nothing: release.json does not tell, and the wheels are nowhere. There are newer
+    versions by now."""
     before = installed(lab, "drakar")
     untold = f"sudo sed -i /resolution/d /srv/{SERVICE}/releases/*/release.json"
-    for host in ("drakar", "cheetah"):
-        lab.ssh(host, f"{untold} && sudo rm -r /srv/{SERVICE}/resolutions")
+    # But for those that were compiled, to be spared that.
+    gone = f"sudo sh -c 'rm -r /srv/{SERVICE}/resolutions/[!.]*'"
+    lab.ssh("drakar", f"{untold} && {gone} && sudo rm /etc/pip.conf")
     monkeypatch.setenv("AHOY_PASSWORD", PASSWORD)
-    said = output(fleet.deploy(*options, "--data", "app_processes=3"))
-    assert "[drakar]  resolving its requirements" in said
-    assert installed(lab, "drakar") == installed(lab, "cheetah") == before
+    said = output(fleet.deploy(*options, *MORE))
+    assert "[drakar] resolving its requirements" in said
+    assert installed(lab, "drakar") == before
+
+
+def test_a_host_that_joins_later_has_the_same_and_asks_no_index(
+    fleet: SharedFleet, lab: Lab, options: list[str], tmp_path: Path
+) -> None:
+    """Without the password, alone in its run; and others are wanted by now, of another
+    application."""
+    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    edited = tmp_path / "requirements.txt"
+    edited.write_text("flask\n")
+    other = application(tmp_path, "\n# edited\n")
+    since = ("--data", f"app_source={other}", "--data", f"app_requirements={edited}")
+    stays = ("--data", "min_healthy_time=0", "--data", "release=current", *MORE)
+    said = output(fleet.deploy("--limit", "cheetah", *since, *stays))
+    assert "resolving" not in said
+    assert installed(lab, "cheetah") == installed(lab, "drakar")
+    digests = f"cd /srv/{SERVICE}/current && sha256sum app/* requirements.d/*"
+    assert lab.ssh("cheetah", digests).stdout == lab.ssh("drakar", digests).stdout
+    assert fleet.changes(*options, *MORE) == {}
+    fleet.verify("--wait", "10", "--probe")
 
 
 def test_a_release_under_a_new_name_has_newer_dependencies(
@@ -149,7 +165,7 @@ def test_a_release_under_a_new_name_has_newer_dependencies(
     assert "netifaces==0.11.0" in found
     # Nothing is resolved for the next one, whose requirements are the same.
     monkeypatch.delenv("AHOY_PASSWORD")
-    changes = fleet.changes(*options, "--data", "app_processes=3", "--data", "release=newer")
+    changes = fleet.changes(*options, *MORE, "--data", "release=newer", "--limit", "drakar")
     assert "Application: bring its dependencies" not in changes
     assert "Application: install the release" in changes
 
