@@ -14,7 +14,8 @@ from checkout import ROOT
 SCRIPTS = ROOT / "uwsgi_consul_fleet"
 APPLICATIONS = SCRIPTS / "operations/applications"
 
-RESOLVE = ("resolution.sh", "resolve.sh")
+RESOLVE = ("resolution.sh", "venv.sh", "resolve.sh")
+INSTALL = ("venv.sh", "install.sh")
 
 
 def run(
@@ -51,8 +52,32 @@ def install(
 ) -> "subprocess.CompletedProcess[str]":
     stdin = subprocess.run(["gzip"], input=packed(**{"release.json": "{}"}), stdout=-1, check=True)
     words = ("shop", "r1", environment, resolution, "/none/plugin.so", sys.executable, "")
-    script = (APPLICATIONS / "install.sh").read_text()
+    script = "".join((APPLICATIONS / name).read_text() for name in INSTALL)
     return run(host, script, *words, stdin=base64.b64encode(stdin.stdout))
+
+
+# A Python that notes how it is started. Where it lacks something, what is unpacked fails.
+PYTHON = """#!/bin/sh
+echo "$*" >>"$0.log"
+%s "$@"
+[ ! "${lacks-}" ] || case $* in *--without-pip*) rm "$5/bin/python" ;; esac
+"""
+
+
+@pytest.mark.parametrize("lacks", ["", "wheels"])
+def test_an_environment_has_what_python_puts_into_it(tmp_path: Path, lacks: str) -> None:
+    python, made = tmp_path / "python", tmp_path / "venv"
+    python.write_text(PYTHON % sys.executable)
+    python.chmod(0o755)
+    script = (APPLICATIONS / "venv.sh").read_text() + 'make_venv "$@"'
+    done = run(tmp_path, script, str(python), str(made), lacks=lacks)
+    assert done.returncode == 0, done.stderr
+    ways = [f"-m venv --clear --without-pip {made}", f"-m venv --clear {made}"]
+    assert Path(f"{python}.log").read_text().splitlines() == ways[: 2 if lacks else 1]
+    listed = subprocess.run([made / "bin/pip", "list"], capture_output=True, text=True, check=True)
+    wanted = {"pip", "setuptools"} if sys.version_info < (3, 12) else {"pip"}
+    assert {line.split()[0] for line in listed.stdout.splitlines()[2:]} == wanted
+    assert (made / "bin/pip3").exists()
 
 
 def test_no_environment_is_made_of_dependencies_that_are_gone(tmp_path: Path) -> None:

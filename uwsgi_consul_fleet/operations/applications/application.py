@@ -14,7 +14,7 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.applications import resolution
 from uwsgi_consul_fleet.operations.applications.decided import mistaken, prepare
-from uwsgi_consul_fleet.operations.applications.dependencies import GIVE_WAY, bring
+from uwsgi_consul_fleet.operations.applications.dependencies import GIVE_WAY, VENV, bring
 from uwsgi_consul_fleet.operations.applications.package import Package
 from uwsgi_consul_fleet.operations.applications.step import step
 from uwsgi_consul_fleet.operations.files import Base64, fail
@@ -28,7 +28,7 @@ from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, plugin_file
 from uwsgi_consul_fleet.releases.rollout import Step
 
 HERE = Path(__file__).parent
-INSTALL = GIVE_WAY + (HERE / "install.sh").read_text()
+INSTALL = GIVE_WAY + VENV + (HERE / "install.sh").read_text()
 LISTENING = UnitState("active", "enabled")
 
 __all__ = [

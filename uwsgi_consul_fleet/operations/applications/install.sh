@@ -1,5 +1,5 @@
 # Unpacks a release beside the others; it appears under its name only when it is complete. Runs after
-# give_way.sh.
+# give_way.sh and venv.sh.
 # usage: install.sh APP RELEASE ENVIRONMENT RESOLUTION PLUGIN PYTHON WHEELS <ARCHIVE
 #   ENVIRONMENT  names the virtual environment; - for none
 #   RESOLUTION   of its requirements, as ID/KIND (see resolution.sh); '' where it has none
@@ -46,7 +46,7 @@ if [ "$environment" != - ]; then
         [ -z "$4" ] || [ -e "$resolved/requirements.txt" ] ||
             fail "the application's dependencies are gone from $resolved: deploy again"
         # A virtual environment knows its own path: it is made in place and marked at the end.
-        "$python" -m venv "$venv" || fail "no virtual environment in $venv"
+        make_venv "$python" "$venv" || fail "no virtual environment in $venv"
         [ -z "$wheels" ] || install "$wheels"/*.whl
         [ ! -s "$resolved/requirements.txt" ] || install --require-hashes \
             --find-links "$resolved/wheels" --requirement "$resolved/requirements.txt"

@@ -1,7 +1,7 @@
 # shellcheck disable=SC2154 # variables come from dependencies.py and scratch.sh
 # Resolves an application's requirements as they are written, once for all hosts with the same kind
-# of Python; see resolution.sh. Runs as root on one of them, after give_way.sh, scratch.sh and
-# resolution.sh.
+# of Python; see resolution.sh. Runs as root on one of them, after give_way.sh, scratch.sh,
+# resolution.sh and venv.sh.
 #   $app $id $kind  what it makes
 #   $python         the application's Python
 #   $main           the requirements, by their path in the archive
@@ -61,7 +61,7 @@ attempt_with_compiler() {
 resolve() { attempt '' "$work" || { needs_compiler && attempt_with_compiler; }; }
 
 stage "resolving its requirements for $("$python" --version)"
-"$python" -m venv "$work/venv" >&2 || fail "no virtual environment can be made with $python"
+make_venv "$python" "$work/venv" >&2 || fail "no virtual environment can be made with $python"
 limits=
 if [ -n "$frozen" ]; then
     like=$frozen
