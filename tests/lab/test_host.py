@@ -1,15 +1,14 @@
-"""What happens on one host: its first release, a slow boot, a port's socket, timers."""
+"""What happens on one host: a slow boot, a port's socket, timers."""
 
 import json
 import os
 import signal
 import time
-import urllib.request
-from ipaddress import IPv4Address
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from applications import BAD_RELEASES, application
 from checkout import ROOT
 from consul_processes import until
 from fleet_commands import output, start
@@ -18,47 +17,12 @@ from load import SERVICE, Load
 from releasing import Releases
 from shared_fleet import SharedFleet
 
-from uwsgi_consul_fleet.lab.network import ipv6
-
-pytestmark = pytest.mark.takes(180)
+pytestmark = pytest.mark.takes(150)
 
 SOON = ("--data", "health_timeout=4")
-# Every node that Consul has ever listed with the service, passing or not.
-WATCH = f"""
-import json, time, urllib.request
-while True:
-    url = "http://127.0.0.1:8500/v1/catalog/service/{SERVICE}"
-    print(*{{each["Node"] for each in json.load(urllib.request.urlopen(url))}}, flush=True)
-    time.sleep(0.02)
-"""
-
-
-def test_a_new_host_that_is_not_well_never_joins_the_service(
-    releases: Releases, lab: Lab, tmp_path: Path
-) -> None:
-    releases.fleet.more("ormen")
-    source = application(tmp_path, BAD_RELEASES["fails its health check"].code)
-    host = ("ormen", {"app_source": str(source)})
-    releases.fleet.hosts(["drakar"], [*releases.hosts, host])
-    run = "nohup python3 watch.py >seen.txt 2>&1 & echo $! >watch.pid"
-    lab.ssh("drakar", f"cat >watch.py <<'X'\n{WATCH}\nX\n{run}")
-    try:
-        result = releases.fleet.deploy(*SOON, check=False)
-    finally:
-        lab.ssh("drakar", "kill $(cat watch.pid)")
-    releases.fleet.hosts(["drakar"], [*releases.hosts], ["ormen"])
-    assert result.returncode != 0
-    said = output(result)
-    assert "is not fit to serve: not healthy after 4 s: GET /healthz: 500" in said, said
-    assert "nothing serves, as before" in said, said
-    seen = set(lab.ssh("drakar", "cat seen.txt").stdout.split())
-    assert seen == set(releases.hosts)
-
 
 SLOW = """
 import time
-import urllib.request
-from ipaddress import IPv4Address
 if not os.environ.get("RELEASE_TRIAL") and os.path.exists("/srv/busy"):
     time.sleep(7)
 """
@@ -84,32 +48,6 @@ def test_a_boot_may_take_longer_than_a_release(releases: Releases, lab: Lab) -> 
     releases.expect_everywhere()
 
 
-def by_name(folder: Path) -> Path:
-    """The template as it was before sockets were taken by their descriptors."""
-    text = (ROOT / "app/uwsgi.ini.j2").read_text()
-    path = folder / "own.ini.j2"
-    path.write_text(text.replace("socket = fd://3", "socket = :{{ instance.port }}"))
-    assert path.read_text() != text
-    return path
-
-
-def test_a_socket_is_taken_by_name_and_by_descriptor(
-    releases: Releases, load: Load, lab: Lab, tmp_path: Path
-) -> None:
-    begin, first = time.time(), releases.serving
-    named = releases.deploy("", "--data", f"app_ini={by_name(tmp_path)}")
-    taken = releases.deploy()
-    journal = f"sudo journalctl -o cat -u '{SERVICE}-2001@{taken}*' | grep -c 'uwsgi socket . '"
-    # The port, and where the instance is asked for its health: nothing twice.
-    assert lab.ssh("cheetah", journal).stdout == "2\n"
-    releases.fleet.rollback()
-    window = load.window(begin)
-    print(f"\n{window}")
-    window.expect(passing=4, releases=(first, named, taken))
-    releases.serves(named)
-    releases.expect_everywhere()
-
-
 def test_an_id_in_consul_is_taken_from_no_other_application(
     releases: Releases, lab: Lab, tmp_path: Path
 ) -> None:
@@ -126,10 +64,7 @@ def test_an_id_in_consul_is_taken_from_no_other_application(
 TICKS = """
 import json
 import os
-import signal
 import time
-import urllib.request
-from ipaddress import IPv4Address
 import uwsgi
 
 def tick(number):
@@ -142,43 +77,67 @@ uwsgi.add_timer(17, 1)
 """
 
 
-def test_a_timer_ticks_once_and_in_no_trial(releases: Releases, lab: Lab) -> None:
+@dataclass(frozen=True)
+class TakenOver:
+    """Releases under load, with a timer: one that takes its sockets by name, and its successor."""
+
+    began: float
+    first: str
+    named: str
+    successor: str
+
+
+@pytest.fixture(scope="module")
+def taken_over(
+    releases: Releases, clients: Load, lab: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TakenOver]:
+    releases.ensure()
     for host in releases.hosts:
         lab.ssh(host, f"sudo install -d -o {SERVICE} /srv/ticks")
-    try:
-        first = releases.deploy(TICKS)
-        second = releases.deploy(TICKS)
-
-        def ticks() -> list[tuple[float, str, bool]]:
-            lines = lab.ssh("cheetah", "cat /srv/ticks/2001").stdout.splitlines()
-            return [json.loads(line) for line in lines]
-
-        until(lambda: any(release == second for _, release, _ in ticks()), "the second one ticks")
-        assert not any(is_trial for _, _, is_trial in ticks())
-        assert max(at for at, release, _ in ticks() if release == first) < min(
-            at for at, release, _ in ticks() if release == second
-        )
-    finally:
-        for host in releases.hosts:
-            lab.ssh(host, "sudo rm -r /srv/ticks")
+    began, first = time.time(), releases.serving
+    ini = by_name(tmp_path_factory.mktemp("named"))
+    named = releases.deploy(TICKS, "--data", f"app_ini={ini}")
+    yield TakenOver(began, first, named, releases.deploy(TICKS))
+    for host in releases.hosts:
+        lab.ssh(host, "sudo rm -r /srv/ticks")
 
 
-def test_a_host_that_others_reach_by_ipv6(releases: Releases, lab: Lab, tmp_path: Path) -> None:
-    """A fleet of its own, on a machine on which nothing is yet."""
-    releases.fleet.more("ormen")
-    lab.rebuild("ormen")
-    address = str(ipv6(IPv4Address(lab.address("ormen"))))
-    own = SharedFleet(tmp_path / "fleet.py", lab)
-    own.hosts(["ormen"], [("ormen", {"address": address})])
-    own.build_once()
-    own.deploy()
-    own.verify("--wait", "10", "--probe")
-    assert own.changes() == {}
-    for at in (f"[{address}]", lab.address("ormen")):
-        url = f"http://{at}:2001/healthz"
-        assert urllib.request.urlopen(url, timeout=5).read() == b"ok\n"
-    lab.reboot("ormen")
-    own.verify("--wait", "30", "--probe")
+def by_name(folder: Path) -> Path:
+    """The template as it was before sockets were taken by their descriptors."""
+    text = (ROOT / "app/uwsgi.ini.j2").read_text()
+    path = folder / "own.ini.j2"
+    path.write_text(text.replace("socket = fd://3", "socket = :{{ instance.port }}"))
+    assert path.read_text() != text
+    return path
+
+
+def test_a_timer_ticks_once_and_in_no_trial(taken_over: TakenOver, lab: Lab) -> None:
+    first, second = taken_over.named, taken_over.successor
+
+    def ticks() -> list[tuple[float, str, bool]]:
+        lines = lab.ssh("cheetah", "cat /srv/ticks/2001").stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+    until(lambda: any(release == second for _, release, _ in ticks()), "the second one ticks")
+    assert not any(is_trial for _, _, is_trial in ticks())
+    assert max(at for at, release, _ in ticks() if release == first) < min(
+        at for at, release, _ in ticks() if release == second
+    )
+
+
+def test_a_socket_is_taken_by_name_and_by_descriptor(
+    taken_over: TakenOver, releases: Releases, clients: Load, lab: Lab
+) -> None:
+    successor = f"{SERVICE}-2001@{taken_over.successor}*"
+    journal = f"sudo journalctl -o cat -u '{successor}' | grep -c 'uwsgi socket . '"
+    # The port, and where the instance is asked for its health: nothing twice.
+    assert lab.ssh("cheetah", journal).stdout == "2\n"
+    releases.fleet.rollback()
+    window = clients.window(taken_over.began)
+    print(f"\n{window}")
+    window.expect(passing=4, releases=(taken_over.first, taken_over.named, taken_over.successor))
+    releases.serves(taken_over.named)
+    releases.expect_everywhere()
 
 
 def test_a_client_says_that_its_server_answers_again(releases: Releases, lab: Lab) -> None:

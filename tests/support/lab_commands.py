@@ -50,6 +50,14 @@ class Lab:
     def rebuild(self, *names: str) -> Result:
         return self.command("rebuild", *names)
 
+    def fresh(self, *names: str) -> None:
+        """Machines with nothing on them, whether they were there or not."""
+        there = self.status()
+        if old := [name for name in names if name in there]:
+            self.rebuild(*old)
+        if new := [name for name in names if name not in there]:
+            self.up(*new)
+
     def reboot(self, name: str) -> None:
         """As `systemctl reboot` does it: services are stopped first; returns when ssh answers."""
         self.ssh(name, "sudo systemctl reboot", check=False)  # which may end the session first
