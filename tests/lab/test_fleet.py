@@ -284,52 +284,6 @@ def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Lab) -> Non
 # --- Releases and settings -----------------------------------------------------------
 
 
-def shop(folder: Path) -> dict[str, object]:
-    """The settings of another application: a git repository with links to files and folders, and
-    with requirements that include others."""
-    source = folder / "shop"
-    (source / "parts" / "main").mkdir(parents=True)
-    (source / "parts" / "main" / "wsgi.py").write_text(
-        "import certifi\n"
-        "def serve(environ, start_response):\n"
-        "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
-        "    return [b'ahoy ', certifi.__version__.encode()]\n"
-    )
-    (source / "current").symlink_to("parts/main")
-    (source / "wsgi.py").symlink_to("current/wsgi.py")
-    commit(source)
-    (folder / "base").mkdir()
-    (folder / "requirements.txt").write_text("-r base/all.txt\n-c limits.txt\n")
-    (folder / "base" / "all.txt").write_text("certifi\n")
-    (folder / "limits.txt").write_text("certifi==2025.1.31\n")
-    return {
-        "app_source": str(source),
-        "app_entry_point": "shop.wsgi:serve",
-        "app_requirements": str(folder / "requirements.txt"),
-        "instances": {"till": {"port": 2005, "id": "shop-till"}},
-    }
-
-
-def test_another_application_is_a_matter_of_settings(
-    fleet: Fleet, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host = shop(tmp_path)
-    # As in a hook of git, here of another repository.
-    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
-    fleet.hosts(["drakar"], ["drakar", ("cheetah", host)])
-    fleet.deploy()
-    fleet.verify("--wait", "10", "--probe")
-    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy 2025.01.31"
-    (tmp_path / "limits.txt").write_text("certifi==2025.4.26\n")
-    fleet.deploy()
-    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy 2025.04.26"
-    units = lab.ssh("cheetah", f"systemctl list-units --all --plain '{SERVICE}*'").stdout
-    assert "2001" not in units, units
-    fleet.hosts(["drakar"], ["drakar", "cheetah"])
-    fleet.deploy()
-    fleet.verify("--wait", "10", "--probe")
-
-
 def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
     fleet: Fleet, lab: Lab
 ) -> None:
@@ -355,15 +309,60 @@ def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
     fleet.verify("--wait", "10", "--probe")
 
 
-@pytest.fixture
-def two_hosts_again(fleet: Fleet) -> Iterator[None]:
-    """At the end, also of a test that failed: no other deploy has its secrets."""
-    yield
-    fleet.hosts(["drakar"], ["drakar", "cheetah"])
-    fleet.deploy()
+# --- Interruptions -------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("two_hosts_again")
+def test_a_power_cut_is_survived(fleet: Fleet, lab: Lab) -> None:
+    lab.kill("cheetah")
+    result = fleet.verify("--wait", "0", check=False)
+    assert result.returncode in (0, 1)  # Consul needs some seconds to notice
+    lab.up("cheetah")
+    fleet.verify("--wait", "60", "--probe")
+    assert fleet.changes("--data", "app_processes=3") == {}
+
+
+def interrupted(line: str, *command: str) -> tuple[int, str]:
+    """Ctrl-C when a command has printed this; its exit status and its standard error."""
+    process = subprocess.Popen(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    printed = []
+    for printed_line in process.stdout:
+        printed.append(printed_line)
+        if line in printed_line:
+            break
+    else:
+        pytest.fail(f"{' '.join(command)} never printed {line!r}:\n{''.join(printed)}")
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert "Traceback" not in stderr, stderr
+    return process.returncode, stderr
+
+
+def test_ctrl_c_ends_a_watching_client(fleet: Fleet) -> None:
+    command = ("invoke", "client", "--inventory", str(fleet.path))
+    assert interrupted(" found on node ", *command)[0] == 130
+
+
+def test_ctrl_c_ends_a_build_and_leaves_the_host_as_it_was(fleet: Fleet, lab: Lab) -> None:
+    before = lab.ssh("drakar", "dpkg -l").stdout
+    command = ("invoke", "build-plugin", "--force", "--inventory", str(fleet.path))
+    code, stderr = interrupted("installing the compiler", *command)
+    assert (code, stderr.strip()) == (130, "interrupted")
+    assert lab.ssh("drakar", "dpkg -l; ls -A /mnt").stdout == before
+    # What was built before is still there and still good.
+    assert "up to date: " in fleet.build().stdout
+
+
+# --- Settings of one host, in the end: the next file puts the fleet back ---------------------
+
+
 def test_secrets_arrive_and_are_shown_nowhere(
     fleet: Fleet, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,52 +410,41 @@ def test_secrets_arrive_and_are_shown_nowhere(
     assert "app_secrets: no value for KEY" in output(refused)
 
 
-# --- Interruptions -------------------------------------------------------------------
-
-
-def test_a_power_cut_is_survived(fleet: Fleet, lab: Lab) -> None:
-    lab.kill("cheetah")
-    result = fleet.verify("--wait", "0", check=False)
-    assert result.returncode in (0, 1)  # Consul needs some seconds to notice
-    lab.up("cheetah")
-    fleet.verify("--wait", "60", "--probe")
-    assert fleet.changes() == {}
-
-
-def interrupted(line: str, *command: str) -> tuple[int, str]:
-    """Ctrl-C when a command has printed this; its exit status and its standard error."""
-    process = subprocess.Popen(
-        [str(BIN / command[0]), *command[1:]],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+def shop(folder: Path) -> dict[str, object]:
+    """The settings of another application: a git repository with links to files and folders, and
+    with requirements that include others."""
+    source = folder / "shop"
+    (source / "parts" / "main").mkdir(parents=True)
+    (source / "parts" / "main" / "wsgi.py").write_text(
+        "import certifi\n"
+        "def serve(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
+        "    return [b'ahoy ', certifi.__version__.encode()]\n"
     )
-    assert process.stdout is not None
-    printed = []
-    for printed_line in process.stdout:
-        printed.append(printed_line)
-        if line in printed_line:
-            break
-    else:
-        pytest.fail(f"{' '.join(command)} never printed {line!r}:\n{''.join(printed)}")
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
-    assert "Traceback" not in stderr, stderr
-    return process.returncode, stderr
+    (source / "current").symlink_to("parts/main")
+    (source / "wsgi.py").symlink_to("current/wsgi.py")
+    commit(source)
+    (folder / "base").mkdir()
+    (folder / "requirements.txt").write_text("-r base/all.txt\n-c limits.txt\n")
+    (folder / "base" / "all.txt").write_text("certifi\n")
+    (folder / "limits.txt").write_text("certifi==2025.1.31\n")
+    return {
+        "app_source": str(source),
+        "app_entry_point": "shop.wsgi:serve",
+        "app_requirements": str(folder / "requirements.txt"),
+        "instances": {"till": {"port": 2005, "id": "shop-till"}},
+    }
 
 
-def test_ctrl_c_ends_a_watching_client(fleet: Fleet) -> None:
-    command = ("invoke", "client", "--inventory", str(fleet.path))
-    assert interrupted(" found on node ", *command)[0] == 130
-
-
-def test_ctrl_c_ends_a_build_and_leaves_the_host_as_it_was(fleet: Fleet, lab: Lab) -> None:
-    before = lab.ssh("drakar", "dpkg -l").stdout
-    command = ("invoke", "build-plugin", "--force", "--inventory", str(fleet.path))
-    code, stderr = interrupted("installing the compiler", *command)
-    assert (code, stderr.strip()) == (130, "interrupted")
-    assert lab.ssh("drakar", "dpkg -l; ls -A /mnt").stdout == before
-    # What was built before is still there and still good.
-    assert "up to date: " in fleet.build().stdout
+def test_another_application_is_a_matter_of_settings(
+    fleet: Fleet, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = shop(tmp_path)
+    # As in a hook of git, here of another repository.
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
+    fleet.hosts(["drakar"], ["drakar", ("cheetah", host)])
+    fleet.deploy()
+    fleet.verify("--wait", "10", "--probe")
+    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy 2025.01.31"
+    units = lab.ssh("cheetah", f"systemctl list-units --all --plain '{SERVICE}*'").stdout
+    assert "2001" not in units, units
