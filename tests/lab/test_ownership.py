@@ -1,17 +1,25 @@
 """Machines with a life of their own: what is not this fleet's is refused, and stays as it is.
 
-The tests run in the order in which they stand here: drakar is the fleet's server, cheetah becomes
-another fleet's, and ormen has an owner.
+The tests run in the order in which they stand here: skeid is the fleet's server. ormen has an
+owner, and becomes another fleet's, which reaches it by IPv6.
 """
 
+import urllib.request
+from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import pytest
-from fleet_commands import Fleet, output, run
+from fleet_commands import Fleet, changed, output, run
 from owned_machine import BESIDE
 
+from uwsgi_consul_fleet.lab.network import ipv6
+
+pytestmark = pytest.mark.takes(120)
+
+HOSTS = ("skeid", "ormen")
 RECORD = "/etc/uwsgi-consul-fleet/fleet.json"
 SETTINGS = """
 app_requirements = None
@@ -53,21 +61,27 @@ def fleet_of(folder: Path, name: str | None) -> Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Fleet:
-    lab.up("drakar", "cheetah", "ormen")
-    lab.rebuild("drakar", "cheetah", "ormen")
+def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Iterator[Fleet]:
+    lab.fresh(*HOSTS)
     found = fleet_of(tmp_path_factory.mktemp("fleet"), "shop-production")
-    found.hosts(["drakar"], ["drakar"])
+    found.hosts(["skeid"], ["skeid"])
     found.build_once()
     found.deploy()
-    return found
+    yield found
+    lab.down(*HOSTS)
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory, fleet: Fleet) -> Fleet:
-    """cheetah's, by the name of its application."""
+def address(lab: Any) -> str:
+    """ormen's, for the other fleet."""
+    return str(ipv6(IPv4Address(lab.address("ormen"))))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, fleet: Fleet, address: str) -> Fleet:
+    """ormen's, by the name of its application, when it is nobody else's."""
     found = fleet_of(tmp_path_factory.mktemp("other"), None)
-    found.hosts(["cheetah"], ["cheetah"])
+    found.hosts(["ormen"], [("ormen", {"address": address})])
     said = output(found.deploy())
     assert "Fleet consul-demo-server (" in said
     return found
@@ -86,7 +100,7 @@ def test_what_is_in_the_way_is_named_and_left_alone(fleet: Fleet, lab: Any) -> N
     for script in (BESIDE, IN_THE_WAY):
         lab.ssh("ormen", f"sudo sh -ec {quote(script)}")
     before = state(lab, "ormen")
-    fleet.hosts(["drakar"], ["drakar", "ormen"])
+    fleet.hosts(["skeid"], ["skeid", "ormen"])
     refused(
         fleet.deploy(check=False),
         "ormen: not everything that this fleet would put there is free",
@@ -101,13 +115,13 @@ def test_what_is_in_the_way_is_named_and_left_alone(fleet: Fleet, lab: Any) -> N
         "nothing was changed",
     )
     # Nor is anything of it the fleet's when it is told to go.
-    fleet.hosts(["drakar"], ["drakar"], ["ormen"])
+    fleet.hosts(["skeid"], ["skeid"], ["ormen"])
     assert fleet.changes() == {}
     assert state(lab, "ormen") == before
 
 
 def test_it_is_handed_over_on_demand_alone(fleet: Fleet, lab: Any) -> None:
-    fleet.hosts(["drakar"], ["drakar", "ormen"])
+    fleet.hosts(["skeid"], ["skeid", "ormen"])
     adopt = ("invoke", "adopt", "ormen", "--inventory", str(fleet.path))
     refused(run(*adopt, check=False), "free these ports")
     lab.ssh("ormen", "sudo systemctl stop other-web")
@@ -124,11 +138,11 @@ def test_what_is_beside_it_stays_as_it_is_until_the_host_retires(fleet: Fleet, l
     before = state(lab, "ormen")
     fleet.deploy("--limit", "ormen", "--data", "release=one")
     fleet.deploy("--data", "release=two")
-    assert fleet.releases() == {"drakar": "two", "ormen": "two"}
+    assert fleet.releases() == {"skeid": "two", "ormen": "two"}
     assert fleet.changes("--data", "release=two") == {}  # whatever runs by a similar name
-    kept = [line for line in before if line not in state(lab, "ormen")]
-    assert kept == []
-    fleet.hosts(["drakar"], ["drakar"], ["ormen"])
+    now = state(lab, "ormen")
+    assert [line for line in before if line not in now] == []
+    fleet.hosts(["skeid"], ["skeid"], ["ormen"])
     fleet.deploy("--data", "release=two", "--data", "purge=True")
     assert state(lab, "ormen") == before
 
@@ -136,51 +150,47 @@ def test_what_is_beside_it_stays_as_it_is_until_the_host_retires(fleet: Fleet, l
 # --- Another fleet's -----------------------------------------------------------------
 
 
+def test_a_host_that_others_reach_by_ipv6(other: Fleet, lab: Any, address: str) -> None:
+    other.verify("--wait", "10", "--probe")
+    assert other.changes() == {}
+    for at in (f"[{address}]", lab.address("ormen")):
+        url = f"http://{at}:2001/healthz"
+        assert urllib.request.urlopen(url, timeout=5).read() == b"ok\n"
+    lab.reboot("ormen")
+    other.verify("--wait", "30", "--probe")
+
+
 def test_another_fleets_host_is_refused_by_every_command(
     fleet: Fleet, other: Fleet, lab: Any
 ) -> None:
-    before = [state(lab, host) for host in ("drakar", "cheetah")]
+    before = [state(lab, host) for host in HOSTS]
     mixed = (
         "mixes hosts of several fleets",
         "shop-production (",
         "consul-demo-server (",
-        "cheetah",
+        "ormen",
     )
-    for groups in (
-        (["drakar"], ["drakar", "cheetah"]),
-        (["drakar", "cheetah"], ["drakar"]),
-        (["drakar"], ["drakar"], ["cheetah"]),
-    ):
-        fleet.hosts(*groups)
-        refused(fleet.deploy(check=False), *mixed)
-    fleet.hosts(["drakar"], ["drakar", "cheetah"])
+    # Whatever else it may be meant for is in the unit tests.
+    fleet.hosts(["skeid"], ["skeid"], ["ormen"])
+    refused(fleet.deploy(check=False), *mixed)
+    fleet.hosts(["skeid"], ["skeid", "ormen"])
     refused(fleet.build(check=False), *mixed)
     assert "built" in output(fleet.build("--list"))  # which changes nothing
-    refused(fleet.rollback(check=False), *mixed)
     # An inventory whose hosts all agree, and which is the wrong one.
-    fleet.hosts(["cheetah"], ["cheetah"])
+    fleet.hosts(["ormen"], ["ormen"])
     wrong = ("belongs to the fleet consul-demo-server (", "'shop-production'")
     refused(fleet.deploy(check=False), *wrong)
-    refused(fleet.build(check=False), *wrong)
     refused(fleet.rollback(check=False), *wrong)
     refused(fleet.verify(check=False), *wrong)
     refused(run("invoke", "unlock", "--inventory", str(fleet.path), check=False), *wrong)
-    assert [state(lab, host) for host in ("drakar", "cheetah")] == before
+    assert [state(lab, host) for host in HOSTS] == before
 
 
 def test_a_host_takes_no_second_fleet(fleet: Fleet, lab: Any) -> None:
     """As when two first deploys come at the same moment."""
     words = "sudo /opt/uwsgi-consul-fleet/release mark other 0123456789 2 consul"
-    result = lab.ssh("drakar", words, check=False)
+    result = lab.ssh("skeid", words, check=False)
     refused(result, "belongs to the fleet shop-production (")
-
-
-def test_each_run_says_whose_the_fleet_is(fleet: Fleet) -> None:
-    fleet.hosts(["drakar"], ["drakar"])
-    assert "Fleet shop-production (" in output(fleet.deploy())
-    assert "Fleet shop-production (" in output(fleet.verify("--wait", "10"))
-    audit = run("invoke", "audit", "--inventory", str(fleet.path))
-    assert output(audit).startswith("Fleet shop-production\n")
 
 
 # --- From before there were identities ------------------------------------------------
@@ -189,33 +199,37 @@ def test_each_run_says_whose_the_fleet_is(fleet: Fleet) -> None:
 def test_hosts_of_another_cluster_are_refused_and_the_others_get_an_identity(
     fleet: Fleet, other: Fleet, lab: Any
 ) -> None:
-    for host in ("drakar", "cheetah"):
+    for host in HOSTS:
         lab.ssh(host, f"sudo rm {RECORD} && consul kv delete uwsgi-consul-fleet/fleet")
-    before = [state(lab, host) for host in ("drakar", "cheetah")]
+    before = [state(lab, host) for host in HOSTS]
     for groups in (
-        (["drakar"], ["drakar", "cheetah"]),
-        (["drakar", "cheetah"], ["drakar"]),
-        (["drakar"], ["drakar"], ["cheetah"]),
+        (["skeid"], ["skeid", "ormen"]),
+        (["skeid", "ormen"], ["skeid"]),
+        (["skeid"], ["skeid"], ["ormen"]),
     ):
         fleet.hosts(*groups)
         refused(
             fleet.deploy(check=False),
-            "cheetah: its Consul agent is of the cluster of",
-            "invoke adopt cheetah",
+            "ormen: its Consul agent is of the cluster of",
+            "invoke adopt ormen",
         )
-    assert [state(lab, host) for host in ("drakar", "cheetah")] == before
-    fleet.hosts(["drakar"], ["drakar", "ormen"])
-    refused(fleet.deploy("--limit", "drakar", check=False), "no --limit")
-    fleet.hosts(["drakar"], ["drakar"])
-    assert fleet.changes() == {"Fleet: mark the Consul servers": ["drakar"]}
-    assert fleet.changes() == {}
+    assert [state(lab, host) for host in HOSTS] == before
+    fleet.hosts(["skeid"], ["skeid", "ormen"])
+    refused(fleet.deploy("--limit", "skeid", check=False), "no --limit")
+    fleet.hosts(["skeid"], ["skeid"])
+    assert fleet.changes() == {"Fleet: mark the Consul servers": ["skeid"]}
 
 
 def test_a_host_that_is_handed_over_changes_its_cluster(
     fleet: Fleet, other: Fleet, lab: Any
 ) -> None:
-    fleet.hosts(["drakar"], ["drakar", "cheetah"])
-    adopt = ("invoke", "adopt", "cheetah", "--yes", "--inventory", str(fleet.path))
-    assert "cheetah: is handed over" in output(run(*adopt))
-    fleet.deploy()
-    fleet.verify("--wait", "10")
+    fleet.hosts(["skeid"], ["skeid", "ormen"])
+    adopt = ("invoke", "adopt", "ormen", "--yes", "--inventory", str(fleet.path))
+    assert "ormen: is handed over" in output(run(*adopt))
+    deploy = fleet.deploy("--json")
+    # And nothing is left to do where the identity has been written.
+    assert {host for hosts in changed(deploy).values() for host in hosts} == {"ormen"}
+    for said in (deploy, fleet.verify("--wait", "10")):
+        assert "Fleet shop-production (" in output(said)
+    audit = run("invoke", "audit", "--inventory", str(fleet.path))
+    assert output(audit).startswith("Fleet shop-production\n")

@@ -1,10 +1,13 @@
 """Whose a host is, decided without one."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from uwsgi_consul_fleet.inventory.model import InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.state import parse as state
@@ -26,6 +29,22 @@ def test_hosts_of_two_fleets() -> None:
         agreed({"drakar": SHOP, "cheetah": SHOP, "ormen": BLOG}, None)
     assert "shop (11111111): cheetah, drakar; blog (22222222): ormen" in str(refused.value)
     assert "invoke adopt" in str(refused.value)
+
+
+@pytest.mark.parametrize("meant", ["consul_servers", "app_servers", "retired"])
+def test_a_host_of_another_fleet_whatever_it_is_meant_for(meant: str) -> None:
+    groups = {"drakar": {"consul_servers", "app_servers"}, "cheetah": {meant}}
+    addresses = {"drakar": "10.0.3.11", "cheetah": "10.0.3.12"}
+    hosts = [InventoryHost(name, frozenset(its), {**DEMO}) for name, its in groups.items()]
+    fleet = build(hosts, set(), {"all"}, lambda host: addresses[host.name])
+    known = {name: state([]) for name in groups}
+    for name, its in (("drakar", SHOP), ("cheetah", BLOG)):
+        record = {"fleet": its.fleet, "id": its.id, "layout": its.layout}
+        known[name].belongings.record = json.dumps(record)
+    pyinfra = SimpleNamespace(connected=frozenset(known), about=frozenset(known))
+    run: Any = SimpleNamespace(fleet=fleet, pyinfra=pyinfra, state_of=known.__getitem__)
+    with pytest.raises(DeployError, match=r"shop \(11111111\): drakar; blog \(22222222\): cheetah"):
+        ownership._settle(run)
 
 
 def test_an_inventory_of_another_name() -> None:
