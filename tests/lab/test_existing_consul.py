@@ -5,6 +5,7 @@ an owner, with a Consul that asks for tokens.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -25,12 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def theirs(lab: Lab, folder: Path) -> PackagedConsul:
-    lab.up("ormen", "skeid")
-    lab.rebuild("ormen", "skeid")
+def theirs(lab: Lab, folder: Path) -> Iterator[PackagedConsul]:
+    lab.fresh("ormen", "skeid")
     for script in (BESIDE, EMPEROR):
         lab.ssh("ormen", f"sudo sh -ec {quote(script)}")
-    return PackagedConsul(lab, folder, "skeid", "ormen", "guest")
+    yield PackagedConsul(lab, folder, "skeid", "ormen", "guest")
+    lab.down("ormen", "skeid")
 
 
 @pytest.fixture(scope="module")
