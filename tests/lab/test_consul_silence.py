@@ -10,6 +10,8 @@ import pytest
 from consul_processes import until
 from fleet_commands import Fleet, output, run
 
+pytestmark = pytest.mark.takes(120)
+
 PID = "$(systemctl show --property MainPID --value consul)"
 STARTED = "systemctl show --property MainPID,ActiveEnterTimestamp consul"
 PROGRAM = "/opt/uwsgi-consul-fleet/release"

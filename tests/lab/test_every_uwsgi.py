@@ -24,7 +24,7 @@ from shared_fleet import SharedFleet
 
 from uwsgi_consul_fleet.lab.machines import known
 
-pytestmark = pytest.mark.takes(360)
+pytestmark = pytest.mark.takes(600)
 
 DIST = ROOT / "plugin_build/dist"
 MACHINES = ["debian11:11", "debian13:13"]

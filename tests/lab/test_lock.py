@@ -25,7 +25,7 @@ from uwsgi_consul_fleet.commands.command import read
 from uwsgi_consul_fleet.errors import LockedError
 from uwsgi_consul_fleet.releases import releases, rollback
 
-pytestmark = pytest.mark.takes(150)
+pytestmark = pytest.mark.takes(220)
 
 SERVICE = "consul-demo-server"
 LOCK = "consul kv get uwsgi-consul-fleet/lock"
