@@ -113,6 +113,18 @@ def test_another_source_is_known_by_its_description(tmp_path: Path) -> None:
         assert found.plugin == "hello_plugin.so"
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nowhere", "neither a folder nor a URL that git can clone"),
+        ("file:///nowhere.git", "git can't clone it: "),
+    ],
+)
+def test_what_is_no_source(place: str, said: str) -> None:
+    with pytest.raises(FleetError, match=f"--source {place}: .*{said}"), source.find(place):
+        pass
+
+
 def test_which_uwsgi_the_settings_mean() -> None:
     assert identity.binary(host("a").settings) == ""
     found = identity.binary(host("a", uwsgi_source="pypi", uwsgi_version="2.0.30").settings)
