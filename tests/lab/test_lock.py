@@ -41,7 +41,13 @@ FOOTPRINT = (
 def slow(tmp_path: Path) -> list[str]:
     """Something new to release each time, that takes some seconds to load."""
     source = application(tmp_path, f"{slow_start(5)}# {time.time_ns()}\n")
-    return released(source, "slow")
+    return released(source, "next")
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> list[str]:
+    """Something new to release each time, that is there at once."""
+    return released(application(tmp_path, f"# {time.time_ns()}\n"), "next")
 
 
 class Deploy:
@@ -192,34 +198,34 @@ def test_in_the_tail_of_another_it_stops_and_says_so(
     before = footprints(lab), fleet.releases(), last(fleet)
     said = entered(second)
     assert second.returncode == 75, said
-    assert re.search(r"changed while this run looked at it \(\S+ on \S+ ran a deploy of slow", said)
+    assert re.search(r"changed while this run looked at it \(\S+ on \S+ ran a deploy of next", said)
     assert "Nothing was touched" in said
     assert (footprints(lab), fleet.releases(), last(fleet)) == before
     assert fleet.changes(*slow) == {}
 
 
 def test_a_roll_back_stops_in_the_tail_of_another_run(
-    fleet: Fleet, slow: list[str], monkeypatch: pytest.MonkeyPatch
+    fleet: Fleet, new: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That run goes on between its look at the hosts and its lock."""
 
     def looked(*arguments: Any, **named: Any) -> Any:
         found = releases.read(*arguments, **named)
-        fleet.deploy(*slow, "--data", "app_processes=3")
+        fleet.deploy(*new, "--data", "app_processes=3")
         return found
 
     monkeypatch.setattr(rollback, "read", looked)
     monkeypatch.chdir(ROOT)
     with pytest.raises(LockedError, match="changed while this run looked at it"):
-        rollback.rollback(read(str(fleet.path)), "slow")
-    assert set(fleet.releases().values()) == {"slow"}
+        rollback.rollback(read(str(fleet.path)), "next")
+    assert set(fleet.releases().values()) == {"next"}
 
 
-def test_a_run_that_changes_nothing_is_in_nobodys_way(fleet: Fleet, slow: list[str]) -> None:
-    fleet.deploy(*slow)
+def test_a_run_that_changes_nothing_is_in_nobodys_way(fleet: Fleet, new: list[str]) -> None:
+    fleet.deploy(*new)
     waiting = pyinfra(fleet, "--data", "app_processes=3")
     told(waiting, "Detected changes displayed above")
-    assert fleet.changes(*slow) == {}
+    assert fleet.changes(*new) == {}
     said = entered(waiting)
     assert waiting.returncode == 0, said
 
