@@ -134,7 +134,6 @@ def grown(fleet: SharedFleet, lab: Lab) -> None:
     fleet.more("ormen", "skeid")
     fleet.hosts(["drakar"], APPS)
     fleet.deploy()
-    fleet.verify("--wait", "10")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +164,6 @@ def test_from_one_server_to_three(fleet: SharedFleet, lab: Lab) -> None:
     for watch in watches:
         watch.expect(6)
     assert agents(lab, "drakar", "skeid") == before, "who stays what it was is not restarted"
-    assert fleet.changes() == {}
     fleet.verify("--wait", "10")
 
 
@@ -193,7 +191,6 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
     fleet.deploy()
     again = agents(lab, *MACHINES)
     assert sum(a != b for a, b in zip(again, before, strict=True)) == 1
-    fleet.verify("--wait", "10")
 
 
 def test_servers_restart_one_after_the_other_and_the_leader_last(
@@ -311,8 +308,6 @@ def test_from_three_servers_to_one(fleet: SharedFleet, lab: Lab, staying: str, f
     servers = lab.ssh(staying, "consul catalog nodes -service=consul").stdout.splitlines()[1:]
     assert [line.split()[0] for line in servers] == [staying]
     assert lab.ssh("ormen", FOOTPRINT).stdout == fresh
-    assert fleet.changes() == {}
-    fleet.verify("--wait", "10")
 
 
 # --- A host that vanished ------------------------------------------------------------
@@ -348,5 +343,4 @@ def test_a_retired_host_that_is_back_leaves_and_keeps_its_data_without_purge(
     assert fleet.changes(*keep) == {}
     fleet.deploy()
     assert lab.ssh("skeid", FOOTPRINT).stdout == fresh
-    assert fleet.changes() == {}
     fleet.verify("--wait", "10")
