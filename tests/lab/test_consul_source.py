@@ -7,6 +7,7 @@ release archive; nothing else is replaced.
 import hashlib
 import io
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -33,16 +34,13 @@ class Quiet(SimpleHTTPRequestHandler):
 class Site:
     """A release site with one version of Consul on it."""
 
-    def __init__(self, folder: Path, url: str, binary: Path) -> None:
+    def __init__(self, folder: Path, url: str, content: bytes) -> None:
         self.version = consul_version.number()
         self.archive = f"consul_{self.version}_linux_amd64.zip"
         self.folder = folder / self.version
         self.folder.mkdir()
         self.url = url
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            archive.write(binary, "consul")
-        self.content = buffer.getvalue()
+        self.content = content
         self.digest = hashlib.sha256(self.content).hexdigest()
         self.publish(self.content, self.digest)
 
@@ -60,14 +58,23 @@ def consul_binary() -> Path:
     return Path(found)
 
 
+@pytest.fixture(scope="module")
+def packed(consul_binary: Path) -> bytes:
+    """The binary in a release archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.write(consul_binary, "consul")
+    return buffer.getvalue()
+
+
 @pytest.fixture
-def site(tmp_path: Path, consul_binary: Path) -> Iterator[Site]:
+def site(tmp_path: Path, packed: bytes) -> Iterator[Site]:
     folder = tmp_path / "site"
     folder.mkdir()
     handler = partial(Quiet, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Site(folder, f"http://127.0.0.1:{server.server_port}", consul_binary)
+        yield Site(folder, f"http://127.0.0.1:{server.server_port}", packed)
         server.shutdown()
 
 
@@ -105,6 +112,15 @@ def expect_refusal(lab: Lab, result: subprocess.CompletedProcess[str], *words: s
         lab.ssh(HOST, "ls -d /opt/uwsgi-consul-fleet /etc/uwsgi-consul-fleet", check=False).stdout
         == ""
     )
+
+
+def test_debians_package_is_looked_up_where_the_mirror_has_another(machine: str, lab: Lab) -> None:
+    """As it is where the digest that the script knows is not that of the mirror's package."""
+    script = (ROOT / "uwsgi_consul_fleet/operations/consul/debian.sh").read_text()
+    other, replaced = re.subn("digest=[0-9a-f]{64}", f"digest={'0' * 64}", script)
+    assert replaced == 4
+    lab.ssh(machine, f"sudo sh -c {shlex.quote(other)} debian /tmp/consul")
+    assert "Consul v1.8.7" in lab.ssh(machine, "/tmp/consul version").stdout
 
 
 def test_a_wrong_checksum(site: Site, deploy: Any, lab: Lab) -> None:
