@@ -110,6 +110,9 @@ class Releases:
         assert self.settled()
 
     def ensure(self) -> None:
-        """That every host is on `serving`, whatever the test before left."""
+        """That every host is on `serving`, whatever the test before left; at first that is what
+        they are on."""
+        if not self.serving:
+            self.serving = next(iter(self.names()[self.hosts[0]]), "")
         if not self.serving or self.names() != {host: {self.serving} for host in self.hosts}:
             self.deploy()
