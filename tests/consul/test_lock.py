@@ -195,7 +195,7 @@ class TestTaking:
         class Here:
             """The keeper, without its way to a server."""
 
-            def send(self, _message: dict[str, Any]) -> None:
+            def go_to(self, *_servers: dict[str, Any]) -> None:
                 pass
 
             def ask(self, message: dict[str, Any], _timeout: float) -> dict[str, Any]:
