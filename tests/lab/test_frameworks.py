@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from checkout import ROOT
+from fleet_commands import output
 from lab_commands import Lab
 from shared_fleet import SharedFleet
 
@@ -38,16 +39,10 @@ def application(environ, start_response):
 """
 
 
-def source(folder: Path, code: str, *requirements: str) -> dict[str, Any]:
+def source(folder: Path, code: str) -> dict[str, Any]:
     (folder / "shop").mkdir(parents=True)
     (folder / "shop/wsgi.py").write_text(code)
-    wanted = folder / "requirements.txt"
-    wanted.write_text("\n".join(requirements))
-    return {
-        "app_source": str(folder / "shop"),
-        "app_entry_point": "shop.wsgi:application",
-        "app_requirements": str(wanted),
-    }
+    return {"app_source": str(folder / "shop"), "app_entry_point": "shop.wsgi:application"}
 
 
 def gevent_template(folder: Path) -> str:
@@ -61,13 +56,20 @@ def gevent_template(folder: Path) -> str:
 
 
 def test_fastapi_and_gevent(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
-    asgi = {**source(tmp_path / "api", API, "a2wsgi", "fastapi"), "app_lazy": True}
-    green = source(tmp_path / "green", SLEEPER, "gevent")
+    asgi = {**source(tmp_path / "api", API), "app_lazy": True}
+    green = source(tmp_path / "green", SLEEPER)
     green["app_ini"] = gevent_template(tmp_path)
     fleet.hosts(["drakar"], [("drakar", asgi), ("cheetah", green)])
-    fleet.deploy()
+    # One file and one name for both: it is resolved once.
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("a2wsgi\nfastapi\ngevent\n")
+    settings = (f"app_requirements={requirements}", "release=both", "min_healthy_time=0")
+    options = [word for each in settings for word in ("--data", each)]
+    assert output(fleet.deploy(*options)).count("resolving its requirements") == 1
+    look = "/srv/consul-demo-server/current/venv/bin/python -m pip freeze"
+    assert lab.ssh("drakar", look).stdout == lab.ssh("cheetah", look).stdout
     fleet.verify("--wait", "10", "--probe")
-    assert fleet.changes() == {}
+    assert fleet.changes(*options) == {}
     assert fetch(lab.address("drakar")) == '"made by FastAPI"'
     green_address = lab.address("cheetah")
     begin = time.monotonic()
