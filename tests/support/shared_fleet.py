@@ -6,15 +6,13 @@ from pathlib import Path
 from fleet_commands import Fleet, output, run
 from lab_commands import Lab
 
+from uwsgi_consul_fleet.errors import LockedError
+
 HOSTS = ("drakar", "cheetah")
 SPARE = ("ormen", "skeid")
-LOCKED = 75
-# Beside the inventory; what --data says still comes before it.
-SETTINGS = """
-# The application needs none to serve: installing them takes most of a deploy to a new machine.
-app_requirements = None
-min_healthy_time = 1
-"""
+# Beside the inventory; what --data says still comes before it. The application serves without its
+# requirements: installing them takes most of a deploy to a new machine.
+SETTINGS = {"app_requirements": None, "min_healthy_time": 1}
 
 
 class SharedFleet(Fleet):
@@ -29,7 +27,7 @@ class SharedFleet(Fleet):
         self.built = False
         settings = path.with_name("group_data") / "all.py"
         settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(SETTINGS)
+        settings.write_text("".join(f"{key} = {value!r}\n" for key, value in SETTINGS.items()))
 
     def more(self, *names: str) -> None:
         """Start more machines, of :data:`SPARE`; `reset` empties them."""
@@ -63,7 +61,7 @@ class SharedFleet(Fleet):
     def _deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
         """With what tests may have left in its way taken out of it when it is met."""
         result = self.deploy(*options, check=False)
-        if result.returncode == LOCKED:  # by a deploy that a test killed
+        if result.returncode == LockedError.exit_code:  # by a deploy that a test killed
             run("invoke", "unlock", "--yes", "--inventory", str(self.path))
         elif "no consul plugin for its uWSGI" in output(result):
             self.build_once()
