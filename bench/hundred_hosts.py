@@ -69,13 +69,14 @@ def record(host: Host) -> str:
 
 def own(host: Host, fleet: Fleet, known: state.HostState) -> list[str]:
     """What only this host has in its answer when the deploy is through with it."""
-    label, plugin = known.consul_in_use, plugin_file(known)
-    made = known.generations[known.current_generation]
-    release = read_release(host.settings)
-    package = make(host, replace(release, name=made["release"], resolution=made["resolution"]))
+    (app_host,) = host.applications
+    label, its = known.consul_in_use, known.of(app_host.app)
+    plugin, made = plugin_file(its), its.generations[its.current_generation]
+    release = read_release(app_host.settings)
+    package = make(app_host, replace(release, name=made["release"], resolution=made["resolution"]))
     assert plugin, f"{host.name} has no plugin"
     sums = [file.state.sha256 for file in agent.files(host, fleet, label)]
-    return [*sums, agent.digest(host, fleet, label), package.generation(plugin, known.app_python)]
+    return [*sums, agent.digest(host, fleet, label), package.generation(plugin, its.python)]
 
 
 def answers(fleet: Fleet) -> dict[str, str]:
@@ -129,7 +130,7 @@ def main() -> None:
     hosts = fakes(options.hosts)
     write(hosts)
     fleet = read(INVENTORY, ssh.address)
-    answer, asked = answers(fleet), f" state {fleet.host(RECORDED).settings.app_name} "
+    answer, asked = answers(fleet), " state "
     for name, data in hosts:
         data |= {"fake_responses": {asked: answer[name]}, "fake_delay": 0, "fake_delay_jitter": 0}
     write(hosts)

@@ -14,7 +14,7 @@ lock.look(here)
 app.refuse_what_is_taken(here)
 # Refuses what is not this fleet's.
 unmarked = ownership.settled(here.run).unmarked
-package = app.prepare(here)
+apps = app.prepare(here)
 
 if me.is_member and not fleet.brings_consul:
     consul.existing.expect(name="Consul: ask the agent that is there", here=here)
@@ -24,9 +24,10 @@ if unmarked:
         ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
     ownership.mark(name="Fleet: mark the other hosts", here=here, servers=False)
 
-if package:
+if apps:
     # First of all: a host without its plugin is left as it is.
-    uwsgi.install(name="uWSGI: install it", here=here, wanted=package.uwsgi_plugins)
+    wanted = {name for each in apps.values() for name in each.package.uwsgi_plugins}
+    uwsgi.install(name="uWSGI: install it", here=here, wanted=wanted)
     uwsgi.plugin(name="uWSGI: install the consul plugin", here=here)
 
 # Refuses a change of Consul's servers that would lose the catalog.
@@ -58,21 +59,27 @@ if me.is_member and fleet.brings_consul:
 elif me.is_member:
     consul.existing.use(name="Consul: use the agent that is there", here=here)
 
-if package:
-    lock.announce(here, package.release.content, package.refused)
+for each in apps.values():
+    lock.announce(each.here, each.package.release.content, each.package.refused)
+if apps:
     lock.require(name="Lock: go on only with it", here=here, mistaken=app.mistaken)
+# The same for all hosts: it is a place in their order.
+for service in host.loop(fleet.services):  # type: ignore[no-untyped-call]
+    if service not in apps:
+        continue
+    its, package = apps[service].here, apps[service].package
     if package.release.resolution:
-        app.bring(name="Application: bring its dependencies", here=here, release=package.release)
-    app.install(name="Application: install the release", here=here, package=package)
-    for batch in host.loop(here.run.rollouts[me.settings.app_name].batches):  # type: ignore[no-untyped-call]
-        if me in batch.hosts:
+        app.bring(name="Application: bring its dependencies", here=its, release=package.release)
+    app.install(name="Application: install the release", here=its, package=package)
+    for batch in host.loop(here.run.rollouts[service].batches):  # type: ignore[no-untyped-call]
+        if its.me in batch.hosts:
             app.switch(
                 name=f"Application: switch the {batch.label}: {batch.names}",
-                here=here,
+                here=its,
                 package=package,
             )
 
-app.settle(name="Application: the roll-out is over", here=here, package=package)
+app.settle(name="Application: the roll-out is over", here=here, apps=apps)
 
 # Last of all: what takes over from them serves by now. pyinfra runs what no host's list
 # puts in order as soon as it can, so these are on every host's list.

@@ -10,6 +10,67 @@ from uwsgi_consul_fleet.lab import ssh_config
 # the name that it got then.
 fleet = None
 
+# Whether a retired host also loses its releases and Consul's data.
+purge = True
+
+# --- Consul -----------------------------------------------------------------
+
+# What Consul calls the place where the hosts are.
+datacenter = "dc1"
+
+# Where the consul binary comes from:
+#   release  the release archive, checked against its published checksums
+#   file     consul_file
+#   debian   Debian's own package
+#   auto     release where its site answers when Consul is first installed, else debian
+#   none     nowhere: the agent that each host has already is used and never touched. Then there
+#            are no consul_servers, and `fleet` must be set
+consul_source = "auto"
+
+# The version of the release archive.
+consul_version = "1.21.4"
+
+# The release site, or a mirror of it.
+consul_release_url = "https://releases.hashicorp.com/consul"
+
+# Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}.
+consul_sha256 = {}
+
+# A file on this machine: the consul binary, or a release archive.
+consul_file = None
+
+# With consul_source "none": where a host's agent answers, as seen from the host:
+# http://HOST:PORT, or https://HOST:PORT with a certificate that is good for 127.0.0.1 too.
+consul_address = "http://127.0.0.1:8500"
+
+# With "none": what the agent calls the host, where that is not its name in the inventory: to
+# be set beside it, as in ("web1", {"consul_node": "web1.example.com"}).
+consul_node = None
+
+# With "none": the token of deploys and commands: a file on this machine that nobody else may
+# read, or $NAME for a variable of its environment.
+consul_token = None
+
+# With "none": the token that the application registers with, named in the same way. It lies on
+# each host in a file that the application's user alone may read.
+consul_app_token = None
+
+# With "none" and https: the certificate authority of the agents, a file on this machine; None
+# for those that the system knows.
+consul_ca_file = None
+
+# With "none" and https: a client certificate, for agents that want one; as consul_ca_file.
+consul_cert_file = None
+
+# Its key.
+consul_key_file = None
+
+# --- Hosts ------------------------------------------------------------------
+
+# Where other hosts reach a host, if ssh reaches it under another address: to be set beside
+# it in inventory.py, as in ("web1", {"address": "10.0.0.5"}).
+address = None
+
 # --- The application --------------------------------------------------------
 
 # The application's name: of its service in Consul, its user, its units and its folder under
@@ -112,9 +173,6 @@ max_unavailable = 0
 # others to be switched all the same; they are left as they are, and named.
 max_failed_hosts = 0
 
-# Whether a retired host also loses its releases and Consul's data.
-purge = True
-
 # --- uWSGI ------------------------------------------------------------------
 
 # Where uWSGI comes from:
@@ -125,64 +183,6 @@ uwsgi_source = "debian"
 
 # The version that is taken from PyPI.
 uwsgi_version = "2.0.31"
-
-# --- Consul -----------------------------------------------------------------
-
-# What Consul calls the place where the hosts are.
-datacenter = "dc1"
-
-# Where the consul binary comes from:
-#   release  the release archive, checked against its published checksums
-#   file     consul_file
-#   debian   Debian's own package
-#   auto     release where its site answers when Consul is first installed, else debian
-#   none     nowhere: the agent that each host has already is used and never touched. Then there
-#            are no consul_servers, and `fleet` must be set
-consul_source = "auto"
-
-# The version of the release archive.
-consul_version = "1.21.4"
-
-# The release site, or a mirror of it.
-consul_release_url = "https://releases.hashicorp.com/consul"
-
-# Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}.
-consul_sha256 = {}
-
-# A file on this machine: the consul binary, or a release archive.
-consul_file = None
-
-# With consul_source "none": where a host's agent answers, as seen from the host:
-# http://HOST:PORT, or https://HOST:PORT with a certificate that is good for 127.0.0.1 too.
-consul_address = "http://127.0.0.1:8500"
-
-# With "none": what the agent calls the host, where that is not its name in the inventory: to
-# be set beside it, as in ("web1", {"consul_node": "web1.example.com"}).
-consul_node = None
-
-# With "none": the token of deploys and commands: a file on this machine that nobody else may
-# read, or $NAME for a variable of its environment.
-consul_token = None
-
-# With "none": the token that the application registers with, named in the same way. It lies on
-# each host in a file that the application's user alone may read.
-consul_app_token = None
-
-# With "none" and https: the certificate authority of the agents, a file on this machine; None
-# for those that the system knows.
-consul_ca_file = None
-
-# With "none" and https: a client certificate, for agents that want one; as consul_ca_file.
-consul_cert_file = None
-
-# Its key.
-consul_key_file = None
-
-# --- Hosts ------------------------------------------------------------------
-
-# Where other hosts reach a host, if ssh reaches it under another address: to be set beside
-# it in inventory.py, as in ("web1", {"address": "10.0.0.5"}).
-address = None
 
 # --- How the hosts are reached ----------------------------------------------
 

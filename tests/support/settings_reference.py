@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from uwsgi_consul_fleet.inventory import settings
-from uwsgi_consul_fleet.inventory.settings import DEMO, FLEET_WIDE, Settings, literal
+from uwsgi_consul_fleet.inventory.settings import (
+    DEMO,
+    FLEET_WIDE,
+    HostSettings,
+    Settings,
+    literal,
+)
 
 SECTIONS = {  # by the first setting of each
     "fleet": "The fleet",
+    "datacenter": "Consul",
+    "address": "Hosts",
     "app_name": "The application",
     "release": "Releases",
     "uwsgi_source": "uWSGI",
-    "datacenter": "Consul",
-    "address": "Hosts",
 }
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/settings.md"
@@ -43,11 +49,13 @@ the like are [described there](https://docs.pyinfra.com/en/3.x/connectors/ssh.ht
 def explanations() -> dict[str, str]:
     """What stands under each setting, in the order of the settings."""
     source = Path(settings.__file__).read_text()
-    body = next(
-        node.body
+    classes = {HostSettings.__name__, Settings.__name__}
+    body = [
+        each
         for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == Settings.__name__
-    )
+        if isinstance(node, ast.ClassDef) and node.name in classes
+        for each in node.body
+    ]
     return {
         setting.target.id: text.value.value.replace("\n    ", "\n")
         for setting, text in pairwise(body)

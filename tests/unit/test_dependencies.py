@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
-from uwsgi_consul_fleet.operations.applications import application, dependencies, resolution
+from uwsgi_consul_fleet.operations.applications import decided, dependencies, resolution
 from uwsgi_consul_fleet.operations.applications.release import Release, made_by
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements, read, variables
 from uwsgi_consul_fleet.operations.plan import DeployError
-from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import HostState, parse
+from uwsgi_consul_fleet.operations.run import AppHere
+from uwsgi_consul_fleet.operations.state import AppState, HostState, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "cpython-311-x86_64-linux-gnu-2.36"
@@ -58,8 +58,20 @@ class Run:
     def once(self, make: Callable[[Any], Any]) -> Any:
         if make is resolution._ask_left_out:
             self.asked += 1
-            return [(self.fleet.host(name), known) for name, known in self._left_out.items()]
+            return self._left_out
         return self._made.setdefault(make, make(self))
+
+    def its_state(self, its: AppHost) -> AppState:
+        return self.state_of(its.name).of(its.app)
+
+    def here(self, name: str) -> AppHere:
+        run: Any = self
+        return AppHere(run, self.fleet.host(name).applications[0])
+
+
+def state(*lines: str) -> HostState:
+    """A host of which these are what state.sh says of the application."""
+    return parse([f"of consul-demo-server {line}" for line in lines])
 
 
 def on(release: str, requirements: str = "", resolved: str = "") -> HostState:
@@ -68,12 +80,11 @@ def on(release: str, requirements: str = "", resolved: str = "") -> HostState:
     if resolved:
         made |= {"requirements": requirements, "resolution": resolved}
     old = {"release": "r0", "requirements": requirements, "resolution": "old"}
-    lines = [
+    return state(
         f"generation {release}-1a2b3c4d {json.dumps(made)}",
         f"generation r0-00000000 {json.dumps(old)}",
         f"current_generation {release}-1a2b3c4d",
-    ]
-    return parse(lines)
+    )
 
 
 def release_of(name: str, text: bytes = b"flask\n") -> Release:
@@ -88,8 +99,7 @@ def chosen(
     typed: str = "",
 ) -> str:
     run = Run(inside, left_out or {}, typed)
-    here: Any = Here(run, run.fleet.host(next(iter(inside))))  # type: ignore[arg-type]
-    return resolution.choose(here, what)
+    return resolution.choose(run.here(next(iter(inside))), what)
 
 
 # --- Which resolution ---
@@ -155,11 +165,11 @@ def test_a_host_with_versions_of_before_resolves_before_a_new_one(
     release = release_of("r2")
     assert release.requirements
     made = json.dumps({"release": "r1", "requirements": release.requirements.digest})
-    before = parse([f"generation r1-1a2b3c4d {made}", "current_generation r1-1a2b3c4d"])
+    before = state(f"generation r1-1a2b3c4d {made}", "current_generation r1-1a2b3c4d")
     run: Any = Run({"new": HostState(), "a": before}, {})
     supply = dependencies.Supply(run)
     monkeypatch.setattr(supply, "_make", lambda *_: SimpleNamespace(exit_code=0))
-    found = supply._made(run.fleet.app_servers, PYTHON, release, {})
+    found = supply._made(run.fleet.applications, PYTHON, release, {})
     assert found.name == "a"
 
 
@@ -243,7 +253,7 @@ def test_what_pip_is_given_is_no_file_on_the_host(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PASSWORD", "it's $1")
     written = release_of("r1", b"-i https://me:${PASSWORD}@example.org/\nx\n").requirements
     assert written
-    given = dependencies._given(fleet_of("a").host("a"), written, b"x==1\n")
+    given = dependencies._given(fleet_of("a").applications[0], written, b"x==1\n")
     lines, _, archive = given.partition(b"\n\n")
     assert lines == b"PASSWORD=it's $1"
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
@@ -255,7 +265,7 @@ def test_a_variable_without_a_value_is_refused_before_anything_is_touched() -> N
     written = release_of("r1", b"-i https://me:${NO_SUCH_ONE}@example.org/\n").requirements
     assert written
     with pytest.raises(DeployError, match="app_requirements: no value for NO_SUCH_ONE"):
-        dependencies._variables(fleet_of("a").host("a"), written)
+        dependencies._variables(fleet_of("a").applications[0], written)
 
 
 def test_older_pythons_come_first() -> None:
@@ -264,8 +274,8 @@ def test_older_pythons_come_first() -> None:
 
 
 def test_a_python_in_a_home_folder_is_refused() -> None:
-    closed = parse([f"app_python {PYTHON}", "app_python_closed /home/me/.pyenv/bin/python"])
-    run = Run({"a": closed}, {})
-    here: Any = Here(run, run.fleet.host("a"))  # type: ignore[arg-type]
+    its = "of consul-demo-server app_python_at /opt/python"
+    told = ["app_python_closed /opt/python /home/me/.pyenv/bin/python"]
+    run = Run({"a": parse([its, f"app_python /opt/python {PYTHON}", *told])}, {})
     with pytest.raises(DeployError, match=r"a: app_python: /home/me/.* install it elsewhere"):
-        application.prepare(here)
+        decided.prepare(run.here("a"))

@@ -17,14 +17,14 @@ from pyinfra.api import util
 
 from uwsgi_consul_fleet.build import builder, identity
 from uwsgi_consul_fleet.build.source import Source
-from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import _read, made_by, read
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError, inventory_file, refuse_own_order
-from uwsgi_consul_fleet.operations.state import FileState, UnitState, ask, parse
+from uwsgi_consul_fleet.operations.state import AppState, FileState, UnitState, ask, parse
 from uwsgi_consul_fleet.ssh import connection
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ PYTHON = "cpython-311-x86_64-linux-gnu-2.36"
 NEXT_PYTHON = "cpython-313-x86_64-linux-gnu-2.41"
 
 
-def host_with(**settings: object) -> Host:
+def host_with(**settings: object) -> AppHost:
     groups = frozenset({"consul_servers", "app_servers"})
     data = {
         **DEMO,
@@ -46,7 +46,7 @@ def host_with(**settings: object) -> Host:
         **settings,
     }
     fleet = build([InventoryHost("drakar", groups, data)], (), (), lambda _: "10.0.3.11")
-    return fleet.host("drakar")
+    return fleet.applications[0]
 
 
 def package_of(**settings: object) -> Package:
@@ -77,8 +77,10 @@ def test_state_is_read_from_its_lines() -> None:
     found = parse(
         [
             "architecture amd64",
-            "fingerprint 0123456789abcdef",
-            "uwsgi /usr/bin/uwsgi 2.0.21-debian",
+            "of shop fingerprint 0123456789abcdef",
+            "of shop uwsgi /usr/bin/uwsgi 2.0.21-debian",
+            "of shop app_python_at /usr/bin/python3",
+            "of blog ",
             "user consul",
             "package uwsgi-core",
             "uwsgi_plugin python3",
@@ -92,9 +94,9 @@ def test_state_is_read_from_its_lines() -> None:
             "release abc-123",
             "application shop 2001 2002 ",
             "application blog ",
-            "app_python cpython-311-x86_64-linux-gnu-2.36",
-            'generation r1-1a2b3c4d {"requirements": "0123", "resolution": "4567"}',
-            "resolution_kept 4567/cpython-311-x86_64-linux-gnu-2.36/requirements.txt",
+            "app_python /usr/bin/python3 cpython-311-x86_64-linux-gnu-2.36",
+            'of shop generation r1-1a2b3c4d {"requirements": "0123", "resolution": "4567"}',
+            "of shop resolution_kept 4567/cpython-311-x86_64-linux-gnu-2.36/requirements.txt",
             "id shop server1",
             "id shop two",
             "unit consul.service active no enabled",
@@ -102,7 +104,8 @@ def test_state_is_read_from_its_lines() -> None:
             "unit demo-2001@abc-124.service activating yes disabled",
         ]
     )
-    assert found.uwsgi == identity.Uwsgi("0123456789abcdef", "/usr/bin/uwsgi", "2.0.21-debian")
+    its = found.of("shop")
+    assert its.uwsgi == identity.Uwsgi("0123456789abcdef", "/usr/bin/uwsgi", "2.0.21-debian")
     config = found.files["/etc/uwsgi-consul-fleet/consul.d/consul.json"]
     assert config == FileState("640", "root", "consul", "a" * 64)
     assert found.units["consul.service"] == UnitState("active", "enabled")
@@ -116,8 +119,10 @@ def test_state_is_read_from_its_lines() -> None:
     assert found.uwsgi_plugins == {"python3"}
     assert found.consul_peers == ("10.0.0.1:8300", "10.0.0.2:8300")
     assert not found.consul_problem
-    assert found.generations == {"r1-1a2b3c4d": {"requirements": "0123", "resolution": "4567"}}
-    assert found.resolutions == {("4567", found.app_python)}
+    assert its.generations == {"r1-1a2b3c4d": {"requirements": "0123", "resolution": "4567"}}
+    assert its.resolutions == {("4567", its.python)}
+    assert (its.python, its.python_closed) == ("cpython-311-x86_64-linux-gnu-2.36", "")
+    assert found.of("blog") == found.of("none") == AppState()
 
 
 @pytest.mark.parametrize("answer", ["", '{"problem": "Consul does not answer"}'])
@@ -130,7 +135,7 @@ def test_a_server_that_could_not_be_asked_is_no_new_one(answer: str) -> None:
 
 def test_a_host_without_anything() -> None:
     found = parse(["architecture arm64", "unit consul.service inactive no "])
-    assert found.uwsgi is None
+    assert not found.apps
     assert not found.files
     assert found.architecture == "arm64"
 
@@ -143,9 +148,10 @@ def test_what_a_version_before_made_is_described_where_limit_leaves_its_host_out
 
     def run_script(connection: None, script: str, stdin: bytes) -> SimpleNamespace:
         if "describe consul-demo-server r1-1a2b" not in script:
-            said = ['generation r1-1a2b {"release": "r1"}', 'generation r0-0000 {"release": "r0"}']
-            said.append("current_generation r1-1a2b")
-            return SimpleNamespace(stdout="\n".join(said).encode(), exit_code=0)
+            its = ['generation r1-1a2b {"release": "r1"}', 'generation r0-0000 {"release": "r0"}']
+            its.append("current_generation r1-1a2b")
+            said = "\n".join(f"of consul-demo-server {line}" for line in its)
+            return SimpleNamespace(stdout=said.encode(), exit_code=0)
         return SimpleNamespace(stdout=json.dumps(digests), exit_code=0 if described else 1)
 
     monkeypatch.setattr(connection, "connect", lambda host: nullcontext())
@@ -153,7 +159,8 @@ def test_what_a_version_before_made_is_described_where_limit_leaves_its_host_out
     found = ask(host_with())
     assert found
     expected = digests if described else {"release": "r1"}
-    assert found.generations == {"r1-1a2b": expected, "r0-0000": {"release": "r0"}}
+    its = found.of("consul-demo-server")
+    assert its.generations == {"r1-1a2b": expected, "r0-0000": {"release": "r0"}}
 
 
 # --- What is rendered ---
@@ -393,7 +400,7 @@ def test_a_secret_shows_neither_in_a_package_nor_in_its_name(
 
 
 def test_the_settings_of_a_release_have_one_name_on_all_hosts() -> None:
-    def names(host: Host) -> tuple[str, str]:
+    def names(host: AppHost) -> tuple[str, str]:
         package = make(host, read(host.settings))
         settings = json.loads(package.files["release.json"].content)["settings"]
         return settings, package.generation(PLUGIN, PYTHON)

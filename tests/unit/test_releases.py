@@ -20,17 +20,17 @@ import pytest
 from uwsgi_consul_fleet.errors import FleetError, RollbackError
 from uwsgi_consul_fleet.host import health, ownership, retire, store, switch, systemd, units
 from uwsgi_consul_fleet.host.says import ReleaseError
-from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import AppHost, Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.releases import rollback
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
 from uwsgi_consul_fleet.releases.rollback import targets
 
 
-def host(name: str, app: str) -> Host:
+def host(name: str, app: str) -> AppHost:
     groups = frozenset({"consul_servers", "app_servers"})
     entry = InventoryHost(name, groups, {**DEMO, "app_name": app, "instances": {"a": 1}})
-    return build([entry], (), (), lambda _: "10.0.0.1").host(name)
+    return build([entry], (), (), lambda _: "10.0.0.1").host(name).applications[0]
 
 
 def on(name: str, *releases: str, problem: str = "", app: str = "shop") -> HostReleases:
@@ -133,7 +133,7 @@ def test_what_a_roll_back_writes_down(
     groups = frozenset({"consul_servers", "app_servers"})
     hosts = [InventoryHost(name, groups, data) for name in names]
     fleet = build(hosts, (), (), lambda host: f"10.0.0.{names.index(host.name) + 1}")
-    found = [replace(on(name, "r2", "r1"), host=fleet.host(name)) for name in names]
+    found = [replace(on(name, "r2", "r1"), host=fleet.host(name).applications[0]) for name in names]
     written: list[dict[str, Any]] = []
     lock: Any = SimpleNamespace(
         held=True,

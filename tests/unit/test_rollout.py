@@ -42,7 +42,7 @@ def fleet_of(count: int, **settings: Any) -> Fleet:
 def test_canaries_first_and_then_batches(
     count: int, settings: dict[str, Any], expected: list[str]
 ) -> None:
-    found = batches(fleet_of(count, **settings).app_servers, count)
+    found = batches(fleet_of(count, **settings).applications, count)
     assert [f"{batch.label}: {batch.names}" for batch in found] == expected
 
 
@@ -66,7 +66,7 @@ class Hosts:
         self.failing: set[str] = set()
         self.lost: set[str] = set()
         self.lines: list[str] = []
-        self.rollout = Rollout(self.fleet.app_servers)
+        self.rollout = Rollout(self.fleet.applications)
 
     def step(self, name: str, before: str = "old") -> Step:
         def execute(words: Sequence[str]) -> bool:
@@ -77,7 +77,7 @@ class Hosts:
             time.sleep(self.takes)
             return f"{name} {told}" not in self.failing
 
-        host = self.fleet.host(name)
+        host = self.fleet.host(name).applications[0]
         return Step(host, before, "new", "r", ("a", "b"), execute, self.lines.append)
 
 
@@ -253,7 +253,7 @@ def test_a_host_that_is_lost_before_its_switch_is_as_it_was(run: Callable[..., A
     """One that is lost at it may go on by itself."""
     host = SimpleNamespace(log=print, log_styled=lambda text, **_style: print(text))
     pyinfra = SimpleNamespace(host=lambda _name: host, executor=lambda _name: run)
-    me = fleet_of(1).host("h0")
+    me = fleet_of(1).host("h0").applications[0]
     here: Any = SimpleNamespace(me=me, run=SimpleNamespace(pyinfra=pyinfra))
     its = step(here, "r", "old", "new")
     with pytest.raises(UnreachableError, match="not switched"):

@@ -12,7 +12,7 @@ from pyinfra.api import Config, Inventory, State
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.lock_session import REFUSED, merged
-from uwsgi_consul_fleet.inventory.model import InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import application, decided, kept, resolution
 from uwsgi_consul_fleet.operations.applications.archive import Sources
@@ -20,7 +20,7 @@ from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
 from uwsgi_consul_fleet.operations.applications.release import Release, read
 from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.operations.state import AppState, HostState
 from uwsgi_consul_fleet.releases.rule import Content, Record, Served, decide, served
 
 APP_INI = Path(__file__).resolve().parents[2] / "app/uwsgi.ini.j2"
@@ -213,6 +213,7 @@ class Run:
         states: Mapping[str, HostState],
         out: Set[str] = frozenset(),
         blog: Set[str] = frozenset(),
+        typed: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         data = {**DEMO, "app_ini": str(APP_INI), "app_requirements": None, "instances": {"a": 1}}
@@ -222,25 +223,29 @@ class Run:
             (folder / app).mkdir(exist_ok=True)
             (folder / app / "server.py").write_text(app)
             its = {**data, "app_name": app, "app_source": str(folder / app), **settings}
-            hosts.append(InventoryHost(name, frozenset({"consul_servers", "app_servers"}), its))
+            groups = frozenset({"consul_servers", "app_servers"})
+            hosts.append(InventoryHost(name, groups, its, typed or {}))
         addresses = {name: f"10.0.0.{number}" for number, name in enumerate(states, 1)}
         self.fleet = build(hosts, (), (), lambda host: addresses[host.name])
         inside = {*states} - out
-        self.pyinfra: Any = SimpleNamespace(connected=inside, about=inside, typed={})
+        self.pyinfra: Any = SimpleNamespace(connected=inside, about=inside, typed=typed or {})
         self.state_of = states.__getitem__
         self._out = out
         self._made: dict[Any, Any] = {}
 
     @property
     def head(self) -> Content:
-        return read(self.fleet.hosts[0].settings).content
+        return read(self.fleet.applications[0].settings).content
 
     def once(self, make: Callable[[Any], Any]) -> Any:
         if make is resolution._ask_left_out:
-            return [(self.fleet.host(name), self.state_of(name)) for name in self._out]
+            return {name: self.state_of(name) for name in self._out}
         if make not in self._made:
             self._made[make] = make(self)
         return self._made[make]
+
+    def its_state(self, its: AppHost) -> AppState:
+        return self.state_of(its.name).of(its.app)
 
     def of(self, name: str) -> Here:
         run: Any = self
@@ -250,7 +255,8 @@ class Run:
 def on_a_server(content: Content, **known: Any) -> HostState:
     """A host with a Consul server that has data."""
     made = {"release": content.release, "sources": content.digest, "requirements": ""}
-    found = HostState(consul_raft="yes", current_generation="g", generations={"g": made})
+    its = AppState(current_generation="g", generations={"g": made})
+    found = HostState(consul_raft="yes", apps={"shop": its, "blog": its})
     return replace(found, **known)
 
 
@@ -276,7 +282,7 @@ def test_a_consul_that_could_not_be_asked_before_is_asked_again(
 ) -> None:
     run = Run(tmp_path, {name: on_a_server(A) for name in ("drakar", "cheetah")})
     monkeypatch.setattr(kept, "contents", lambda hosts: now(run.head))
-    monkeypatch.setattr(kept, "find", lambda hosts, content, template: SimpleNamespace(content=A))
+    monkeypatch.setattr(kept, "find", lambda *_: SimpleNamespace(content=A))
     assert run.once(decided._decide)
     found = decided.mistaken(run.of("drakar"))
     assert expected in found if expected else not found
@@ -299,9 +305,10 @@ def test_a_roll_back_that_consul_was_not_told_of_is_known_to_hosts_that_limit_le
     states: dict[str, HostState] = {"drakar": HostState(), "cheetah": HostState()}
     run = Run(tmp_path, states, out={"drakar"})
     left = {"generation": "g", "since": LATE, "left": [run.head.as_dict()]}
-    states["drakar"] = replace(on_a_server(A), last_switch=left)
+    states["drakar"] = on_a_server(A)
+    states["drakar"].of("shop").last_switch = left
     states["cheetah"] = HostState(consul_contents={"shop": text(on(run.head))})
-    monkeypatch.setattr(kept, "find", lambda hosts, content, template: SimpleNamespace(content=A))
+    monkeypatch.setattr(kept, "find", lambda *_: SimpleNamespace(content=A))
     (found,) = run.once(decided._decide).values()
     assert found.release.content == A
     assert found.told.startswith("stays on a: app_source is ")
@@ -323,13 +330,12 @@ def test_a_name_that_is_typed_for_one_is_no_label_of_another(
 ) -> None:
     states = {name: on_a_server(A) for name in ("drakar", "cheetah")}
     shop = Run(tmp_path, states).head.release
-    run = Run(tmp_path, states, blog={"cheetah"}, release=shop)
-    run.pyinfra.typed = {"release": shop}
-    run.pyinfra.untyped = lambda name: {"release": label}
-    monkeypatch.setattr(kept, "find", lambda hosts, content, template: SimpleNamespace(content=A))
+    typed = {"release": shop}
+    run = Run(tmp_path, states, blog={"cheetah"}, typed=typed, release=label)
+    monkeypatch.setattr(kept, "find", lambda *_: SimpleNamespace(content=A))
     found = {source[0]: each.told for source, each in run.once(decided._decide).items()}
     assert found["shop"].startswith(f"releases {shop} (app_source) over a")
-    head = read(run.fleet.host("cheetah").settings).name
+    head = read(run.fleet.serving("blog")[0].settings).name
     assert found["blog"].startswith(says.format(head=head))
 
 

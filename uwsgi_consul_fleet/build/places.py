@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Thread
 
+from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, Host
 from uwsgi_consul_fleet.inventory.settings import Settings, nearest
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.ssh.connection import Result
@@ -34,7 +35,7 @@ class Place:
     @property
     def settings(self) -> Settings | None:
         """They say which uWSGI is meant."""
-        return self.host.settings if self.host else None
+        return self.host.settings if isinstance(self.host, AppHost) else None
 
     def run(self, script: str, stdin: bytes = b"", on_line: Follow = lambda line: None) -> Result:
         """Run a script, which finds its own text in ``$SCRIPT``; see :func:`ssh.run_script`.
@@ -87,12 +88,25 @@ def of_fleet(fleet: Fleet, names: Sequence[str], inventory: str) -> list[Place]:
     :param inventory: what a message calls the fleet's inventory
     :raises FleetError: where it has no such host
     """
-    known = {host.name: host for host in fleet.app_servers}
+    known = {host.name for host in fleet.app_servers}
     for name in names:
         if name not in known:
-            hint = nearest(name, set(known))
+            hint = nearest(name, known)
             raise FleetError(
                 f"--host {name}: {inventory} has no host of this name in app_servers{hint}"
             )
-    chosen = [host for name, host in known.items() if not names or name in names]
-    return [*map(Place, chosen), *(Place(host, is_builder=True) for host in fleet.builders)]
+    chosen = _each_uwsgi(x for x in fleet.applications if not names or x.name in names)
+    builders = (its for host in fleet.builders for its in _building(host, fleet))
+    return [*map(Place, chosen), *(Place(its, is_builder=True) for its in builders)]
+
+
+def _building(builder: Host, fleet: Fleet) -> Iterable[AppHost]:
+    """A builder with the uWSGI that its settings say, or else with each that the fleet has."""
+    if isinstance(builder.settings, Settings):
+        return [builder.having(builder.settings)]
+    return _each_uwsgi(builder.having(each.settings) for each in fleet.applications)
+
+
+def _each_uwsgi(hosts: Iterable[AppHost]) -> Iterable[AppHost]:
+    """Several applications of a host may have one uWSGI."""
+    return {(each.name, binary(each.settings)): each for each in hosts}.values()

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.consul import ADDRESS, KEYS
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
-from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.inventory.settings import HostSettings
 
 
 class Access(NamedTuple):
@@ -78,7 +78,7 @@ def check(fleet: Fleet) -> None:
         _ = access(host).stdin, secret(host.settings, "consul_app_token")
 
 
-def secret(settings: Settings, key: str) -> str:
+def secret(settings: HostSettings, key: str) -> str:
     """What the setting ``key`` names, '' for None; :raises FleetError: where it is missing"""
     return _secret(key, getattr(settings, key) or "")
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from ipaddress import ip_address
 from typing import Any
@@ -12,6 +12,7 @@ from uwsgi_consul_fleet.host.consul import KEYS
 from uwsgi_consul_fleet.inventory.settings import (
     FLEET_WIDE,
     OF_AN_AGENT,
+    HostSettings,
     Settings,
     nearest,
     parse,
@@ -25,11 +26,18 @@ ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
 
 @dataclass(frozen=True)
 class InventoryHost:
-    """A host as pyinfra sees it: its groups and the data merged from groups and host."""
+    """A host as pyinfra sees it: its groups, the data merged from groups and host, and what was
+    ``typed`` for this run, which comes before them."""
 
     name: str
     groups: frozenset[str]
-    data: Mapping[str, Any]
+    usual: Mapping[str, Any]
+    typed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """All of it."""
+        return {**self.usual, **self.typed}
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,19 @@ class Instance:
 
 @dataclass(frozen=True)
 class Host:
-    """A machine of the fleet with what should run on it; ``node`` is what Consul calls it."""
+    """A machine of the fleet with what should run on it; ``node`` is what Consul calls it.
+
+    ``applications`` are the host as each of its applications has it, ``instances`` those of all.
+    """
 
     name: str
     address: str
     node: str
     roles: frozenset[str]
-    settings: Settings
+    settings: HostSettings
     instances: tuple[Instance, ...]
     data: Mapping[str, Any] = field(repr=False)
+    applications: tuple["AppHost", ...] = field(default=(), repr=False)
 
     @property
     def brings_consul(self) -> bool:
@@ -70,6 +82,11 @@ class Host:
     def is_retired(self) -> bool:
         return "retired" in self.roles
 
+    def having(self, settings: Settings, **more: Any) -> "AppHost":
+        """It as an application with these settings has it."""
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        return AppHost(**{**known, "settings": settings, "instances": (), **more})
+
     @property
     def is_member(self) -> bool:
         """Whether it belongs to the cluster; not a host where plugins are only compiled."""
@@ -77,11 +94,30 @@ class Host:
 
 
 @dataclass(frozen=True)
+class AppHost(Host):
+    """A host as one application has it: with the settings that hold for both, and with the
+    application's instances alone. It is reached like any other, and stands for the pair.
+
+    ``usual_release`` is what `release` is where none is typed.
+    """
+
+    settings: Settings
+    usual_release: str | None = None
+
+    @property
+    def app(self) -> str:
+        """The application's name."""
+        return self.settings.app_name
+
+
+@dataclass(frozen=True)
 class Fleet:
-    """All hosts in inventory order, and warnings that are not mistakes."""
+    """All hosts in inventory order, the names of all applications (also of one whose hosts are all
+    retired), and warnings that are not mistakes."""
 
     hosts: tuple[Host, ...]
     warnings: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -116,9 +152,14 @@ class Fleet:
     def app_servers(self) -> tuple[Host, ...]:
         return tuple(host for host in self.active if "app_servers" in host.roles)
 
-    def serving(self, app: str) -> tuple[Host, ...]:
+    @cached_property
+    def applications(self) -> tuple[AppHost, ...]:
+        """Each application on each of its hosts."""
+        return tuple(each for host in self.hosts for each in host.applications)
+
+    def serving(self, app: str) -> tuple[AppHost, ...]:
         """Those that are to serve an application."""
-        return tuple(host for host in self.app_servers if host.settings.app_name == app)
+        return tuple(each for each in self.applications if each.app == app)
 
     @property
     def retired(self) -> tuple[Host, ...]:
@@ -136,11 +177,6 @@ class Fleet:
     @property
     def instances(self) -> tuple[Instance, ...]:
         return tuple(instance for host in self.hosts for instance in host.instances)
-
-    @property
-    def services(self) -> tuple[str, ...]:
-        """Every service name the fleet owns, also one whose hosts are all retired."""
-        return tuple(sorted({host.settings.app_name for host in self.hosts}))
 
     def host(self, name: str) -> Host:
         return next(host for host in self.hosts if host.name == name)
@@ -174,10 +210,12 @@ def build(
             built.append(_host(entry, found.settings, resolve, problems))
     for host in built:
         problems += _instance_problems(host) + _address_problems(host, built)
-    problems += _fleet_wide_problems(built) + _agent_problems(built)
+    services = tuple(sorted({each.settings.app_name for each in parsed.values() if each.settings}))
+    fleet = Fleet(tuple(built), tuple(_warnings(built)), services)
+    problems += _fleet_wide_problems(fleet) + _agent_problems(built)
     if problems:
         raise InventoryError(problems)
-    return Fleet(tuple(built), tuple(_warnings(built)))
+    return fleet
 
 
 def _host(
@@ -197,30 +235,40 @@ def _host(
                     f"{entry.name}: no address found ({error}); set `address` for it, or add it "
                     "to DNS or your ssh config (a lab machine: invoke lab.up)"
                 )
-    return Host(
+    host = Host(
         name=entry.name,
         address=address,
         node=settings.consul_node or entry.name,
         roles=entry.groups & ROLES,
         settings=settings,
-        instances=tuple(_instances(entry, settings, address)),
+        instances=(),
         data=entry.data,
     )
+    if "app_servers" not in host.roles or host.is_retired:
+        return host
+    usual = settings.release
+    if "release" in entry.typed:
+        found = parse(entry.name, {**entry.data, "release": entry.usual.get("release")})
+        problems += found.problems
+        usual = found.settings.release if found.settings else None
+    its = _app_host(host, settings, usual)
+    return replace(host, instances=its.instances, applications=(its,))
 
 
-def _instances(entry: InventoryHost, settings: Settings, address: str) -> Iterable[Instance]:
-    if "app_servers" not in entry.groups or "retired" in entry.groups:
-        return
-    for name, instance in settings.instances.items():
-        yield Instance(
-            node=settings.consul_node or entry.name,
+def _app_host(host: Host, settings: Settings, usual_release: str | None) -> AppHost:
+    instances = tuple(
+        Instance(
+            node=host.node,
             service=settings.app_name,
             name=name,
             id=instance.id or name,
-            address=address,
+            address=host.address,
             port=instance.port,
             datacenter=settings.datacenter,
         )
+        for name, instance in settings.instances.items()
+    )
+    return host.having(settings, instances=instances, usual_release=usual_release)
 
 
 def _group_problems(
@@ -279,13 +327,15 @@ def _instance_problems(host: Host) -> list[str]:
                 problems.append(
                     f"{host.name}: instances {' and '.join(names)} have the same {key} {value!r}"
                 )
-    if host.settings.app_python != DEBIANS_PYTHON and host.settings.uwsgi_source == "debian":
-        problems.append(
-            f"{host.name}: app_python = {host.settings.app_python!r}: Debian's uWSGI brings its "
-            'own Python; set uwsgi_source = "pypi" for another one'
-        )
-    if "app_servers" in host.roles and not host.is_retired and not host.instances:
-        problems.append(f"{host.name}: is in app_servers but `instances` is empty")
+    for each in host.applications:
+        its = each.settings
+        if its.app_python != DEBIANS_PYTHON and its.uwsgi_source == "debian":
+            problems.append(
+                f"{host.name}: app_python = {its.app_python!r}: Debian's uWSGI brings its "
+                'own Python; set uwsgi_source = "pypi" for another one'
+            )
+        if not each.instances:
+            problems.append(f"{host.name}: is in app_servers but `instances` is empty")
     return problems
 
 
@@ -304,15 +354,18 @@ def _address_problems(host: Host, hosts: list[Host]) -> list[str]:
     )
 
 
-def _fleet_wide_problems(hosts: list[Host]) -> list[str]:
-    """Settings of the one roll-out over all hosts."""
+def _fleet_wide_problems(fleet: Fleet) -> list[str]:
+    """What a host can't have of its own: settings of all the fleet, and of a roll-out."""
     problems = []
     for key in FLEET_WIDE:
-        concerned = [host for host in hosts if host.instances or key == "fleet"]
-        values = {host.name: getattr(host.settings, key) for host in concerned}
-        if len(set(map(repr, values.values()))) > 1:
-            told = ", ".join(f"{value!r} for {name}" for name, value in values.items())
-            problems.append(f"{key}: must be the same for all hosts; is {told}")
+        groups: list[tuple[Host, ...]] = [fleet.hosts]
+        if key not in HostSettings.model_fields:
+            groups = [fleet.serving(app) for app in fleet.services]
+        for concerned in groups:
+            values = {host.name: getattr(host.settings, key) for host in concerned}
+            if len(set(map(repr, values.values()))) > 1:
+                told = ", ".join(f"{value!r} for {name}" for name, value in values.items())
+                problems.append(f"{key}: must be the same for all hosts; is {told}")
     return problems
 
 

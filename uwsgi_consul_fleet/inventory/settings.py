@@ -101,8 +101,8 @@ def _address(value: str) -> str:
     return str(ip_address(value))  # as Consul writes it
 
 
-class Settings(BaseModel):
-    """The settings of one host, after groups and host data were merged by pyinfra.
+class HostSettings(BaseModel):
+    """What holds for a host, whatever runs on it: pyinfra has merged groups and host data.
 
     Under each is its explanation, of which group_data/all.py and docs/settings.md are made
     (by tests/support/settings_reference.py).
@@ -114,6 +114,69 @@ class Settings(BaseModel):
     """What the fleet is called, such as shop-production; a run stops where the hosts carry another
     name. None takes what they carry, and at the first deploy the application's name; a fleet keeps
     the name that it got then."""
+
+    purge: bool = True
+    """Whether a retired host also loses its releases and Consul's data."""
+
+    datacenter: Label = "dc1"
+    """What Consul calls the place where the hosts are."""
+
+    consul_source: Literal["auto", "release", "file", "debian", "none"] = "auto"
+    """Where the consul binary comes from:
+      release  the release archive, checked against its published checksums
+      file     consul_file
+      debian   Debian's own package
+      auto     release where its site answers when Consul is first installed, else debian
+      none     nowhere: the agent that each host has already is used and never touched. Then there
+               are no consul_servers, and `fleet` must be set"""
+
+    consul_version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+[\w.+-]*$")] = "1.21.4"
+    """The version of the release archive."""
+
+    consul_release_url: str = "https://releases.hashicorp.com/consul"
+    """The release site, or a mirror of it."""
+
+    consul_sha256: dict[str, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = {}
+    """Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}."""
+
+    consul_file: str | None = None
+    """A file on this machine: the consul binary, or a release archive."""
+
+    consul_address: Annotated[
+        str, StringConstraints(pattern=r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}$")
+    ] = ADDRESS
+    """With consul_source "none": where a host's agent answers, as seen from the host:
+    http://HOST:PORT, or https://HOST:PORT with a certificate that is good for 127.0.0.1 too."""
+
+    consul_node: Plain | None = None
+    """With "none": what the agent calls the host, where that is not its name in the inventory: to
+    be set beside it, as in ("web1", {"consul_node": "web1.example.com"})."""
+
+    consul_token: Secret | None = None
+    """With "none": the token of deploys and commands: a file on this machine that nobody else may
+    read, or $NAME for a variable of its environment."""
+
+    consul_app_token: Secret | None = None
+    """With "none": the token that the application registers with, named in the same way. It lies on
+    each host in a file that the application's user alone may read."""
+
+    consul_ca_file: str | None = None
+    """With "none" and https: the certificate authority of the agents, a file on this machine; None
+    for those that the system knows."""
+
+    consul_cert_file: str | None = None
+    """With "none" and https: a client certificate, for agents that want one; as consul_ca_file."""
+
+    consul_key_file: str | None = None
+    """Its key."""
+
+    address: Annotated[str, AfterValidator(_address)] | None = None
+    """Where other hosts reach a host, if ssh reaches it under another address: to be set beside
+    it in inventory.py, as in ("web1", {"address": "10.0.0.5"})."""
+
+
+class Settings(HostSettings):
+    """What holds for an application on a host; with all that holds for the host."""
 
     app_name: AppName
     """The application's name: of its service in Consul, its user, its units and its folder under
@@ -217,9 +280,6 @@ class Settings(BaseModel):
     """How many of an application's hosts may fail before their switch, as by a full disk, for the
     others to be switched all the same; they are left as they are, and named."""
 
-    purge: bool = True
-    """Whether a retired host also loses its releases and Consul's data."""
-
     uwsgi_source: Literal["debian", "pypi"] = "debian"
     """Where uWSGI comes from:
       debian  Debian's packages
@@ -228,62 +288,6 @@ class Settings(BaseModel):
 
     uwsgi_version: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)+$")] = "2.0.31"
     """The version that is taken from PyPI."""
-
-    datacenter: Label = "dc1"
-    """What Consul calls the place where the hosts are."""
-
-    consul_source: Literal["auto", "release", "file", "debian", "none"] = "auto"
-    """Where the consul binary comes from:
-      release  the release archive, checked against its published checksums
-      file     consul_file
-      debian   Debian's own package
-      auto     release where its site answers when Consul is first installed, else debian
-      none     nowhere: the agent that each host has already is used and never touched. Then there
-               are no consul_servers, and `fleet` must be set"""
-
-    consul_version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+[\w.+-]*$")] = "1.21.4"
-    """The version of the release archive."""
-
-    consul_release_url: str = "https://releases.hashicorp.com/consul"
-    """The release site, or a mirror of it."""
-
-    consul_sha256: dict[str, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = {}
-    """Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}."""
-
-    consul_file: str | None = None
-    """A file on this machine: the consul binary, or a release archive."""
-
-    consul_address: Annotated[
-        str, StringConstraints(pattern=r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}$")
-    ] = ADDRESS
-    """With consul_source "none": where a host's agent answers, as seen from the host:
-    http://HOST:PORT, or https://HOST:PORT with a certificate that is good for 127.0.0.1 too."""
-
-    consul_node: Plain | None = None
-    """With "none": what the agent calls the host, where that is not its name in the inventory: to
-    be set beside it, as in ("web1", {"consul_node": "web1.example.com"})."""
-
-    consul_token: Secret | None = None
-    """With "none": the token of deploys and commands: a file on this machine that nobody else may
-    read, or $NAME for a variable of its environment."""
-
-    consul_app_token: Secret | None = None
-    """With "none": the token that the application registers with, named in the same way. It lies on
-    each host in a file that the application's user alone may read."""
-
-    consul_ca_file: str | None = None
-    """With "none" and https: the certificate authority of the agents, a file on this machine; None
-    for those that the system knows."""
-
-    consul_cert_file: str | None = None
-    """With "none" and https: a client certificate, for agents that want one; as consul_ca_file."""
-
-    consul_key_file: str | None = None
-    """Its key."""
-
-    address: Annotated[str, AfterValidator(_address)] | None = None
-    """Where other hosts reach a host, if ssh reaches it under another address: to be set beside
-    it in inventory.py, as in ("web1", {"address": "10.0.0.5"})."""
 
 
 # Of the demo. Until 0.2 these were the defaults of the settings that have none now.

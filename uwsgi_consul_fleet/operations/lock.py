@@ -28,7 +28,7 @@ from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock
 from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.files import fail
-from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
 from uwsgi_consul_fleet.ownership.identity import ForeignError
 from uwsgi_consul_fleet.releases.rule import Content
 
@@ -205,26 +205,26 @@ def guard(here: Here) -> Guard:
     return here.run.once(Guard)
 
 
-def announce(here: Here, release: Content, refused: Iterable[Content]) -> None:
+def announce(here: AppHere, release: Content, refused: Iterable[Content]) -> None:
     """Name a release that this run brings: whoever is locked out reads it. Hosts with an
     ``app_source`` of their own may bring several of one service.
 
     :param refused: what is not to be released unless it is named
     """
-    found, service = guard(here), here.me.settings.app_name
+    found, service = guard(here), here.me.app
     found.contents[service].add(release)
     found.refused[service].update(refused)
     found.releases[service] = AND.join(sorted({each.release for each in found.contents[service]}))
 
 
-def rolled_out(here: Here) -> None:
+def rolled_out(here: AppHere) -> None:
     """Write down that the announced release is what the service should be on; once, not for
     each host.
 
     :raises LostLockError: where the lock is gone
     :raises UnreachableError: where Consul does not answer
     """
-    found, service = guard(here), here.me.settings.app_name
+    found, service = guard(here), here.me.app
     if found.lock and service not in found.written:
         found.written.add(service)
         known = {"on": found.contents[service], "refused": found.refused[service]}

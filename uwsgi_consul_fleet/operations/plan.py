@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from pyinfra import logger
 from pyinfra.api.exceptions import PyinfraError
@@ -25,7 +24,10 @@ def read(pyinfra: PyinfraRun) -> Fleet:
     :raises DeployError: with every mistake in it
     """
     refuse_own_order(sys.argv)
-    hosts = [InventoryHost(host.name, frozenset(host.groups), _data(host.data)) for host in pyinfra]
+    hosts = [
+        InventoryHost(each.name, frozenset(each.groups), pyinfra.untyped(each.name), pyinfra.typed)
+        for each in pyinfra
+    ]
     try:
         found = fleet_inventory.build(inventory_file(sys.argv), hosts, options.address)
         access.check(found)
@@ -57,8 +59,3 @@ def inventory_file(arguments: list[str]) -> Path:
         (path for path in map(Path, arguments[1:]) if path.suffix == ".py" and path.is_file()),
         Path("inventory.py"),
     )
-
-
-def _data(data: Any) -> dict[str, Any]:
-    merged: dict[str, Any] = data.dict()
-    return merged

@@ -1,17 +1,17 @@
 """A run of the deployment: what it knows of the fleet and its hosts, and what happened in it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
 from pyinfra import host
 
-from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, Host
 from uwsgi_consul_fleet.operations import plan, pyinfra_run, state
 from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
-from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.operations.state import AppState, HostState
 from uwsgi_consul_fleet.releases.rollout import Rollout
 
 T = TypeVar("T")
@@ -48,6 +48,10 @@ class Run:
                 self._known[key] = state.read(self.pyinfra.host(name), host)
             return self._known[key]
 
+    def its_state(self, its: AppHost) -> AppState:
+        """What of an application is on one of its hosts."""
+        return self.state_of(its.name).of(its.app)
+
     def forget(self, name: str) -> None:
         """Something was changed on a host: what was read before no longer holds."""
         self._known.pop(self._key(name), None)
@@ -78,9 +82,26 @@ class Here:
         """How it looks now."""
         return self.run.state_of(self.me.name)
 
+    @property
+    def applications(self) -> Iterator["AppHere"]:
+        """Each application of the host."""
+        return (AppHere(self.run, its) for its in self.me.applications)
+
     def changed(self) -> None:
         """To be called after a change of it."""
         self.run.forget(self.me.name)
+
+
+@dataclass(frozen=True)
+class AppHere(Here):
+    """An application on a host in a run."""
+
+    me: AppHost
+
+    @property
+    def its(self) -> AppState:
+        """What there is of it now."""
+        return self.run.its_state(self.me)
 
 
 def here() -> Here:

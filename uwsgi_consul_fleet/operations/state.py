@@ -8,6 +8,7 @@ them. So everything our operations compare with comes from a single fact, which
 import json
 import re
 import shlex
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,10 +31,10 @@ from uwsgi_consul_fleet.ownership.belongings import LOOK, Belongings
 KIND = """
 import importlib.machinery, os, sys
 abi = importlib.machinery.EXTENSION_SUFFIXES[0].split(".")[1]
-print("app_python", abi + "-" + os.confstr("CS_GNU_LIBC_VERSION").split()[-1])
+print("app_python", sys.argv[1], abi + "-" + os.confstr("CS_GNU_LIBC_VERSION").split()[-1])
 for place in map(os.path.realpath, (sys.executable, sys.base_prefix)):
     if place.startswith(("/home/", "/root/", "/run/user/")):
-        print("app_python_closed", place)
+        print("app_python_closed", sys.argv[1], place)
 """
 SCRIPT = IDENTIFY + LOOK + (Path(__file__).parent / "state.sh").read_text()
 
@@ -58,6 +59,26 @@ class UnitState:
 
 
 @dataclass
+class AppState:
+    """What of one application is on a host.
+
+    ``uwsgi`` is the one that is meant for it. ``python`` is the kind of its Python, '' where there
+    is none, and ``python_closed`` what of that no service can get at. ``generations`` are by name,
+    with the fields of their release.json; ``last_switch`` is the end of the history
+    (host/store.py). ``resolutions`` are the ids and kinds of those that are here with their wheels.
+    """
+
+    uwsgi: Uwsgi | None = None
+    python: str = ""
+    python_closed: str = ""
+    generations: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    current_generation: str = ""
+    current_plugin: str = ""
+    last_switch: Mapping[str, Any] = field(default_factory=dict)
+    resolutions: set[tuple[str, str]] = field(default_factory=set)
+
+
+@dataclass
 class HostState:
     """What state.sh printed, taken apart.
 
@@ -67,21 +88,14 @@ class HostState:
     Of an agent that was there before us, ``consul_problem`` says the same, ``consul_refused`` that
     it answered, and ``consul_node`` what it calls the host, where it may tell.
     ``applications`` are those that are here, with their ports, and ``ids`` what those that serve
-    are called in Consul. ``kept`` are applications of which only data is left. ``generations`` are
-    by name, with the fields of their release.json; ``last_switch`` is the end of the history
-    (host/store.py). ``consul_before`` are binaries, by their label, and files of configuration, by
-    their path, in the places of versions before 0.3.
-    ``app_python`` is the kind of the application's Python, '' where there is none, and
-    ``app_python_closed`` what of it no service can get at. ``resolutions`` are the ids and kinds of
-    those that are here with their wheels. ``agent_files`` are what releases that are here show to
-    an agent of others.
+    are called in Consul; ``apps`` is what there is of each, also of those that should be here.
+    ``kept`` are applications of which only data is left. ``consul_before`` are binaries, by their
+    label, and files of configuration, by their path, in the places of versions before 0.3.
+    ``agent_files`` are what releases that are here show to an agent of others.
     """
 
     architecture: str = ""
     python: str = ""
-    app_python: str = ""
-    app_python_closed: str = ""
-    uwsgi: Uwsgi | None = None
     consul_in_use: str = ""
     consul_running: str = ""
     files: dict[str, FileState] = field(default_factory=dict)
@@ -94,11 +108,7 @@ class HostState:
     applications: dict[str, set[int]] = field(default_factory=dict)
     ids: dict[str, set[str]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    generations: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    current_generation: str = ""
-    current_plugin: str = ""
-    last_switch: Mapping[str, Any] = field(default_factory=dict)
-    resolutions: set[tuple[str, str]] = field(default_factory=set)
+    apps: dict[str, AppState] = field(default_factory=dict)
     agent_files: set[str] = field(default_factory=set)
     consul_data: str = ""
     consul_raft: str = ""
@@ -110,6 +120,10 @@ class HostState:
     consul_node: str = ""
     consul_refused: bool = False
     belongings: Belongings = field(default_factory=Belongings)
+
+    def of(self, app: str) -> AppState:
+        """What there is of one application."""
+        return self.apps.get(app) or AppState()
 
     def active_units(self, names: re.Pattern[str]) -> set[str]:
         """Units that run or are about to, by the whole of their names."""
@@ -125,16 +139,15 @@ NOT_ASKED = "it has no Python to ask its agent with"
 
 
 class State(FactBase[HostState]):
-    """The host's state as far as a deployment of ``app_name`` is concerned."""
+    """The host's state as far as a deployment is concerned."""
 
     @staticmethod
     def default() -> HostState:
         return HostState()
 
-    def command(self, app_name: str, ports: str, uwsgi: str, python: str, asks: str) -> str:
+    def command(self, asks: str, applications: tuple[str, ...]) -> str:
         program = (host_program.PROGRAM, host_program.digest(), host_program.RUN)
-        about = (app_name, ports, uwsgi, python, KIND)
-        return shlex.join(["sh", "-c", SCRIPT, "state", *about, *program, asks])
+        return shlex.join(["sh", "-c", SCRIPT, "state", KIND, *program, asks, *applications])
 
     def process(self, output: list[str]) -> HostState:
         return parse(output)
@@ -156,14 +169,10 @@ class ConsulStatus(FactBase[str]):
 
 WORDS = frozenset(
     {
-        "app_python",
-        "app_python_closed",
         "architecture",
         "consul_data",
         "consul_in_use",
         "consul_running",
-        "current_generation",
-        "current_plugin",
         "python",
     }
 )
@@ -171,7 +180,8 @@ WORDS = frozenset(
 
 def parse(output: list[str]) -> HostState:
     """Read the lines of state.sh: a word that says what, then its values."""
-    found = HostState(uwsgi=parse_identity("\n".join(output)))
+    found = HostState()
+    said: defaultdict[str, list[str]] = defaultdict(list)
     for line in output:
         kind, _, rest = line.partition(" ")
         if kind == "file":
@@ -197,14 +207,9 @@ def parse(output: list[str]) -> HostState:
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
-        elif kind == "generation":
-            name, _, fields = rest.partition(" ")
-            found.generations[name] = _fields(fields)
-        elif kind == "last_switch":
-            found.last_switch = _fields(rest)
-        elif kind == "resolution_kept":
-            name, itself, _ = rest.split("/")
-            found.resolutions.add((name, itself))
+        elif kind == "of":
+            name, _, line = rest.partition(" ")
+            said[name].append(line)
         else:
             collection: set[str] | None = {
                 "package": found.packages,
@@ -219,6 +224,31 @@ def parse(output: list[str]) -> HostState:
                 found.belongings.note(kind, rest)
             else:
                 collection.add(rest)
+    pythons = [line for line in output if line.startswith("app_python")]
+    found.apps = {name: _parse_app(lines, pythons) for name, lines in said.items()}
+    return found
+
+
+def _parse_app(lines: list[str], pythons: list[str]) -> AppState:
+    """Of one application; what its Python says of itself is said once for all that have it."""
+    found = AppState(uwsgi=parse_identity("\n".join(lines)))
+    for line in lines:
+        kind, _, rest = line.partition(" ")
+        if kind in ("current_generation", "current_plugin"):
+            setattr(found, kind, rest.strip())
+        elif kind == "generation":
+            name, _, fields = rest.partition(" ")
+            found.generations[name] = _fields(fields)
+        elif kind == "last_switch":
+            found.last_switch = _fields(rest)
+        elif kind == "resolution_kept":
+            name, itself, _ = rest.split("/")
+            found.resolutions.add((name, itself))
+        elif kind == "app_python_at":
+            for each in pythons:
+                what, path, value = each.split(" ", 2)
+                if path == rest:
+                    setattr(found, what.removeprefix("app_"), value)
     return found
 
 
@@ -257,15 +287,13 @@ class Description(FactBase[Mapping[str, Any]]):
         return _fields(output[-1])
 
 
-def about(host: Host) -> dict[str, str]:
+def about(host: Host) -> dict[str, Any]:
     """What :class:`State` is asked of a host."""
-    return {
-        "app_name": host.settings.app_name,
-        "ports": " ".join(str(instance.port) for instance in host.instances),
-        "uwsgi": identity.binary(host.settings),
-        "python": host.settings.app_python if host.instances else "",
-        "asks": asks(host),
-    }
+    words: list[str] = []
+    for its in host.applications:
+        ports = " ".join(str(instance.port) for instance in its.instances)
+        words += [its.app, ports, identity.binary(its.settings), its.settings.app_python]
+    return {"asks": asks(host), "applications": tuple(words)}
 
 
 def about_consul(host: Host) -> tuple[str, str]:
@@ -285,15 +313,16 @@ def read(target: Any, host: Host) -> HostState:
     if found.consul_problem == NOT_ASKED and found.python:
         words = asks(host) or " ".join(about_consul(host))
         note_consul(found, target.get_fact(ConsulStatus, words, _stdin=stdin))
-    return _completed(found, partial(target.get_fact, Description, host.settings.app_name))
+    return _completed(found, partial(target.get_fact, Description))
 
 
-def _completed(found: HostState, describe: Callable[[str], Mapping[str, Any]]) -> HostState:
+def _completed(found: HostState, describe: Callable[[str, str], Mapping[str, Any]]) -> HostState:
     """With the digests of what serves, where a version before 0.3 made it."""
-    current = found.current_generation
-    fields = found.generations.get(current, {})
-    if "release" in fields and not content_of(fields):
-        found.generations[current] = describe(current) or fields
+    for app, its in found.apps.items():
+        current = its.current_generation
+        fields = its.generations.get(current, {})
+        if "release" in fields and not content_of(fields):
+            its.generations[current] = describe(app, current) or fields
     return found
 
 
@@ -310,4 +339,4 @@ def ask(host: Host) -> HostState | None:
     except UnreachableError:
         return None
     found = parse(result.stdout.decode(errors="replace").splitlines())
-    return _completed(found, partial(releases.ask, host, "describe", host.settings.app_name))
+    return _completed(found, partial(releases.ask, host, "describe"))

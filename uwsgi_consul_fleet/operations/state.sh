@@ -1,9 +1,11 @@
 # Prints the state of this host, a line for each thing; see parse() in state.py.
-# usage: sh -c SCRIPT state APP_NAME PORTS UWSGI PYTHON KIND PROGRAM DIGEST RUN ASK
-# UWSGI is the one to look at, '' for the one on the PATH; PYTHON the application's, '' for none, and
-# KIND the program by which it says what it is; DIGEST that of the host program as it should be,
-# which RUN starts. ASK is what it is asked about Consul where the agent was here before us; else ''.
-app=$1 app_python=$4 kind=$5 program=$6 digest=$7 run=$8 ask=$9
+# usage: sh -c SCRIPT state KIND PROGRAM DIGEST RUN ASK [APP PORTS UWSGI PYTHON]...
+# DIGEST is that of the host PROGRAM as it should be, which RUN starts; ASK what it is asked about
+# Consul where the agent was here before us, else ''. Of each application that should be here, UWSGI
+# is the one to look at, '' for the one on the PATH, and PYTHON its own, '' for none; KIND is the
+# program by which that says what it is.
+kind=$1 program=$2 digest=$3 run=$4 ask=$5
+shift 5
 export LC_ALL=C
 
 # What an interrupted run began here goes on: what counts is how that ends.
@@ -27,15 +29,29 @@ fi
 
 # As somebody who may as much as the application's user.
 look_at_python() {
-    setpriv --reuid=65534 --regid=65534 --clear-groups "$app_python" -ISc "$kind" 2>/dev/null && return
-    "$app_python" -ISc "$kind" && echo "app_python_closed $app_python"
+    setpriv --reuid=65534 --regid=65534 --clear-groups "$1" -ISc "$kind" "$1" 2>/dev/null && return
+    "$1" -ISc "$kind" "$1" && echo "app_python_closed $1 $1"
 }
-if [ -x "$app_python" ]; then look_at_python & fi
 
 echo "architecture $(dpkg --print-architecture)"
-identify_uwsgi "$3"
 
-getent passwd consul "$app" | sed 's/^\([^:]*\):.*/user \1/'
+# Whose this host is; it sets these.
+unit='' made='' marks=''
+look_around
+wanted='' pythons='' asked=none
+while [ $# -gt 0 ]; do
+    name=$1 wanted="$wanted $1"
+    look_for "$name" "$2"
+    if [ "$asked" != "$3" ]; then asked=$3 identity=$(identify_uwsgi "$3"); fi
+    echo "$identity" | sed "s/^/of $name /"
+    echo "of $name app_python_at $4"
+    case $pythons in *" $4 "*) ;; *) if [ -x "$4" ]; then look_at_python "$4" & fi ;; esac
+    pythons="$pythons $4 "
+    shift 4
+done
+
+# shellcheck disable=SC2086 # a word for each
+getent passwd consul $wanted | sed 's/^\([^:]*\):.*/user \1/'
 
 dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
     uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv 2>/dev/null |
@@ -62,11 +78,10 @@ if [ -L /usr/local/bin/consul ]; then
     echo "consul_in_use ${binary##*/}"
 fi
 
-# Whichever applications of ours are here, and their ports. It sets these.
-unit='' made='' marks=''
-look_around "$app" "$2"
+# Whichever applications of ours are here, and their ports.
 recorded=$(printf %s "$made" | tr ',' '\n' | sed -n 's/.*"app:\([^"]*\)".*/\1/p')
-for name in $recorded $(printf %s "$marks" | sed 's/app://g'); do
+recorded="$recorded $(printf %s "$marks" | sed 's/app://g')"
+for name in $recorded; do
     sockets=$(cd /etc/systemd/system && ls -d "$name"-*.socket 2>/dev/null)
     ports=$(echo "$sockets" | sed -n "s/^$name-\([0-9]*\)\.socket$/\1/p" | tr '\n' ' ')
     # What a host keeps of one that is gone has no user any more.
@@ -87,22 +102,31 @@ if is_ours "$unit" && grep -q -e '-config-dir=/etc/consul.d$' "$unit"; then
     done
 fi
 
-for place in "/srv/$app/releases"/*; do
-    if [ -e "$place/release.json" ]; then
-        echo "generation ${place##*/} $(tr -d '\n' 2>/dev/null <"$place/release.json")"
+grep -ohs '/etc/uwsgi-consul-fleet/agent/[a-z0-9./-]*' /srv/*/releases/*/*.ini | sed 's/^/agent_file /'
+
+look_at_releases() {
+    for place in "/srv/$1/releases"/*; do
+        if [ -e "$place/release.json" ]; then
+            echo "generation ${place##*/} $(tr -d '\n' 2>/dev/null <"$place/release.json")"
+        fi
+    done
+    for place in "/srv/$1/resolutions"/*/*/requirements.txt; do
+        if [ -e "$place" ]; then echo "resolution_kept ${place#"/srv/$1/resolutions/"}"; fi
+    done
+    # The one drop-in of all its sockets; see host/store.py.
+    current=$(sed -n 's/^Service=%N@\(.*\)\.service$/\1/p' "/etc/uwsgi-consul-fleet/$1.conf" 2>/dev/null)
+    if [ "$current" ]; then
+        echo "current_generation $current"
+        echo "current_plugin $(readlink "/srv/$1/releases/$current/consul_plugin.so")"
+        echo "last_switch $(tail -n 1 "/srv/$1/history" 2>/dev/null)"
     fi
+}
+set -- consul.service
+# shellcheck disable=SC2086 # as above
+for name in $(printf '%s\n' $wanted $recorded | sort -u); do
+    look_at_releases "$name" | sed "s/^/of $name /"
+    set -- "$@" "$name.target" "$name-*.socket" "$name-*@*.service"
 done
-grep -ohs '/etc/uwsgi-consul-fleet/agent/[a-z.]*' /srv/*/releases/*/*.ini | sed 's/^/agent_file /'
-for place in "/srv/$app/resolutions"/*/*/requirements.txt; do
-    if [ -e "$place" ]; then echo "resolution_kept ${place#"/srv/$app/resolutions/"}"; fi
-done
-# The one drop-in of all its sockets; see host/store.py.
-current=$(sed -n 's/^Service=%N@\(.*\)\.service$/\1/p' "/etc/uwsgi-consul-fleet/$app.conf" 2>/dev/null)
-if [ "$current" ]; then
-    echo "current_generation $current"
-    echo "current_plugin $(readlink "/srv/$app/releases/$current/consul_plugin.so")"
-    echo "last_switch $(tail -n 1 "/srv/$app/history" 2>/dev/null)"
-fi
 
 print_unit() {
     echo "unit $id $active $stale $enabled"
@@ -114,8 +138,7 @@ print_unit() {
 
 # A block of properties for each unit, and an empty line after it.
 {
-    systemctl show --property Id,ActiveState,UnitFileState,NeedDaemonReload,MainPID \
-    consul.service "$app.target" "$app-*.socket" "$app-*@*.service"
+    systemctl show --property Id,ActiveState,UnitFileState,NeedDaemonReload,MainPID "$@"
     echo
 } |
     while IFS='=' read -r key value; do

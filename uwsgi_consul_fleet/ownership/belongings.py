@@ -22,7 +22,7 @@ def wanted(host: Host) -> set[str]:
     """What the inventory puts on a host."""
     return {
         *([CONSUL] if host.is_member and host.brings_consul else []),
-        *([application(host.settings.app_name)] if host.instances else []),
+        *(application(its.app) for its in host.applications),
     }
 
 

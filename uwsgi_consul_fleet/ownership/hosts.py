@@ -35,8 +35,10 @@ def _record(host: Host) -> Identity | None:
 
 def look(host: Host) -> Belongings:
     """What is on a host; :raises UnreachableError: where it can't be asked"""
-    ports = " ".join(str(instance.port) for instance in host.instances)
-    script = f"{LOOK}look_around {shlex.join([host.settings.app_name, ports])}\n"
+    script = f"{LOOK}look_around\n"
+    for its in host.applications:
+        ports = " ".join(str(instance.port) for instance in its.instances)
+        script += f"look_for {shlex.join([its.app, ports])}\n"
     with ssh.connect(host) as connection:
         said = ssh.run_script(connection, script)
     found = parse(said.stdout.decode(errors="replace").splitlines())

@@ -1,5 +1,5 @@
-# look_around APP PORTS: prints whose this host is, and what lies where the fleet of APP would put
-# something of its own; a line for each, see belongings.py:
+# look_around: prints whose this host is, and what lies where a fleet would put its Consul; and then
+# look_for APP PORTS: what lies where it would put an application. A line for each; see belongings.py:
 #   fleet JSON          what the host carries
 #   guard PORT          what stops versions that know no fleets
 #   mark WHAT           made by a version of ours that kept no record: consul, or app:NAME
@@ -20,6 +20,9 @@ look_around() {
         [ "$guard" = '*' ] || echo "guard $guard"
     done
     look_for_consul
+}
+
+look_for() {
     case "$made $marks " in
         *"\"app:$1\""* | *" app:$1 "*) ;;
         *) look_for_application "$1" ;;

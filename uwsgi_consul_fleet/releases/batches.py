@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.model import AppHost
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,14 @@ class Batch:
     """Hosts that are switched at the same time; ``label`` says which batch of how many."""
 
     label: str
-    hosts: tuple[Host, ...]
+    hosts: tuple[AppHost, ...]
 
     @property
     def names(self) -> str:
         return ", ".join(host.name for host in self.hosts)
 
 
-def batches(hosts: Sequence[Host], of: int) -> list[Batch]:
+def batches(hosts: Sequence[AppHost], of: int) -> list[Batch]:
     """The canaries, then the others in batches, in the order of the inventory.
 
     :param of: how many hosts serve the application, these among them

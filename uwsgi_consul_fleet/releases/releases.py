@@ -10,7 +10,7 @@ from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.main import LOCK
 from uwsgi_consul_fleet.host_program import PROGRAM
-from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, Host
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 
@@ -38,7 +38,7 @@ class Generation:
 class HostReleases:
     """What a host has, the one that serves first; or why that is not known."""
 
-    host: Host
+    host: AppHost
     generations: tuple[Generation, ...]
     problem: str = ""
 
@@ -54,11 +54,11 @@ class HostReleases:
 
 
 def read(fleet: Fleet, settled: bool = False) -> list[HostReleases]:
-    """Ask every host, side by side.
+    """Ask every host about each of its applications, side by side.
 
     :param settled: when it has ended what an interrupted run began there, for a minute at most
     """
-    hosts = fleet.app_servers
+    hosts = fleet.applications
     with ssh.side_by_side(len(hosts)) as pool:
         return pool.map(lambda host: _read(host, settled), hosts)
 
@@ -83,9 +83,9 @@ def ask(host: Host, *words: str) -> dict[str, Any]:
     return dict(json.loads(result.stdout)) if result.exit_code == 0 else {}
 
 
-def _read(host: Host, settled: bool) -> HostReleases:
+def _read(host: AppHost, settled: bool) -> HostReleases:
     # This version's: the one there may know less.
-    ask = shlex.join([*host_program.carried(), "list", host.settings.app_name])
+    ask = shlex.join([*host_program.carried(), "list", host.app])
     wait = f"flock --shared --wait 60 {LOCK} true; " if settled else ""
     script = f"[ ! -e {PROGRAM} ] || {{ {wait}exec {ask}; }}"
     try:

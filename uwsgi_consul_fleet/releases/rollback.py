@@ -44,24 +44,24 @@ def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
     if not asked:
         raise FleetError("\n".join([*(each.problem for each in found), "nothing was changed"]))
     by_settings = {
-        (each.host.settings.app_name, one.release)
+        (each.host.app, one.release)
         for each in asked
         for one in each.generations
         if one.since and name == f"{one.release}-{one.settings}"
     }
     chosen = [(each, _choose(each, name, by_settings)) for each in asked]
-    affected = {each.host.settings.app_name for each, one in chosen if one}
+    affected = {each.host.app for each, one in chosen if one}
     missing = [
         each.host.name
         for each, one in chosen
-        if one is None and (not affected or each.host.settings.app_name in affected)
+        if one is None and (not affected or each.host.app in affected)
     ]
     # A host that joined since has none before; that is told when the others are back.
     if missing and (name or not affected):
         raise FleetError(_missing(asked, missing, name))
     result = [Target(each, one) for each, one in chosen if one is not None]
     for app in affected:
-        _refuse_different([t for t in result if t.found.host.settings.app_name == app])
+        _refuse_different([t for t in result if t.found.host.app == app])
     return result
 
 
@@ -101,7 +101,7 @@ def _choose(
         if name in (each.release, f"{each.release}-{each.settings}"):
             return each
     # A host with settings of its own: there is no doubt where it has one of the name alone.
-    app = found.host.settings.app_name
+    app = found.host.app
     alike = [each for each in served if (app, each.release) in by_settings]
     return alike[0] if len(alike) == 1 else None
 
@@ -145,7 +145,7 @@ def _why(missed: bool) -> str:
 
 def _wanted(chosen: Sequence[Target]) -> dict[str, str]:
     """The release that each application goes back to."""
-    return {t.found.host.settings.app_name: t.generation.release for t in chosen}
+    return {t.found.host.app: t.generation.release for t in chosen}
 
 
 def _take(
@@ -176,7 +176,7 @@ def _switch_all(
     contents: dict[str, Any] = {}
     for app, release in _wanted(chosen).items():
         rollout = Rollout(fleet.serving(app))
-        its = {t.found.host.name: t for t in chosen if t.found.host.settings.app_name == app}
+        its = {t.found.host.name: t for t in chosen if t.found.host.app == app}
         try:
             _roll(rollout, lock, its, without_consul)
         except LostLockError as error:
@@ -189,9 +189,7 @@ def _switch_all(
         else:
             back[app] = release
     changed = {
-        t.found.host.name
-        for t in chosen
-        if not _is_on(t) and t.found.host.settings.app_name in back
+        t.found.host.name for t in chosen if not _is_on(t) and t.found.host.app in back
     } - missed
     told = {"changed": sorted(changed), "failed": sorted(missed), "detail": "\n".join(problems)}
     outcome = "failed" if problems else "ok"
@@ -265,7 +263,7 @@ def _contents(
         app: {"on": [], "refused": []} for app in apps
     }
     for target in chosen:
-        if not (told := found.get(target.found.host.settings.app_name)):
+        if not (told := found.get(target.found.host.app)):
             continue
         for key, each in (("on", target.generation), ("refused", target.found.current)):
             content = Content(each.release, each.content).as_dict() if each else None

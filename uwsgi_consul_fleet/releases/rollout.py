@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from threading import Condition, Lock, Thread
 
 from uwsgi_consul_fleet.errors import UnreachableError
-from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.releases.batches import batches
 
 
@@ -21,7 +21,7 @@ class Step:
     reports.
     """
 
-    host: Host
+    host: AppHost
     before: str
     after: str
     release: str
@@ -33,7 +33,7 @@ class Step:
 
     @property
     def app(self) -> str:
-        return self.host.settings.app_name
+        return self.host.app
 
     def switch(self, generation: str, *options: str) -> bool:
         keep = f"--keep={self.host.settings.keep_releases}"
@@ -61,7 +61,7 @@ class Rollout:
     were left as they are; ``stopped`` says where it went no further.
     """
 
-    def __init__(self, hosts: Sequence[Host], of: int = 0) -> None:
+    def __init__(self, hosts: Sequence[AppHost], of: int = 0) -> None:
         """
         :param hosts: that may be switched, all of one application
         :param of: how many serve it, these among them; 0 for no others
@@ -131,7 +131,7 @@ class Rollout:
         allowed = f"--missing={step.host.settings.max_unavailable}"
         return step.execute(["passing", step.app, step.release, allowed, *names])
 
-    def miss(self, host: Host) -> bool:
+    def miss(self, host: AppHost) -> bool:
         """A host could not be switched and is as it was; returns whether that is one of those
         that may fail. With one more the roll-out stops."""
         with self._mutex:
@@ -141,7 +141,7 @@ class Rollout:
             self.stop(f"at {host.name}", host)
         return fine
 
-    def stop(self, where: str, host: Host) -> None:
+    def stop(self, where: str, host: AppHost) -> None:
         """Go no further, because of this host, and put back those done before."""
         back: list[Step] = []
         with self._mutex:
@@ -161,5 +161,5 @@ class Rollout:
                 thread.join()
 
 
-def _rolls_back(host: Host) -> bool:
+def _rolls_back(host: AppHost) -> bool:
     return host.settings.on_failure == "rollback"

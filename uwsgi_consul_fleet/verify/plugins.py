@@ -5,7 +5,7 @@ from pathlib import Path
 
 from uwsgi_consul_fleet.build.identity import IDENTIFY, binary, parse_identity
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.inventory.model import AppHost, Fleet
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify.comparison import Difference
 
@@ -14,14 +14,14 @@ SCRIPT = IDENTIFY + (Path(__file__).parent / "plugins.sh").read_text()
 
 def check(fleet: Fleet) -> Iterable[Difference]:
     """A difference for each host whose uWSGI was changed since the deploy, side by side."""
-    hosts = fleet.app_servers
+    hosts = fleet.applications
     with ssh.side_by_side(len(hosts)) as pool:
-        for found in pool.map(_check, hosts):
-            yield from found
+        # Applications of one host have the same to say.
+        return dict.fromkeys(each for found in pool.map(_check, hosts) for each in found)
 
 
-def _check(host: Host) -> list[Difference]:
-    arguments = [binary(host.settings), host.settings.app_name]
+def _check(host: AppHost) -> list[Difference]:
+    arguments = [binary(host.settings), host.app]
     try:
         with ssh.connect(host) as connection:
             result = ssh.run_script(connection, SCRIPT, "\n".join(arguments).encode())
@@ -30,7 +30,7 @@ def _check(host: Host) -> list[Difference]:
     return _differences(host, result.stdout.decode())
 
 
-def _differences(host: Host, output: str) -> list[Difference]:
+def _differences(host: AppHost, output: str) -> list[Difference]:
     """Hold what the host's uWSGI is against what its plugin was compiled for."""
     uwsgi = parse_identity(output)
     lines = dict(line.split(" ", 1) for line in output.splitlines() if line.startswith("plugin "))

@@ -28,8 +28,9 @@ def _probe_host(host: Host) -> Iterable[Difference]:
         with ssh.connect(host) as connection:
             return [
                 Difference("failing", f"{i.service} {i.id} on {i.node} port {i.port}", reason)
-                for i in host.instances
-                if (reason := _ask(connection, i.port, host.settings))
+                for its in host.applications
+                for i in its.instances
+                if (reason := _ask(connection, i.port, its.settings))
             ]
     except FleetError as error:
         return [Difference("failing", f"node {host.name}", str(error))]

@@ -1,7 +1,8 @@
 """The application on a host: its releases, and which of them serves."""
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.inventory.model import Host
-from uwsgi_consul_fleet.operations.applications import resolution
-from uwsgi_consul_fleet.operations.applications.decided import mistaken, prepare
+from uwsgi_consul_fleet.inventory.model import AppHost
+from uwsgi_consul_fleet.operations.applications import decided, resolution
+from uwsgi_consul_fleet.operations.applications.decided import mistaken
 from uwsgi_consul_fleet.operations.applications.dependencies import GIVE_WAY, VENV, bring
 from uwsgi_consul_fleet.operations.applications.package import Package
 from uwsgi_consul_fleet.operations.applications.step import step
@@ -21,8 +22,8 @@ from uwsgi_consul_fleet.operations.files import Base64, fail
 from uwsgi_consul_fleet.operations.lock import missing, rolled_out
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.program import command
-from uwsgi_consul_fleet.operations.run import Here, Run
-from uwsgi_consul_fleet.operations.state import HostState, UnitState
+from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
+from uwsgi_consul_fleet.operations.state import UnitState
 from uwsgi_consul_fleet.operations.users import system_user
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, plugin_file
 from uwsgi_consul_fleet.releases.rollout import Step
@@ -46,38 +47,57 @@ __all__ = [
 def refuse_what_is_taken(here: Here) -> None:
     """:raises DeployError: where another application of this host has the ports of its own, or its
     ids in Consul and goes on serving"""
-    me = here.me
+    for its in here.me.applications:
+        _refuse_what_is_taken(here, its)
+
+
+def _refuse_what_is_taken(here: Here, me: AppHost) -> None:
     for name, ids in here.known.ids.items():
         same = sorted(ids & {instance.id for instance in me.instances})
         if name not in here.run.fleet.services and same:
             raise DeployError(
                 f"{me.name}: {name} is registered in Consul as {', '.join(same)} of this host, "
-                f"which {me.settings.app_name} would take from it: give instances other names "
+                f"which {me.app} would take from it: give instances other names "
                 '(or ids: {"server1": {"port": 2001, "id": "shop-1"}}); nothing was changed'
             )
     for name, ports in here.known.applications.items():
         taken = sorted(ports & {instance.port for instance in me.instances})
-        if name != me.settings.app_name and taken:
+        if name != me.app and taken:
             raise DeployError(
                 f"{me.name}: {name} serves on port {', '.join(map(str, taken))}, which "
-                f"{me.settings.app_name} needs: give it other ports (instances), or deploy "
+                f"{me.app} needs: give it other ports (instances), or deploy "
                 "once with the host out of app_servers; nothing was changed"
             )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What of an application is released on a host, and where."""
+
+    here: AppHere
+    package: Package
+
+
+def prepare(here: Here) -> dict[str, Prepared]:
+    """What is released on this host of each of its applications.
+
+    :raises DeployError: where something is missing or wrong, before any host is touched
+    """
+    return {each.me.app: Prepared(each, decided.prepare(each)) for each in here.applications}
+
+
 @operation()
-def install(here: Here, package: Package) -> Generator[Any, None, None]:
+def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment, ini and unit files."""
-    me, known = here.me, here.known
-    plugin = plugin_file(known)
+    me, its = here.me, here.its
+    plugin = plugin_file(its)
     if plugin is None:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
-    app_name = me.settings.app_name
     # Also where the release is there: a host that was retired may have kept it.
-    yield from system_user(here, app_name)
-    name = package.generation(plugin, known.app_python)
-    if name in known.generations:
+    yield from system_user(here, me.app)
+    name = package.generation(plugin, its.python)
+    if name in its.generations:
         host.noop(f"release {name} is installed")
         return
     if here.run.pyinfra.is_executing:
@@ -89,8 +109,8 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
     wheels = binary(me.settings).rpartition("/")[0]
     yield StringCommand(
         "sh", "-c", QuoteString(INSTALL), "install",
-        app_name, name, package.environment(known.app_python),
-        QuoteString(resolution.place(package.release.resolution, known.app_python)),
+        me.app, name, package.environment(its.python),
+        QuoteString(resolution.place(package.release.resolution, its.python)),
         plugin.path, me.settings.app_python, QuoteString(wheels),
         _stdin=Base64(package.archive),
     )  # fmt: skip
@@ -98,24 +118,24 @@ def install(here: Here, package: Package) -> Generator[Any, None, None]:
 
 
 @operation()
-def switch(here: Here, package: Package) -> Generator[Any, None, None]:
+def switch(here: AppHere, package: Package) -> Generator[Any, None, None]:
     """Let this host serve the release, if its turn comes: it is tried, started beside the old
     one on the same sockets, and the old one is stopped when Consul is to report the new."""
-    me, known, run = here.me, here.known, here.run
-    plugin = plugin_file(known)
+    me, its, run = here.me, here.its, here.run
+    plugin = plugin_file(its)
     if plugin is None:
         # It had one when the release was installed.
         yield FunctionCommand(_lost, (here,), {})
         return
-    name = package.generation(plugin, known.app_python)
-    if _serves(me, name, known):
+    name = package.generation(plugin, its.python)
+    if _serves(here, name):
         host.noop(f"release {name} serves")
         return
-    if run.pyinfra.is_executing and (reason := _blocked(run, me.settings.app_name)):
-        host.log(f"stays on {known.current_generation or 'nothing'}: {reason}")
+    if run.pyinfra.is_executing and (reason := _blocked(run, me.app)):
+        host.log(f"stays on {its.current_generation or 'nothing'}: {reason}")
         return
-    its = step(here, package.release.name, known.current_generation, name)
-    yield FunctionCommand(_switch, (run, its), {})
+    next_step = step(here, package.release.name, its.current_generation, name)
+    yield FunctionCommand(_switch, (run, next_step), {})
     here.changed()
 
 
@@ -124,8 +144,7 @@ def _blocked(run: Run, app: str) -> str:
     if stopped := run.rollouts[app].stopped:
         return f"the roll-out stopped {stopped}"
     missed, serving = _count_missed(run, app), run.fleet.serving(app)
-    # One that nobody serves any more has no settings of its own.
-    if len(missed) <= (serving or run.fleet.hosts)[0].settings.max_failed_hosts:
+    if len(missed) <= (serving[0].settings.max_failed_hosts if serving else 0):
         return ""
     return f"no roll-out begins while a host fails: {', '.join(sorted(missed))}"
 
@@ -139,25 +158,24 @@ def _count_missed(run: Run, app: str) -> set[str]:
 
 
 # pyinfra passes these two to a function that has arguments of these names.
-def _switch(state: Any, host: Any, run: Run, its: Step) -> bool:
-    return run.rollouts[its.app].run(its)
+def _switch(state: Any, host: Any, run: Run, step: Step) -> bool:
+    return run.rollouts[step.app].run(step)
 
 
-def _lost(state: Any, host: Any, here: Here) -> bool:
+def _lost(state: Any, host: Any, here: AppHere) -> bool:
     host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
-    app = here.me.settings.app_name
-    _count_missed(here.run, app)
-    here.run.rollouts[app].miss(here.me)
+    _count_missed(here.run, here.me.app)
+    here.run.rollouts[here.me.app].miss(here.me)
     return False
 
 
-def _serves(me: Host, generation: str, known: HostState) -> bool:
-    app_name = me.settings.app_name
-    sockets = {f"{app_name}-{instance.port}.socket" for instance in me.instances}
-    services = {f"{app_name}-{i.port}@{generation}.service" for i in me.instances}
-    ours = re.compile(rf"{re.escape(app_name)}-(\d+|trial)@.+\.service")
+def _serves(here: AppHere, generation: str) -> bool:
+    me, known = here.me, here.known
+    sockets = {f"{me.app}-{instance.port}.socket" for instance in me.instances}
+    services = {f"{me.app}-{i.port}@{generation}.service" for i in me.instances}
+    ours = re.compile(rf"{re.escape(me.app)}-(\d+|trial)@.+\.service")
     return (
-        known.current_generation == generation
+        here.its.current_generation == generation
         and all(known.units.get(name) == LISTENING for name in sockets)
         and known.active_units(ours) == services
         and all(known.units[name].active == "active" for name in services)
@@ -165,34 +183,36 @@ def _serves(me: Host, generation: str, known: HostState) -> bool:
 
 
 @operation()
-def settle(here: Here, package: Package | None) -> Generator[Any, None, None]:
-    """Write down which release the fleet is on.
+def settle(here: Here, apps: Mapping[str, Prepared]) -> Generator[Any, None, None]:
+    """Write down which release the fleet is on, of each of these applications.
 
     Every host takes part in this one, so that what comes after it in the order of the deploy
     also comes after it in time: pyinfra begins with whatever no host waits for.
     """
-    me, run, app = here.me, here.run, here.me.settings.app_name
+    me, run = here.me, here.run
     executing = run.pyinfra.is_executing
+    for app, each in apps.items() if executing else ():
+        if _blocked(run, app):
+            continue
+        _tell_behind(each.here, each.package)
+        try:
+            if _is_whole(run, app):
+                rolled_out(each.here)
+        except FleetError as error:
+            yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     names = _to_go(here) if executing else []
     if names and (why_not := _not_taken_over(here, names) or missing(here)):
         yield fail(f"{me.name}: {', '.join(names)} stays on it: {why_not}")
-    elif executing and package and not _blocked(run, app):
-        _tell_behind(here, package)
-        try:
-            if _is_whole(run, app):
-                rolled_out(here)
-        except FleetError as error:
-            yield fail(f"{me.name}: the release serves, but it was not written down: {error}")
     host.noop("nothing to do")
 
 
-def _tell_behind(here: Here, package: Package) -> None:
+def _tell_behind(here: AppHere, package: Package) -> None:
     """Name the hosts that were left as they are; by one of the others."""
-    run, hosts = here.run, here.run.fleet.serving(here.me.settings.app_name)
+    run, hosts = here.run, here.run.fleet.serving(here.me.app)
     behind = [each.name for each in hosts if each.name in run.pyinfra.failed]
     if behind and here.me == next(each for each in hosts if each.name in run.pyinfra.connected):
         logger.warning(
-            f"--> {here.me.settings.app_name}: {', '.join(behind)} stayed as it was; the others "
+            f"--> {here.me.app}: {', '.join(behind)} stayed as it was; the others "
             f"are on {package.release.name}. Mend what failed there, and deploy again"
         )
 
@@ -227,7 +247,7 @@ def _to_go(here: Here) -> list[str]:
     there = {*known.applications} if START in known.files else set()
     if me.is_retired:
         return sorted(there | (known.kept if me.settings.purge else set()))
-    mine = {me.settings.app_name} if me.instances else set()
+    mine = {its.app for its in me.applications}
     return sorted(there & {*here.run.fleet.services} - mine)
 
 

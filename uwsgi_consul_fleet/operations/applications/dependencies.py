@@ -22,7 +22,7 @@ from uwsgi_consul_fleet.build.builder import assignments, stages, why
 from uwsgi_consul_fleet.build.identity import SCRATCH
 from uwsgi_consul_fleet.build.places import Place
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
-from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.archive import pieces, temporary
 from uwsgi_consul_fleet.operations.applications.release import Release
@@ -36,7 +36,7 @@ from uwsgi_consul_fleet.operations.applications.resolution import (
 )
 from uwsgi_consul_fleet.operations.files import Base64
 from uwsgi_consul_fleet.operations.plan import DeployError
-from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.run import AppHere, Run
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.ssh.connection import Result
 
@@ -52,9 +52,9 @@ REFUSED = 3  # how resolve.sh ends where another host would fare no better
 
 
 @operation()
-def bring(here: Here, release: Release) -> Generator[Any, None, None]:
+def bring(here: AppHere, release: Release) -> Generator[Any, None, None]:
     """The wheels of its dependencies: made on one host of each kind, and sent to the others."""
-    if (release.resolution, here.known.app_python) in here.known.resolutions:
+    if (release.resolution, here.its.python) in here.its.resolutions:
         host.noop("its dependencies are here")
         return
     yield FunctionCommand(_bring, (here, release), {})
@@ -62,10 +62,10 @@ def bring(here: Here, release: Release) -> Generator[Any, None, None]:
 
 
 # pyinfra passes these two to a function that has arguments of these names.
-def _bring(state: Any, host: Any, here: Here, release: Release) -> bool:
+def _bring(state: Any, host: Any, here: AppHere, release: Release) -> bool:
     me = here.me
     try:
-        if not here.known.app_python:
+        if not here.its.python:
             raise DeployError(f"{me.name}: app_python: {me.settings.app_python} does not run there")
         if wheels := here.run.once(Supply).wheels(me, release):
             _send(here, release, wheels)
@@ -76,8 +76,8 @@ def _bring(state: Any, host: Any, here: Here, release: Release) -> bool:
     return True
 
 
-def _send(here: Here, release: Release, wheels: IO[bytes]) -> None:
-    words = (here.me.settings.app_name, release.resolution, here.known.app_python)
+def _send(here: AppHere, release: Release, wheels: IO[bytes]) -> None:
+    words = (here.me.app, release.resolution, here.its.python)
     stdin = Base64(lambda: pieces(wheels))
     command = StringCommand("sh", "-c", QuoteString(RECEIVE), "receive", *words, _stdin=stdin)
     done, output = here.run.pyinfra.executor(here.me.name)(command, False)
@@ -91,30 +91,30 @@ class Supply:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._mutex = Lock()
-        self._wanted: dict[str, str] = {}
+        self._wanted: dict[tuple[str, str], str] = {}
         # For each application and resolution, by kind: a host that has it, or why there is none.
-        self._holders: dict[tuple[str, str], dict[str, Host | str]] = {}
+        self._holders: dict[tuple[str, str], dict[str, AppHost | str]] = {}
         self._files: dict[tuple[str, str, str], IO[bytes]] = {}
 
-    def want(self, me: Host, release: Release) -> None:
+    def want(self, me: AppHost, release: Release) -> None:
         """To be said of each host before the first one asks.
 
         :raises DeployError: where it will have to be resolved, and a variable of pip's is missing
         """
-        self._wanted[me.name] = release.resolution
-        written, run, app = release.requirements, self._run, me.settings.app_name
+        self._wanted[me.app, me.name] = release.resolution
+        written, run, app = release.requirements, self._run, me.app
         # Those that this run leaves out are asked only where the others don't have it.
-        have = (self._there(how(run, app), release.resolution) for how in (inside, everywhere))
+        have = (self._there(app, how(run, app), release.resolution) for how in (inside, everywhere))
         if written and variables(written.files.values()) and not any(have):
             _variables(me, written)
 
-    def wheels(self, me: Host, release: Release) -> IO[bytes] | None:
+    def wheels(self, me: AppHost, release: Release) -> IO[bytes] | None:
         """A .tar for this host; None where it has them by now, as they were made there.
 
         :raises UnreachableError: where a host can't be reached any more
         :raises DeployError: where there are none
         """
-        app, kind = me.settings.app_name, self._run.state_of(me.name).app_python
+        app, kind = me.app, self._run.its_state(me).python
         key = (app, release.resolution)
         with self._mutex:
             if key not in self._holders:
@@ -130,17 +130,17 @@ class Supply:
                 self._files[*key, kind] = _fetch(holder, release, kind)
             return self._files[*key, kind]
 
-    def _resolve(self, app: str, release: Release) -> dict[str, Host | str]:
+    def _resolve(self, app: str, release: Release) -> dict[str, AppHost | str]:
         """For all kinds, one after the other."""
         run, resolution = self._run, release.resolution
-        kinds: defaultdict[str, list[Host]] = defaultdict(list)
+        kinds: defaultdict[str, list[AppHost]] = defaultdict(list)
         for each in connected(run, app):
-            if self._wanted.get(each.name) == resolution:
-                kinds[run.state_of(each.name).app_python].append(each)
+            if self._wanted.get((app, each.name)) == resolution:
+                kinds[run.its_state(each).python].append(each)
         kinds.pop("", None)
-        found = self._there(inside(run, app), resolution)
+        found = self._there(app, inside(run, app), resolution)
         if kinds.keys() - found.keys():
-            found = self._there(everywhere(run, app), resolution)
+            found = self._there(app, everywhere(run, app), resolution)
         problems = {}
         # What there is for an old Python there is for newer ones, rather than the reverse.
         for kind in sorted(kinds.keys() - found.keys(), key=_age):
@@ -150,17 +150,18 @@ class Supply:
                 problems[kind] = str(error)
         return {**found, **problems}
 
-    def _there(self, states: States, resolution: str) -> dict[str, Host]:
-        found: dict[str, Host] = {}
+    def _there(self, app: str, states: States, resolution: str) -> dict[str, AppHost]:
+        found: dict[str, AppHost] = {}
+        hosts = {each.name: each for each in self._run.fleet.serving(app)}
         for name, known in states.items():
             for each, kind in known.resolutions:
                 if each == resolution:
-                    found.setdefault(kind, self._run.fleet.host(name))
+                    found.setdefault(kind, hosts[name])
         return found
 
     def _made(
-        self, hosts: Sequence[Host], kind: str, release: Release, others: Mapping[str, Host]
-    ) -> Host:
+        self, hosts: Sequence[AppHost], kind: str, release: Release, others: Mapping[str, AppHost]
+    ) -> AppHost:
         """Resolve the requirements on the first of these hosts where it can be done."""
         problem = ""
         # A host that has them comes first, so that a new one does not decide for the others.
@@ -178,7 +179,9 @@ class Supply:
                 break
         raise DeployError(problem)
 
-    def _make(self, on: Host, kind: str, release: Release, others: Mapping[str, Host]) -> Result:
+    def _make(
+        self, on: AppHost, kind: str, release: Release, others: Mapping[str, AppHost]
+    ) -> Result:
         written = release.requirements
         assert written
         like, resolved = "", b""
@@ -187,7 +190,7 @@ class Supply:
             break
         variables = assignments(
             keep_toolchain="no",
-            app=on.settings.app_name,
+            app=on.app,
             id=release.resolution,
             kind=kind,
             python=on.settings.app_python,
@@ -200,10 +203,10 @@ class Supply:
         return Place(on).run(variables + RESOLVE, _given(on, written, resolved), say)
 
 
-def _frozen(run: Run, on: Host, release: Release) -> str:
+def _frozen(run: Run, on: AppHost, release: Release) -> str:
     """The generation on a host whose versions are to stay, or '': one that serves with these
     requirements, and of which a version before 0.3 left to the host what they resolve to."""
-    known, written = run.state_of(on.name), release.requirements
+    known, written = run.its_state(on), release.requirements
     its = known.generations.get(known.current_generation, {})
     stays = written and its.get("requirements") == written.digest and not its.get("resolution")
     return known.current_generation if stays and not is_named(run, release) else ""
@@ -215,7 +218,7 @@ def _age(kind: str) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else ()
 
 
-def _variables(me: Host, written: Requirements) -> dict[str, str]:
+def _variables(me: AppHost, written: Requirements) -> dict[str, str]:
     """Those that pip needs.
 
     :raises DeployError: where one has no value, or none that can be handed over
@@ -228,7 +231,7 @@ def _variables(me: Host, written: Requirements) -> dict[str, str]:
     return found
 
 
-def _given(me: Host, written: Requirements, resolved: bytes) -> bytes:
+def _given(me: AppHost, written: Requirements, resolved: bytes) -> bytes:
     """What resolve.sh reads."""
     lines = [f"{name}={value}\n" for name, value in _variables(me, written).items()]
     archive = io.BytesIO()
@@ -240,12 +243,12 @@ def _given(me: Host, written: Requirements, resolved: bytes) -> bytes:
     return "".join([*lines, "\n"]).encode() + archive.getvalue()
 
 
-def _resolved(holder: Host, release: Release, kind: str) -> bytes:
+def _resolved(holder: AppHost, release: Release, kind: str) -> bytes:
     """The names, versions and hashes that a host has of a resolution."""
     return _ask(holder, f"cat {_folder(holder, release, kind)}/requirements.txt").stdout
 
 
-def _fetch(holder: Host, release: Release, kind: str) -> IO[bytes]:
+def _fetch(holder: AppHost, release: Release, kind: str) -> IO[bytes]:
     """A .tar of all that it has of a resolution."""
     file = temporary()
     _ask(holder, f"exec tar -cf - -C {_folder(holder, release, kind)} .", file)
@@ -253,11 +256,11 @@ def _fetch(holder: Host, release: Release, kind: str) -> IO[bytes]:
     return file
 
 
-def _folder(holder: Host, release: Release, kind: str) -> str:
-    return shlex.quote(f"/srv/{holder.settings.app_name}/resolutions/{release.resolution}/{kind}")
+def _folder(holder: AppHost, release: Release, kind: str) -> str:
+    return shlex.quote(f"/srv/{holder.app}/resolutions/{release.resolution}/{kind}")
 
 
-def _ask(holder: Host, script: str, into: IO[bytes] | None = None) -> Result:
+def _ask(holder: AppHost, script: str, into: IO[bytes] | None = None) -> Result:
     with ssh.connect(holder) as connection:
         result = ssh.run_script(connection, script, into=into)
     if result.exit_code:

@@ -33,11 +33,11 @@ def contents(hosts: Iterable[Host]) -> dict[str, str] | None:
     return next((each["contents"] for each in answers if each.get("contents") is not None), None)
 
 
-def find(hosts: Sequence[Host], content: Content, template: Path) -> Release | None:
-    """The release with this content, from one of the hosts that have it; None where none has."""
+def find(app: str, hosts: Sequence[Host], content: Content, template: Path) -> Release | None:
+    """An application's release with this content, from a host that has it; None where none has."""
     for position, host in enumerate(hosts):
-        if fields := ask(host, "describe", host.settings.app_name, content.digest):
-            sources = KeptSources(fields["sources"], content, hosts[position:])
+        if fields := ask(host, "describe", app, content.digest):
+            sources = KeptSources(app, fields["sources"], content, hosts[position:])
             files = {path: text.encode() for path, text in fields["files"].items()}
             wanted = Requirements(fields["requirements_file"], files) if files else None
             return Release(content.release, sources, wanted, template)
@@ -47,8 +47,9 @@ def find(hosts: Sequence[Host], content: Content, template: Path) -> Release | N
 class KeptSources(Sources):
     """Sources that are on hosts; they are sent on from a file without a name, as others are."""
 
-    def __init__(self, digest: str, content: Content, hosts: Iterable[Host]) -> None:
+    def __init__(self, app: str, digest: str, content: Content, hosts: Iterable[Host]) -> None:
         super().__init__(())
+        self._app = app
         self.digest = digest
         self._content = content
         self._hosts = hosts
@@ -69,11 +70,11 @@ class KeptSources(Sources):
 
     def _fetch(self, host: Host, into: IO[bytes]) -> str:
         """Why not, or ''."""
-        fields = ask(host, "describe", host.settings.app_name, self._content.digest)
+        fields = ask(host, "describe", self._app, self._content.digest)
         if not fields:
             return "it has none with this content"
-        app_name, generation = host.settings.app_name, fields["generation"]
-        words = (*host_program.carried(), "pack", app_name, generation)
+        generation = fields["generation"]
+        words = (*host_program.carried(), "pack", self._app, generation)
         try:
             with ssh.connect(host) as connection:
                 result = ssh.run_script(connection, f"exec {shlex.join(words)}", into=into)
@@ -83,7 +84,7 @@ class KeptSources(Sources):
             return result.stderr.strip()
         into.flush()
         into.seek(0)
-        place = f"/srv/{app_name}/releases/{generation}"
+        place = f"/srv/{self._app}/releases/{generation}"
         return "" if digest(into) == self.digest else f"{place} is not any more what was released"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
-from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import archive, environment
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
 from uwsgi_consul_fleet.operations.applications.release import Release
@@ -92,7 +92,7 @@ class Package:
         return {word for word in words if re.fullmatch(r"\w+", word)}
 
 
-def make(me: Host, release: Release) -> Package:
+def make(me: AppHost, release: Release) -> Package:
     """A release for this host, which has instances, from this machine's files.
 
     :raises DeployError: where something is missing or wrong
@@ -106,7 +106,7 @@ def make(me: Host, release: Release) -> Package:
     return Package(release, files, variables, virtualenv)
 
 
-def settings_alone(me: Host, template: Path) -> str:
+def settings_alone(me: AppHost, template: Path) -> str:
     """A hash of what a release runs with, whatever its name, its content and its host are.
 
     :raises DeployError: where something is missing or wrong
@@ -119,12 +119,12 @@ def settings_alone(me: Host, template: Path) -> str:
     return Package(none, files, variables, _virtualenv(me, none)).digest()
 
 
-def _nowhere(me: Host) -> Host:
+def _nowhere(me: AppHost) -> AppHost:
     instances = tuple(replace(each, node="", address="") for each in me.instances)
     return replace(me, name="", address="", node="", instances=instances)
 
 
-def _files(me: Host, release: Release, settings: Mapping[str, str]) -> dict[str, File]:
+def _files(me: AppHost, release: Release, settings: Mapping[str, str]) -> dict[str, File]:
     manifest = _manifest(me, release, settings)
     inis = _inis(me, release)
     texts = {**inis, **_units(me, inis), "release.json": manifest}
@@ -134,12 +134,12 @@ def _files(me: Host, release: Release, settings: Mapping[str, str]) -> dict[str,
     return files
 
 
-def _has_virtualenv(me: Host, release: Release) -> bool:
+def _has_virtualenv(me: AppHost, release: Release) -> bool:
     """For its requirements, or for its uWSGI."""
     return release.requirements is not None or me.settings.uwsgi_source == "pypi"
 
 
-def _virtualenv(me: Host, release: Release) -> str:
+def _virtualenv(me: AppHost, release: Release) -> str:
     if not _has_virtualenv(me, release):
         return "-"
     settings = me.settings
@@ -149,7 +149,7 @@ def _virtualenv(me: Host, release: Release) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _inis(me: Host, release: Release) -> dict[str, str]:
+def _inis(me: AppHost, release: Release) -> dict[str, str]:
     found = {
         f"{instance.port}.ini": render(
             release.template,
@@ -185,7 +185,7 @@ def _tell_what_runs(template: Path, inis: str) -> None:
         _told(template, found)
 
 
-def _units(me: Host, inis: dict[str, str]) -> dict[str, str]:
+def _units(me: AppHost, inis: dict[str, str]) -> dict[str, str]:
     settings = me.settings
     app = settings.app_name
     pypi = settings.uwsgi_source == "pypi"
@@ -208,7 +208,7 @@ def _units(me: Host, inis: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _manifest(me: Host, release: Release, settings: Mapping[str, str]) -> str:
+def _manifest(me: AppHost, release: Release, settings: Mapping[str, str]) -> str:
     """What the program on the host reads (see host/store.py), and the deploy (see state.sh)."""
     fields = {
         "release": release.name,
@@ -224,7 +224,7 @@ def _manifest(me: Host, release: Release, settings: Mapping[str, str]) -> str:
     return json.dumps(fields, indent=2) + "\n"
 
 
-def _health(me: Host) -> dict[str, Any]:
+def _health(me: AppHost) -> dict[str, Any]:
     settings = me.settings
     return {
         "health_path": settings.health_path,

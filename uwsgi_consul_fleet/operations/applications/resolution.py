@@ -3,17 +3,17 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.applications.release import Release, made_by
-from uwsgi_consul_fleet.operations.run import Here, Run
-from uwsgi_consul_fleet.operations.state import HostState, ask
+from uwsgi_consul_fleet.operations.run import AppHere, Run
+from uwsgi_consul_fleet.operations.state import AppState, HostState, ask
 from uwsgi_consul_fleet.ssh.connection import side_by_side
 
-States = Mapping[str, HostState]
+States = Mapping[str, AppState]
 
 
-def choose(here: Here, release: Release) -> str:
+def choose(here: AppHere, release: Release) -> str:
     """The id of the resolution that a release uses. It is that of the hosts which have the release;
     else that of what serves, where the requirements are written as they were then. What is named,
     and is nowhere yet, makes its own.
@@ -22,7 +22,7 @@ def choose(here: Here, release: Release) -> str:
     """
     if release.requirements is None:
         return ""
-    app, chosen = here.me.settings.app_name, here.run.once(_chosen)
+    app, chosen = here.me.app, here.run.once(_chosen)
     key = (app, release.name, release.requirements.digest)
     if key not in chosen:
         chosen[key] = _choose(here.run, app, release)
@@ -70,20 +70,20 @@ def place(resolution: str, kind: str) -> str:
     return f"{resolution}/{kind}" if resolution else ""
 
 
-def connected(run: Run, app: str) -> list[Host]:
+def connected(run: Run, app: str) -> list[AppHost]:
     """The hosts of an application in this run."""
     return [each for each in run.fleet.serving(app) if each.name in run.pyinfra.connected]
 
 
 def inside(run: Run, app: str) -> States:
     """How they look."""
-    return {each.name: run.state_of(each.name) for each in connected(run, app)}
+    return {each.name: run.its_state(each) for each in connected(run, app)}
 
 
 def left_out(run: Run, app: str) -> States:
     """How those of its hosts look that this run is not about, asked once."""
     found = run.once(_ask_left_out)
-    return {each.name: known for each, known in found if each.settings.app_name == app}
+    return {x.name: found[x.name].of(app) for x in run.fleet.serving(app) if x.name in found}
 
 
 def everywhere(run: Run, app: str) -> States:
@@ -91,11 +91,11 @@ def everywhere(run: Run, app: str) -> States:
     return {**inside(run, app), **left_out(run, app)}
 
 
-def _ask_left_out(run: Run) -> list[tuple[Host, HostState]]:
+def _ask_left_out(run: Run) -> dict[str, HostState]:
     names = ownership.left_out(run)
     hosts = [each for each in run.fleet.app_servers if each.name in names]
     if not hosts:
-        return []
+        return {}
     with side_by_side(len(hosts)) as pool:
         answers = zip(hosts, pool.map(ask, hosts), strict=True)
-        return [(each, known) for each, known in answers if known]
+        return {each.name: known for each, known in answers if known}

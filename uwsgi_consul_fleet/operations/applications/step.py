@@ -8,12 +8,12 @@ from pyinfra.api import StringCommand
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host_program import PROGRAM
-from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.run import AppHere
 from uwsgi_consul_fleet.releases.rollout import Step
 from uwsgi_consul_fleet.ssh.client import LOST
 
 
-def step(here: Here, release: str, before: str, after: str) -> Step:
+def step(here: AppHere, release: str, before: str, after: str) -> Step:
     """For a host, which may be put back from another host's operation."""
     # Not pyinfra's `host`, which is whichever one is in context when it is asked.
     mine = here.run.pyinfra.host(here.me.name)

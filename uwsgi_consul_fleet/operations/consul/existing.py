@@ -39,8 +39,9 @@ def expect(here: Here) -> Generator[Any, None, None]:
 @operation()
 def use(here: Here) -> Generator[Any, None, None]:
     """What speaks to the agent, and what it is shown: by the program, and by the application."""
-    me, user = here.me, here.me.settings.app_name
-    yield from system_user(here, user)
+    me = here.me
+    for each in me.applications:
+        yield from system_user(here, each.app)
     wanted = list(_files(me))
     yield from converge(here, [*(f for f in wanted if f.mode != "400"), program.program()])
     for file in wanted:
@@ -63,14 +64,15 @@ def use(here: Here) -> Generator[Any, None, None]:
 
 
 def _files(me: Host) -> Iterator[RemoteFile]:
-    """As they should lie on a host; the secrets are the application's user's alone."""
-    shown, user = access(me), me.settings.app_name
+    """As they should lie on a host; the secrets are each application's user's alone."""
+    shown = access(me)
     texts = {CA: shown.ca_file, CERT: shown.cert_file}
     yield from (RemoteFile(path, Path(file).read_text()) for path, file in texts.items() if file)
-    if shown.key_file:
-        yield RemoteFile(KEY, Path(shown.key_file).read_text(), "400", user)
-    if token := secret(me.settings, "consul_app_token"):
-        yield RemoteFile(TOKEN, f"{token}\n", "400", user)
+    for its in me.applications:
+        if shown.key_file:
+            yield RemoteFile(KEY, Path(shown.key_file).read_text(), "400", its.app)
+        if token := secret(me.settings, "consul_app_token"):
+            yield RemoteFile(TOKEN, f"{token}\n", "400", its.app)
     there = {"address": shown.address, **_paths(me), "keys": shown.keys}
     yield RemoteFile(CONFIG, json.dumps(there, indent=2) + "\n", "600")
 

@@ -12,11 +12,11 @@ from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.build.builder import pypi_script
 from uwsgi_consul_fleet.build.identity import IDENTIFY, PLUGIN, available
-from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations import packages
 from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.operations.state import AppState
 
 FOLDER = "/opt/uwsgi-consul-fleet"
 START = f"{FOLDER}/start-uwsgi"
@@ -29,38 +29,42 @@ LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 
 @operation()
 def install(here: Here, wanted: set[str]) -> Generator[Any, None, None]:
-    """uWSGI, its Python plugin, and what an application's virtual environment needs.
+    """The uWSGI of each application, its Python plugin, and what virtual environments need.
 
     :param wanted: the plugins that the ini files load by their names
     """
-    me, known = here.me, here.known
-    source = me.settings.uwsgi_source
+    known, apps = here.known, list(here.applications)
+    sources = {each.me.settings.uwsgi_source for each in apps}
     # PyPI's has all that it can have.
-    lacks = wanted - known.uwsgi_plugins - {"python3"} if source == "debian" else set()
-    missing = [package for package in NEEDED[source] if package not in known.packages]
+    lacks = wanted - known.uwsgi_plugins - {"python3"} if "debian" in sources else set()
+    needed = [*dict.fromkeys(name for source in sorted(sources) for name in NEEDED[source])]
+    missing = [package for package in needed if package not in known.packages]
     if not known.packages.intersection(LIBCURL):
         missing.append(LIBCURL[0])
     if missing:
         yield packages.install(*missing)
     if lacks:
         yield packages.install_uwsgi_plugins(*sorted(lacks))
-    if source == "pypi" and known.uwsgi is None:
-        script = pypi_script(me.settings)
+    lacking = (each.me.settings for each in apps if each.its.uwsgi is None)
+    scripts = {
+        pypi_script(settings): None for settings in lacking if settings.uwsgi_source == "pypi"
+    }
+    for script in scripts:
         text = QuoteString(script)
         yield StringCommand("env", StringCommand("SCRIPT=", text, _separator=""), "sh", "-c", text)
-    elif not missing and not lacks:
+    if not missing and not lacks and not scripts:
         host.noop("uWSGI is installed")
         return
     here.changed()
 
 
-def plugin_file(known: HostState) -> RemoteFile | None:
-    """The plugin for the uWSGI of this host, as it lies there; None where none was built.
+def plugin_file(its: AppState) -> RemoteFile | None:
+    """The plugin for an application's uWSGI, as it lies on the host; None where none was built.
 
     A running uWSGI keeps the file that it has loaded: another build goes to another
     path and is never written over it.
     """
-    path = available().get(known.uwsgi.fingerprint) if known.uwsgi else None
+    path = available().get(its.uwsgi.fingerprint) if its.uwsgi else None
     return _read(path) if path else None
 
 
@@ -75,19 +79,23 @@ def _read(path: Path) -> RemoteFile:
 def plugin(here: Here) -> Generator[Any, None, None]:
     """The consul plugin with the fingerprint of the uWSGI that is installed now, and what
     holds it against the uWSGI that is there whenever a service starts."""
-    file = plugin_file(here.known)
-    if file is None:
-        yield fail(_no_plugin(here.me, here.known))
-        return
+    files: dict[RemoteFile, None] = {}
+    for each in here.applications:
+        file = plugin_file(each.its)
+        if file is None:
+            yield fail(_no_plugin(each.me, each.its))
+            return
+        files[file] = None
     start = (Path(__file__).parent / "start.sh").read_text()
-    yield from converge(here, [file, RemoteFile(START, f"#!/bin/sh\n{IDENTIFY}\n{start}", "755")])
+    program = RemoteFile(START, f"#!/bin/sh\n{IDENTIFY}\n{start}", "755")
+    yield from converge(here, [*files, program])
 
 
-def _no_plugin(me: Host, known: HostState) -> str:
-    if known.uwsgi is None:
+def _no_plugin(me: AppHost, its: AppState) -> str:
+    if its.uwsgi is None:
         return f"{me.name}: no uWSGI found after its installation"
     at_hand = ", ".join(sorted(available())) or "none"
     return (
-        f"{me.name}: no consul plugin for its uWSGI {known.uwsgi.version} "
-        f"(fingerprint {known.uwsgi.fingerprint}; built so far: {at_hand}): run invoke build-plugin"
+        f"{me.name}: no consul plugin for its uWSGI {its.uwsgi.version} "
+        f"(fingerprint {its.uwsgi.fingerprint}; built so far: {at_hand}): run invoke build-plugin"
     )
