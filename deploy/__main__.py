@@ -56,7 +56,7 @@ if me.is_member and fleet.brings_consul:
         source=source,
         _parallel=consul.at_a_time(here),
     )
-elif me.is_member:
+elif me.is_member and (apps or not fleet.is_part):
     consul.existing.use(name="Consul: use the agent that is there", here=here)
 
 for each in apps.values():
@@ -67,14 +67,14 @@ if apps:
 for service in host.loop(fleet.services):  # type: ignore[no-untyped-call]
     if service not in apps:
         continue
-    its, package = apps[service].here, apps[service].package
+    its, package, title = apps[service].here, apps[service].package, here.run.title(service)
     if package.release.resolution:
-        app.bring(name="Application: bring its dependencies", here=its, release=package.release)
-    app.install(name="Application: install the release", here=its, package=package)
+        app.bring(name=f"{title}: bring its dependencies", here=its, release=package.release)
+    app.install(name=f"{title}: install the release", here=its, package=package)
     for batch in host.loop(here.run.rollouts[service].batches):  # type: ignore[no-untyped-call]
         if its.me in batch.hosts:
             app.switch(
-                name=f"Application: switch the {batch.label}: {batch.names}",
+                name=f"{title}: switch the {batch.label}: {batch.names}",
                 here=its,
                 package=package,
             )
@@ -85,7 +85,9 @@ app.settle(name="Application: the roll-out is over", here=here, apps=apps)
 # puts in order as soon as it can, so these are on every host's list.
 if fleet.idle or len(fleet.services) > 1:
     app.retire(name="Application: stop it and remove it", here=here)
-if me.is_retired:
+if me.is_retired and not fleet.is_part:
     consul.leave(name="Consul: leave the servers", here=here, servers=True, _serial=True)
     consul.leave(name="Consul: leave the cluster", here=here, servers=False)
     consul.remove(name="Consul: remove it", here=here)
+if any(len(each.applications) > 1 for each in fleet.hosts):
+    app.conclude(name="Applications: all of them went well", here=here)

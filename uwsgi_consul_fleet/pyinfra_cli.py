@@ -53,6 +53,13 @@ def accept_folders(_event: object) -> None:
     from uwsgi_consul_fleet.ssh import connector
 
     connector.register(_reached)
+    if "debug-inventory" in sys.argv:
+        from pyinfra_cli import prints  # type: ignore[import-untyped]
+
+        from uwsgi_consul_fleet.inventory import reading
+
+        # With what its own does not tell.
+        prints._host_to_dict = reading.described
 
 
 def _reached(name: str, groups: list[str], data: Mapping[str, Any]) -> None:

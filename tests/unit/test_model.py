@@ -205,8 +205,8 @@ def test_other_mistakes_are_told_beside_a_missing_setting() -> None:
     data = {**DEMO, "check_ttl": 0}
     del data["app_name"]
     found = problems(InventoryHost("drakar", frozenset({"consul_servers"}), data))
-    assert [problem.partition(":")[0] for problem in found] == ["app_name", "drakar"]
-    assert "check_ttl" in found[1]
+    assert [problem.partition(":")[0] for problem in found] == ["drakar", "app_name"]
+    assert "check_ttl" in found[0]
 
 
 @pytest.mark.parametrize("name", ["root", "backup", "consul", "systemd-network", "a" * 33])

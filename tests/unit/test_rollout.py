@@ -233,8 +233,18 @@ def test_what_failed_before_its_switch_and_at_it_has_one_budget() -> None:
     hosts = Hosts(max_failed_hosts=1)
     app = DEMO["app_name"]
     pyinfra = SimpleNamespace(failed_since=frozenset({"h0", "c"}))
-    run: Any = SimpleNamespace(fleet=hosts.fleet, rollouts={app: hosts.rollout}, pyinfra=pyinfra)
+    run: Any = SimpleNamespace(
+        fleet=hosts.fleet,
+        rollouts={app: hosts.rollout},
+        pyinfra=pyinfra,
+        failed=lambda app: failed,
+    )
+    failed: set[str] = set()
     assert application._blocked(run, app) == ""
+    failed = {"h2"}  # of which the others go on
+    assert "a host fails: h0, h2" in application._blocked(run, app)
+    hosts.rollout.missed.remove("h2")
+    failed = set()
     hosts.lost = {"h1"}
     assert not hosts.rollout.run(hosts.step("h1"))
     assert application._blocked(run, app) == "the roll-out stopped at h1"

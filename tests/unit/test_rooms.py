@@ -52,7 +52,7 @@ def test_the_agents_address_stands_where_it_belongs() -> None:
         "plugin_build/src/plugin.c",
         "plugin_build/src/settings.c",
         "uwsgi_consul_fleet/host/consul.py",
-        "uwsgi_consul_fleet/inventory/model.py",  # a port that no instance can have
+        "uwsgi_consul_fleet/inventory/mistakes.py",  # a port that no instance can have
         "uwsgi_consul_fleet/ownership/look.sh",  # a port on which nobody else may listen
     ]
 

@@ -4,7 +4,12 @@ from uwsgi_consul_fleet.commands.command import Answer, Fleet, command
 from uwsgi_consul_fleet.errors import FleetError
 
 
-@command(failure=2, json="print it as JSON", help={"last": "only the last so many entries"})
+@command(
+    failure=2,
+    json="print it as JSON",
+    app="only runs that released this application",
+    help={"last": "only the last so many entries"},
+)
 def audit(fleet: Fleet, last: str = "200") -> Answer:
     """Show who deployed what, when, and how it went."""
     from uwsgi_consul_fleet.commands import report

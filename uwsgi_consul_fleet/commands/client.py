@@ -3,12 +3,14 @@
 from invoke import Exit
 
 from uwsgi_consul_fleet.commands.command import Fleet, command
+from uwsgi_consul_fleet.errors import FleetError
 
 
 @command(
     failure=2,
+    app="which application of the inventory to look for",
     help={
-        "service": "which service to look for (default: the inventory's application)",
+        "service": "which service to look for, also one of others (default: the application)",
         "once": "print once and exit",
         "json": "one JSON document for each change",
         "passing": "only instances whose checks pass",
@@ -27,6 +29,8 @@ def client(
     from uwsgi_consul_fleet.client import program
     from uwsgi_consul_fleet.consul import catalog
 
+    if not service and len(fleet.services) > 1:
+        raise FleetError(f"there are several applications: --app {'|'.join(fleet.services)}")
     arguments = ["--service", service or fleet.services[0]]
     arguments += ["--once"] * once + ["--json"] * json + ["--passing"] * passing
     arguments += ["--datacenter", datacenter] if datacenter else []

@@ -52,6 +52,7 @@ def command(
     *,
     failure: int = 1,
     json: str = "",
+    app: str = "",
     help: Mapping[str, str] | None = None,  # noqa: A002 - Invoke's word
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Task[Any]]:
@@ -61,6 +62,7 @@ def command(
 
     :param failure: the exit status of an error that does not have its own
     :param json: help for ``--json``; the body returns an :class:`Answer` then
+    :param app: help for ``--app``; the fleet is that of the application then
     :param help: help for the body's own options
     :param options: whatever else ``invoke.task`` takes
     """
@@ -73,6 +75,9 @@ def command(
         if json:
             texts["json"] = json
             added.append(_option("json", False))
+        if app:
+            texts["app"] = app
+            added.append(_option("app", ""))
         if wants_fleet:
             texts["inventory"] = f"another inventory file than {INVENTORY}"
             added.append(_option("inventory", INVENTORY))
@@ -82,7 +87,8 @@ def command(
             as_json = bool(json) and given.pop("json", False)
             try:
                 if wants_fleet:
-                    given["fleet"] = read(given.pop("inventory", INVENTORY))
+                    fleet = read(given.pop("inventory", INVENTORY))
+                    given["fleet"] = fleet.only(given.pop("app", "") if app else "")
                 answer = body(**given)
                 if isinstance(answer, Answer):
                     if as_json:

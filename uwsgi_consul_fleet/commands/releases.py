@@ -5,7 +5,7 @@ from uwsgi_consul_fleet.commands.names import NamesTask
 from uwsgi_consul_fleet.errors import FleetError
 
 
-@command(failure=2, json="print them as JSON")
+@command(failure=2, json="print them as JSON", app="only those of this application")
 def releases(fleet: Fleet) -> Answer:
     """Show which releases each host has, which one serves, and since when."""
     from uwsgi_consul_fleet.commands import report
@@ -13,12 +13,14 @@ def releases(fleet: Fleet) -> Answer:
 
     found = fleet_releases.read(fleet)
     data = [each.as_dict() for each in found]
-    return Answer(data, lambda: report.show_releases(found), int(any(e.problem for e in found)))
+    code = int(any(each.problem for each in found))
+    return Answer(data, lambda: report.show_releases(found, fleet.services), code)
 
 
 @command(
     failure=2,
     klass=NamesTask,
+    app="only this application (default: all that have such a release)",
     help={
         "names": "a release as `invoke releases` shows it (default: the one before)",
         "without-consul": "in an emergency, where Consul does not answer: without its lock, and "

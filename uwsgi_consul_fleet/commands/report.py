@@ -1,6 +1,6 @@
 """Reports for a person: a verification, the releases, and the audit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from rich.text import Text
@@ -42,18 +42,22 @@ def _verdict(report: Report) -> Text:
     return Text(said, style="bold red")
 
 
-def show_releases(found: Iterable[HostReleases]) -> None:
-    """Print a line for each release on each host, and then for each host that said nothing."""
+def show_releases(found: Iterable[HostReleases], services: Sequence[str]) -> None:
+    """Print a line for each release on each host, and then for each host that said nothing.
+
+    :param services: of several, each line names its own
+    """
     screen = console()
-    rows = table("node", "release", "with its settings", "state", "since")
+    several = len(services) > 1
+    rows = table("node", *["service"] * several, "release", "with its settings", "state", "since")
     listed = list(found)
     for each in listed:
+        place = (each.host.name, *[each.host.app] * several)
         for generation in each.generations:
-            rows.add_row(each.host.name, *_generation_cells(generation))
+            rows.add_row(*place, *_generation_cells(generation))
     screen.print(rows)
-    for each in listed:
-        if each.problem:
-            screen.print(Text(each.problem, style="red"), soft_wrap=True)
+    for problem in dict.fromkeys(each.problem for each in listed if each.problem):
+        screen.print(Text(problem, style="red"), soft_wrap=True)
 
 
 def _generation_cells(found: Generation) -> tuple[str | Text, ...]:
@@ -78,7 +82,7 @@ def show_audit(entries: Iterable[Entry]) -> None:
     rows = table("when", "who", "what", "release", "outcome", "took", "hosts")
     rows.columns[-1].no_wrap = False
     for entry in listed:
-        release = ", ".join(sorted(set(entry.releases.values())))
+        release = _told(entry.releases)
         outcome = Text(entry.outcome, style=STYLES.get(entry.outcome, ""))
         rows.add_row(
             _moment(entry.since),
@@ -90,6 +94,14 @@ def show_audit(entries: Iterable[Entry]) -> None:
             _hosts(entry),
         )
     console().print(rows if rows.rows else "Nothing was recorded yet.")
+
+
+def _told(releases: Mapping[str, str]) -> str:
+    """Of several services each with its name, unless all have one."""
+    distinct = sorted(set(releases.values()))
+    if len(distinct) < 2:
+        return "".join(distinct)
+    return ", ".join(f"{service} {release}" for service, release in sorted(releases.items()))
 
 
 def _hosts(entry: Entry) -> str:

@@ -7,6 +7,7 @@ from uwsgi_consul_fleet.errors import FleetError
 @command(
     failure=2,
     json="print the report as JSON",
+    app="only what concerns this application",
     help={
         "wait": "ask again until the catalog agrees, for at most so many SECONDS",
         "probe": "also make an HTTP request to each instance",

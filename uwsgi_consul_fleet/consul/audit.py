@@ -33,7 +33,7 @@ class Entry:
 
 
 def read(fleet: Fleet, last: int) -> list[Entry]:
-    """The latest entries, oldest first.
+    """The latest entries, oldest first; of a part of the fleet those with a release of it.
 
     :param last: how many at most
     :raises UnreachableError: where no Consul server can be asked
@@ -41,7 +41,10 @@ def read(fleet: Fleet, last: int) -> list[Entry]:
     with catalog.api(fleet) as way, catalog.client(way) as asked:
         _, entries = asked.kv.get(fleet.keys + AUDIT, recurse=True)
     in_order = sorted(entries or (), key=lambda entry: str(entry["Key"]))
-    return [_entry(entry["Value"]) for entry in in_order[-last:]]
+    found = [_entry(entry["Value"]) for entry in in_order]
+    if fleet.is_part:
+        found = [each for each in found if each.releases.keys() & {*fleet.services}]
+    return found[-last:]
 
 
 def _entry(value: bytes) -> Entry:

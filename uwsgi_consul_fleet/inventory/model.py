@@ -1,43 +1,26 @@
 """The one model: hosts and instances, computed from the inventory and nowhere else."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from ipaddress import ip_address
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Self
 
-from uwsgi_consul_fleet.errors import InventoryError
+from uwsgi_consul_fleet.errors import FleetError, InventoryError
 from uwsgi_consul_fleet.host.consul import KEYS
+from uwsgi_consul_fleet.inventory import mistakes
+from uwsgi_consul_fleet.inventory.applications import Described, id_of
+from uwsgi_consul_fleet.inventory.groups import Groups
+from uwsgi_consul_fleet.inventory.groups import InventoryHost as InventoryHost
 from uwsgi_consul_fleet.inventory.settings import (
-    FLEET_WIDE,
-    OF_AN_AGENT,
+    KNOWN_KEYS,
     HostSettings,
+    Parsed,
     Settings,
     nearest,
     parse,
     told_missing,
+    unknown,
 )
-
-DEBIANS_PYTHON = "/usr/bin/python3"
-RESERVED = {22: "sshd's"} | dict.fromkeys((8300, 8301, 8302, 8500, 8600), "Consul's")
-ROLES = frozenset({"consul_servers", "app_servers", "builders", "retired"})
-
-
-@dataclass(frozen=True)
-class InventoryHost:
-    """A host as pyinfra sees it: its groups, the data merged from groups and host, and what was
-    ``typed`` for this run, which comes before them."""
-
-    name: str
-    groups: frozenset[str]
-    usual: Mapping[str, Any]
-    typed: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """All of it."""
-        return {**self.usual, **self.typed}
 
 
 @dataclass(frozen=True)
@@ -98,11 +81,13 @@ class AppHost(Host):
     """A host as one application has it: with the settings that hold for both, and with the
     application's instances alone. It is reached like any other, and stands for the pair.
 
-    ``usual_release`` is what `release` is where none is typed.
+    ``usual_release`` is what `release` is where none is typed; ``is_described`` whether the
+    application has a file in applications/.
     """
 
     settings: Settings
     usual_release: str | None = None
+    is_described: bool = False
 
     @property
     def app(self) -> str:
@@ -112,12 +97,15 @@ class AppHost(Host):
 
 @dataclass(frozen=True)
 class Fleet:
-    """All hosts in inventory order, the names of all applications (also of one whose hosts are all
-    retired), and warnings that are not mistakes."""
+    """All hosts in inventory order, warnings that are not mistakes, and the names of all
+    applications, also of one whose hosts are all retired; ``is_part`` where it has more. ``notes``
+    are for whoever deploys."""
 
     hosts: tuple[Host, ...]
     warnings: tuple[str, ...] = ()
     services: tuple[str, ...] = ()
+    is_part: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -152,6 +140,11 @@ class Fleet:
     def app_servers(self) -> tuple[Host, ...]:
         return tuple(host for host in self.active if "app_servers" in host.roles)
 
+    @property
+    def is_described(self) -> bool:
+        """Whether files in applications/ say what runs on it."""
+        return any(each.is_described for each in self.applications)
+
     @cached_property
     def applications(self) -> tuple[AppHost, ...]:
         """Each application on each of its hosts."""
@@ -181,12 +174,33 @@ class Fleet:
     def host(self, name: str) -> Host:
         return next(host for host in self.hosts if host.name == name)
 
+    def only(self, app: str) -> Self:
+        """It as far as one application is concerned; '' for all of them.
+
+        :raises FleetError: where it has no such application
+        """
+        if app and app not in self.services:
+            hint = nearest(app, {*self.services})
+            raise FleetError(
+                f"there is no application {app!r}{hint}; there are: {', '.join(self.services)}"
+            )
+        if not app or self.services == (app,):
+            return self
+        hosts = []
+        for host in self.hosts:
+            its = tuple(each for each in host.applications if each.app == app)
+            instances = tuple(instance for each in its for instance in each.instances)
+            hosts.append(replace(host, applications=its, instances=instances))
+        return replace(self, hosts=tuple(hosts), services=(app,), is_part=True)
+
 
 def build(
     hosts: Iterable[InventoryHost],
     group_files: Iterable[str],
     implicit_groups: Iterable[str],
     resolve: Callable[[InventoryHost], str],
+    applications: Sequence[Described] | None = None,
+    groups: Collection[str] = (),
 ) -> Fleet:
     """Turn pyinfra's inventory into the fleet.
 
@@ -195,32 +209,52 @@ def build(
     :param implicit_groups: groups that pyinfra adds by itself
     :param resolve: finds the address of a host that has no ``address`` setting;
         raises ``OSError`` where there is none
+    :param applications: None where the data of hosts describe the one that each of them has
+    :param groups: all groups of the inventory, also those without hosts
     :raises InventoryError: with every mistake there is, not the first alone
     """
-    listed = list(hosts)
-    problems = _group_problems(listed, set(group_files), set(implicit_groups))
-    problems += _role_problems(listed)
-    built: list[Host] = []
-    parsed = {entry.name: parse(entry.name, dict(entry.data)) for entry in listed}
-    problems += told_missing({name: each.missing for name, each in parsed.items()})
+    listed, apps = list(hosts), list(applications or ())
+    named = Groups(listed, {*group_files}, {*implicit_groups}, {*groups}, apps)
+    problems = mistakes.of_groups(named) + mistakes.of_roles(named) + mistakes.of_files(named)
+    known = KNOWN_KEYS | {word for app in apps for word in (app.name, app.group)}
+    parsed: dict[str, Parsed[Any]] = {}
     for entry in listed:
-        found = parsed[entry.name]
-        problems += found.problems
-        if found.settings is not None:
-            built.append(_host(entry, found.settings, resolve, problems))
-    for host in built:
-        problems += _instance_problems(host) + _address_problems(host, built)
-    services = tuple(sorted({each.settings.app_name for each in parsed.values() if each.settings}))
-    fleet = Fleet(tuple(built), tuple(_warnings(built)), services)
-    problems += _fleet_wide_problems(fleet) + _agent_problems(built)
+        problems += unknown(entry.name, entry.data, known)
+        kind = HostSettings if applications else Settings
+        parsed[entry.name] = parse(entry.data, kind, partial(_first, entry.name))
+        problems += parsed[entry.name].problems
+    problems += told_missing({name: each.missing for name, each in parsed.items()})
+    built: list[Host] = []
+    for entry in listed:
+        settings = parsed[entry.name].settings
+        if settings is None:
+            continue
+        host = _host(entry, settings, named.roles(entry), resolve, problems)
+        if applications:
+            its = [_described(host, entry, app, problems) for app in named.applications_of(entry)]
+        else:
+            its = _undescribed(host, entry, problems)
+        there = tuple(each for each in its if each)
+        instances = tuple(instance for each in there for instance in each.instances)
+        built.append(replace(host, instances=instances, applications=there))
+    named_so = {app.name for app in apps} or {
+        each.settings.app_name for each in parsed.values() if each.settings
+    }
+    fleet = Fleet(tuple(built), tuple(mistakes.warnings(named)), tuple(sorted(named_so)))
+    problems += mistakes.of_fleet(fleet)
     if problems:
-        raise InventoryError(problems)
+        raise InventoryError(list(dict.fromkeys(problems)))
     return fleet
+
+
+def _first(name: str, _key: str) -> str:
+    return name
 
 
 def _host(
     entry: InventoryHost,
-    settings: Settings,
+    settings: HostSettings,
+    roles: frozenset[str],
     resolve: Callable[[InventoryHost], str],
     problems: list[str],
 ) -> Host:
@@ -235,182 +269,67 @@ def _host(
                     f"{entry.name}: no address found ({error}); set `address` for it, or add it "
                     "to DNS or your ssh config (a lab machine: invoke lab.up)"
                 )
-    host = Host(
+    return Host(
         name=entry.name,
         address=address,
         node=settings.consul_node or entry.name,
-        roles=entry.groups & ROLES,
+        roles=roles,
         settings=settings,
         instances=(),
         data=entry.data,
     )
-    if "app_servers" not in host.roles or host.is_retired:
-        return host
-    usual = settings.release
+
+
+def _undescribed(host: Host, entry: InventoryHost, problems: list[str]) -> list[AppHost | None]:
+    """The one application that a host's own data describe."""
+    settings = host.settings
+    if not isinstance(settings, Settings) or "app_servers" not in host.roles or host.is_retired:
+        return []
+    usual = settings
     if "release" in entry.typed:
-        found = parse(entry.name, {**entry.data, "release": entry.usual.get("release")})
+        data = {**entry.data, "release": entry.usual.get("release")}
+        found = parse(data, Settings, partial(_first, entry.name))
         problems += found.problems
-        usual = found.settings.release if found.settings else None
-    its = _app_host(host, settings, usual)
-    return replace(host, instances=its.instances, applications=(its,))
+        usual = found.settings or settings
+    ids = {name: each.id or name for name, each in settings.instances.items()}
+    return [_app_host(host, settings, usual, ids)]
 
 
-def _app_host(host: Host, settings: Settings, usual_release: str | None) -> AppHost:
+def _described(
+    host: Host, entry: InventoryHost, app: Described, problems: list[str]
+) -> AppHost | None:
+    """What a file describes, on one of its hosts."""
+    own = {**entry.own, **app.said_in(entry.usual)}
+
+    def where(key: str) -> str:
+        said_here = key in own or key in entry.typed or key not in app.data
+        return app.file if key == "app_name" or not said_here else f"{entry.name} ({app.name})"
+
+    usual, found = (
+        parse({**app.on(own, entry.usual), **typed}, Settings, where) for typed in ({}, entry.typed)
+    )
+    problems += [*app.problems_in(entry.name, entry.usual), *usual.problems, *found.problems]
+    if found.missing:
+        problems.append(
+            f"{app.file}: not set, and without a default: {', '.join(sorted(found.missing))}"
+        )
+    if usual.settings is None or found.settings is None:
+        return None
+    ids = {name: id_of(app.name, name, each) for name, each in found.settings.instances.items()}
+    return replace(_app_host(host, found.settings, usual.settings, ids), is_described=True)
+
+
+def _app_host(host: Host, settings: Settings, usual: Settings, ids: Mapping[str, str]) -> AppHost:
     instances = tuple(
         Instance(
             node=host.node,
             service=settings.app_name,
             name=name,
-            id=instance.id or name,
+            id=ids[name],
             address=host.address,
             port=instance.port,
             datacenter=settings.datacenter,
         )
         for name, instance in settings.instances.items()
     )
-    return host.having(settings, instances=instances, usual_release=usual_release)
-
-
-def _group_problems(
-    hosts: list[InventoryHost], group_files: set[str], implicit: set[str]
-) -> list[str]:
-    """A group is one of our roles, or one that the operator gave a file in group_data/."""
-    used = {group for host in hosts for group in host.groups}
-    problems = [
-        f"inventory.py: unknown group {group!r}{nearest(group, ROLES)}"
-        " (a group of your own needs a file in group_data/)"
-        for group in sorted(used - ROLES - implicit - group_files)
-        if not group.startswith("@")  # pyinfra's, for a way to reach hosts
-    ]
-    problems += [
-        f"group_data/{group}.py: no group {group!r} in the inventory{nearest(group, used | ROLES)}"
-        for group in sorted(group_files - used - ROLES - implicit)
-    ]
-    return problems
-
-
-def _role_problems(hosts: list[InventoryHost]) -> list[str]:
-    problems = []
-    for host in hosts:
-        if not host.groups & ROLES:
-            problems.append(
-                f"{host.name}: has no role; list it in one of {', '.join(sorted(ROLES))}"
-            )
-        if {"app_servers", "retired"} <= host.groups:
-            problems.append(
-                f"{host.name}: is both in app_servers and retired; take it out of one of them"
-            )
-        if {"consul_servers", "retired"} <= host.groups:
-            problems.append(
-                f"{host.name}: is both in consul_servers and retired; take it out of one of them"
-            )
-    without = any(host.data.get("consul_source") == "none" for host in hosts)
-    if not without and not any("consul_servers" in host.groups for host in hosts):
-        problems.append(
-            "consul_servers: is empty; the catalog needs at least one Consul server (or, where "
-            'each host has an agent already: consul_source = "none")'
-        )
-    return problems
-
-
-def _instance_problems(host: Host) -> list[str]:
-    problems = [
-        f"{host.name}: instances: {instance.name} has port {instance.port}, which is {of}"
-        for instance in host.instances
-        if (of := RESERVED.get(instance.port))
-    ]
-    for key in ("port", "id"):
-        counts = Counter(getattr(instance, key) for instance in host.instances)
-        for value, count in counts.items():
-            if count > 1:
-                names = [i.name for i in host.instances if getattr(i, key) == value]
-                problems.append(
-                    f"{host.name}: instances {' and '.join(names)} have the same {key} {value!r}"
-                )
-    for each in host.applications:
-        its = each.settings
-        if its.app_python != DEBIANS_PYTHON and its.uwsgi_source == "debian":
-            problems.append(
-                f"{host.name}: app_python = {its.app_python!r}: Debian's uWSGI brings its "
-                'own Python; set uwsgi_source = "pypi" for another one'
-            )
-        if not each.instances:
-            problems.append(f"{host.name}: is in app_servers but `instances` is empty")
-    return problems
-
-
-def _address_problems(host: Host, hosts: list[Host]) -> list[str]:
-    """What no other host could reach it by, or what another one has."""
-    if not host.address or host.is_retired:
-        return []
-    address = ip_address(host.address)
-    if address.is_loopback or address.is_unspecified or address.is_multicast:
-        return [f"{host.name}: address = {host.address!r}: the other hosts can't reach it by that"]
-    # Of each pair the later one.
-    before = hosts[: hosts.index(host)]
-    same = [each.name for each in before if each.address == host.address and not each.is_retired]
-    return (
-        [f"{host.name}: has the same address as {', '.join(same)}: {host.address}"] if same else []
-    )
-
-
-def _fleet_wide_problems(fleet: Fleet) -> list[str]:
-    """What a host can't have of its own: settings of all the fleet, and of a roll-out."""
-    problems = []
-    for key in FLEET_WIDE:
-        groups: list[tuple[Host, ...]] = [fleet.hosts]
-        if key not in HostSettings.model_fields:
-            groups = [fleet.serving(app) for app in fleet.services]
-        for concerned in groups:
-            values = {host.name: getattr(host.settings, key) for host in concerned}
-            if len(set(map(repr, values.values()))) > 1:
-                told = ", ".join(f"{value!r} for {name}" for name, value in values.items())
-                problems.append(f"{key}: must be the same for all hosts; is {told}")
-    return problems
-
-
-def _agent_problems(hosts: list[Host]) -> list[str]:
-    """Of agents that are there already."""
-    problems = [
-        f'{host.name}: {key} is for an agent that is there already: consul_source = "none"'
-        for host in hosts
-        if host.brings_consul
-        for key in OF_AN_AGENT
-        if getattr(host.settings, key) != Settings.model_fields[key].default
-    ]
-    theirs = [host for host in hosts if not host.brings_consul]
-    problems += [
-        f"{host.name}: consul_cert_file and consul_key_file belong together"
-        for host in theirs
-        if bool(host.settings.consul_cert_file) != bool(host.settings.consul_key_file)
-    ]
-    if not theirs:
-        return problems
-    if len(theirs) < len(hosts):
-        ours = ", ".join(host.name for host in hosts if host.brings_consul)
-        problems.append(
-            f'consul_source: is "none" for {theirs[0].name} and not for {ours}: a fleet brings its '
-            "Consul to all of its hosts, or uses what is there on all of them"
-        )
-    if servers := [host.name for host in theirs if host.is_consul_server]:
-        problems.append(
-            f'consul_servers: must be empty with consul_source = "none", is {", ".join(servers)}: '
-            "no Consul server is this fleet's, and the agents of app_servers are asked"
-        )
-    if not theirs[0].settings.fleet:
-        problems.append(
-            'fleet: must be set with consul_source = "none", such as fleet = "shop-production": '
-            "what is kept in Consul lies below this name"
-        )
-    return problems
-
-
-def _warnings(hosts: list[Host]) -> list[str]:
-    servers = [host.name for host in hosts if host.is_consul_server]
-    if servers and len(servers) % 2 == 0:
-        return [
-            f"consul_servers: {len(servers)} is an even number of Consul servers: it takes "
-            f"{len(servers) // 2 + 1} of them to agree, so one more than {len(servers) - 1} "
-            "tolerates no more failures and is one more machine that can fail"
-        ]
-    return []
+    return host.having(settings, instances=instances, usual_release=usual.release)

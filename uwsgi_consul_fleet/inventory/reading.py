@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.inventory import model
+from uwsgi_consul_fleet.inventory import applications, model
 
 # The address under which a host of that name and with that data is reached, or OSError.
 Resolve = Callable[[str, Mapping[str, Any]], str]
@@ -34,24 +35,57 @@ def read(file: str | Path, resolve: Resolve) -> model.Fleet:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise FleetError(f"{path}: pyinfra can't read it:\n{result.stderr.strip()}")
-    return build(path, (_json_host(entry) for entry in json.loads(result.stdout)), resolve)
+    return build(path, json.loads(result.stdout), resolve)
 
 
-def build(path: Path, hosts: Iterable[model.InventoryHost], resolve: Resolve) -> model.Fleet:
-    """The fleet from hosts as pyinfra has them in memory (see operations/) or printed them.
+def described(host: Any) -> dict[str, Any]:
+    """One of pyinfra's hosts, as `debug-inventory --json` prints it (see pyinfra_cli.py), and
+    which of its data are not all hosts', and which groups there are, those without hosts too."""
+    return {
+        "name": host.name,
+        "groups": list(host.groups),
+        "data": host.data,
+        "own": [*host.group_data, *host.host_data],
+        "all_groups": list(host.inventory.group_data),
+    }
+
+
+def build(
+    path: Path,
+    hosts: Sequence[Mapping[str, Any]],
+    resolve: Resolve,
+    typed: Mapping[str, Any] | None = None,
+) -> model.Fleet:
+    """The fleet from hosts as :func:`described`.
 
     :param path: the inventory file; pyinfra makes a group of its name
+    :param typed: what comes before their data
+    :raises InventoryError: with every mistake in it
     """
     # Where pyinfra looks for them: beside the inventory and in the current folder.
-    folders = {path.resolve().parent, Path.cwd()}
+    folders = list(dict.fromkeys((path.resolve().parent, Path.cwd())))
     group_files = {file.stem for folder in folders for file in folder.glob("group_data/*.py")}
-    return model.build(
-        hosts,
+    listed = [
+        model.InventoryHost(
+            each["name"],
+            frozenset(each["groups"]),
+            each["data"],
+            typed or {},
+            frozenset(each["own"]),
+        )
+        for each in hosts
+    ]
+    files = applications.files(folders)
+    named = ", ".join(each.name for each in listed if "app_name" in each.data)
+    fleet = model.build(
+        listed,
         group_files,
         implicit_groups={"all", path.stem},
         resolve=lambda host: resolve(host.name, host.data),
+        applications=None if named else applications.read(files),
+        groups={group for each in hosts for group in each["all_groups"]} - group_files,
     )
-
-
-def _json_host(entry: dict[str, Any]) -> model.InventoryHost:
-    return model.InventoryHost(entry["name"], frozenset(entry["groups"]), entry["data"])
+    if not named or not files:
+        return fleet
+    note = f"{applications.FOLDER}/ is not read: the data of hosts set app_name ({named})"
+    return replace(fleet, notes=(note,))

@@ -1,12 +1,12 @@
 """Every setting an operator can put in group_data/ or beside a host in inventory.py."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -316,10 +316,14 @@ PYINFRA_KEYS = frozenset(
     """.split()  # noqa: SIM905 - a name a line would be two pages
 )
 KNOWN_KEYS = frozenset(Settings.model_fields) | PYINFRA_KEYS
+# What is typed as --data and is no setting: the one application that a deploy is about.
+TYPED = frozenset({"app"})
 
 
 def is_text(key: str) -> bool:
     """Whether a setting holds a text (or nothing) and never anything else."""
+    if key in TYPED:
+        return True
     if key in PYINFRA_KEYS:
         return key.endswith(("_user", "_password", "_hostname", "ssh_key"))
     kinds = _kinds(Settings.model_fields[key].annotation) if key in Settings.model_fields else set()
@@ -341,29 +345,37 @@ def nearest(word: str, known: frozenset[str] | set[str]) -> str:
     return f", did you mean {matches[0]!r}?" if matches else ""
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """One host's settings, or None with a line for each problem, and the settings that it lacks."""
+S = TypeVar("S", bound=HostSettings)
 
-    settings: Settings | None
+
+@dataclass(frozen=True)
+class Parsed(Generic[S]):
+    """Settings, or None with a line for each problem, and those that are missing."""
+
+    settings: S | None
     problems: list[str]
     missing: frozenset[str] = frozenset()
 
 
-def parse(host: str, data: dict[str, Any]) -> Parsed:
-    """Check one host's data. Each problem names the host and the key."""
-    problems = [
-        f"{host}: unknown setting {key!r}{nearest(key, KNOWN_KEYS)}"
-        for key in data
-        if key not in KNOWN_KEYS
+def unknown(where: str, data: Iterable[str], known: frozenset[str] = KNOWN_KEYS) -> list[str]:
+    """A line for each key that is none of these."""
+    return [
+        f"{where}: unknown setting {key!r}{nearest(key, known)}" for key in data if key not in known
     ]
-    ours = {key: value for key, value in data.items() if key in Settings.model_fields}
+
+
+def parse(data: Mapping[str, Any], kind: type[S], where: Callable[[str], str]) -> Parsed[S]:
+    """Check the settings among data.
+
+    :param where: what a problem with a setting names first: a host, or a file
+    """
+    ours = {key: value for key, value in data.items() if key in kind.model_fields}
     try:
-        return Parsed(Settings.model_validate(ours), problems)
+        return Parsed(kind.model_validate(ours), [])
     except ValidationError as error:
         lacks = frozenset(str(d["loc"][0]) for d in error.errors() if d["type"] == "missing")
-        problems += [
-            f"{host}: {_describe(detail)}"
+        problems = [
+            f"{where(str(detail['loc'][0]))}: {_describe(detail)}"
             for detail in error.errors()
             if detail["loc"][0] not in lacks
         ]

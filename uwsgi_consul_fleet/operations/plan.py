@@ -9,7 +9,8 @@ from pyinfra.api.exceptions import PyinfraError
 from uwsgi_consul_fleet.consul import access
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading as fleet_inventory
-from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost
+from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.inventory.settings import TYPED
 from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
 from uwsgi_consul_fleet.ssh import options
 
@@ -25,14 +26,17 @@ def read(pyinfra: PyinfraRun) -> Fleet:
     """
     refuse_own_order(sys.argv)
     hosts = [
-        InventoryHost(each.name, frozenset(each.groups), pyinfra.untyped(each.name), pyinfra.typed)
-        for each in pyinfra
+        {**fleet_inventory.described(each), "data": pyinfra.untyped(each.name)} for each in pyinfra
     ]
+    typed = {key: value for key, value in pyinfra.typed.items() if key not in TYPED}
     try:
-        found = fleet_inventory.build(inventory_file(sys.argv), hosts, options.address)
+        found = fleet_inventory.build(inventory_file(sys.argv), hosts, options.address, typed)
         access.check(found)
+        found = found.only(str(pyinfra.typed.get("app") or ""))
     except FleetError as error:
         raise DeployError(str(error)) from error
+    for note in found.notes:
+        logger.info(f"    {note}")
     for warning in found.warnings:
         logger.warning(f"    Warning: {warning}")
     return found

@@ -116,6 +116,12 @@ class PyinfraRun:
             if any(data.operation_meta._commands for data in operations.values())
         )
 
+    @staticmethod
+    def has_failed(operation: Any) -> bool:
+        """Whether an operation was carried out and failed; of what it returned when it was
+        prepared."""
+        return bool(operation.is_complete() and operation.did_error())
+
     def forgive(self, name: str) -> None:
         """A host's failure is not one of this run."""
         self._state.failed_hosts.discard(self.host(name))

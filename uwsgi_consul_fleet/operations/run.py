@@ -30,6 +30,7 @@ class Run:
         self.fleet: Fleet = plan.read(pyinfra)
         self.rollouts = {app: self._rollout(app) for app in self.fleet.services}
         self.lost_agents: set[str] = set()
+        self._done: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
         self._known: dict[tuple[str, bool], HostState] = {}
         self._made: dict[Hashable, Any] = {}
         self._one_at_a_time: defaultdict[Hashable, Lock] = defaultdict(Lock)
@@ -38,6 +39,23 @@ class Run:
         """Over those of its hosts that were reached."""
         serving, reached = self.fleet.serving(app), self.pyinfra.connected
         return Rollout([each for each in serving if each.name in reached], of=len(serving))
+
+    def title(self, app: str) -> str:
+        """What the names of an application's operations begin with."""
+        fleet = self.fleet
+        return app if fleet.is_part or len(fleet.services) > 1 else "Application"
+
+    def follow(self, its: AppHost, operation: Any) -> None:
+        """Know how an operation of an application ends on a host."""
+        self._done[its.app, its.name].append(operation)
+
+    def has_failed(self, its: AppHost) -> bool:
+        """Whether one did, where that does not fail the host."""
+        return any(map(self.pyinfra.has_failed, self._done[its.app, its.name]))
+
+    def failed(self, app: str) -> set[str]:
+        """The hosts on which one of an application's did."""
+        return {its.name for its in self.fleet.serving(app) if self.has_failed(its)}
 
     def state_of(self, name: str) -> HostState:
         """How a connected host looks, read once until something is changed there."""

@@ -50,7 +50,8 @@ class HostReleases:
         """For ``--json``."""
         rows = [asdict(each) for each in self.generations]
         releases = [{"generation": row.pop("name"), **row} for row in rows]
-        return {"node": self.host.name, "releases": releases, "problem": self.problem}
+        at = {"node": self.host.name, "service": self.host.app}
+        return {**at, "releases": releases, "problem": self.problem}
 
 
 def read(fleet: Fleet, settled: bool = False) -> list[HostReleases]:

@@ -24,6 +24,9 @@ from uwsgi_consul_fleet.releases.rollout import Rollout, Step
 from uwsgi_consul_fleet.releases.rule import Content
 from uwsgi_consul_fleet.ssh import connection as ssh
 
+# An application, and a host of it.
+Place = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class Target:
@@ -119,6 +122,11 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
     :raises RollbackError: where a host failed, and all of its application are as before; or where
         one was left out because it can't be asked
     """
+    if fleet.is_described and not name and len(fleet.services) > 1:
+        raise FleetError(
+            f"there are several applications: --app {'|'.join(fleet.services)}, or name a release; "
+            "nothing was changed"
+        )
     identity = hosts.identity(fleet)
     if identity:
         print(f"Fleet {identity}", flush=True)
@@ -128,15 +136,19 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
         chosen = targets(found, name)
         _take(lock, chosen, identity, without_consul)
         missed = _switch_all(fleet, lock, chosen, without_consul)
-    back = {target.found.host.name for target in chosen} - missed
-    left_out = [
-        each.problem or f"{each.host.name}: {_why(each.host.name in missed)}"
+    back = {_place(target.found) for target in chosen} - missed
+    left_out = dict.fromkeys(
+        each.problem or f"{each.host.name}: {_why(_place(each) in missed)}"
         for each in found
         # Without a problem and with a name: another application, which was not meant.
-        if each.host.name not in back and (each.problem or each.host.name in missed or not name)
-    ]
+        if _place(each) not in back and (each.problem or _place(each) in missed or not name)
+    )
     if left_out:
         raise RollbackError("\n".join([*left_out, "left out; the other hosts went back"]))
+
+
+def _place(found: HostReleases) -> Place:
+    return found.host.app, found.host.name
 
 
 def _why(missed: bool) -> str:
@@ -170,9 +182,9 @@ def _take(
 
 def _switch_all(
     fleet: Fleet, lock: Lock, chosen: Sequence[Target], without_consul: bool
-) -> set[str]:
-    """One roll-out for each application; returns the hosts that may fail and did."""
-    problems, back, missed = [], {}, set[str]()
+) -> set[Place]:
+    """One roll-out for each application; returns where one may fail and did."""
+    problems, back, missed = [], {}, set[Place]()
     contents: dict[str, Any] = {}
     for app, release in _wanted(chosen).items():
         rollout = Rollout(fleet.serving(app))
@@ -181,7 +193,7 @@ def _switch_all(
             _roll(rollout, lock, its, without_consul)
         except LostLockError as error:
             raise RollbackError(f"{error}; invoke releases shows what serves") from error
-        missed |= rollout.missed
+        missed |= {(app, name) for name in rollout.missed}
         if rollout.stopped:
             problems.append(f"the roll-back of {app} stopped {rollout.stopped}")
             if fleet.serving(app)[0].settings.on_failure == "rollback":
@@ -189,9 +201,12 @@ def _switch_all(
         else:
             back[app] = release
     changed = {
-        t.found.host.name for t in chosen if not _is_on(t) and t.found.host.app in back
-    } - missed
-    told = {"changed": sorted(changed), "failed": sorted(missed), "detail": "\n".join(problems)}
+        name
+        for app, name in {_place(t.found) for t in chosen if not _is_on(t)} - missed
+        if app in back
+    }
+    failed = {name for _, name in missed}
+    told = {"changed": sorted(changed), "failed": sorted(failed), "detail": "\n".join(problems)}
     outcome = "failed" if problems else "ok"
     known = {"releases": back, "contents": contents | _contents(chosen, back)}
     try:

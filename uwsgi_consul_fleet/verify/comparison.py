@@ -78,6 +78,8 @@ def compare(fleet: Fleet, catalog: Catalog) -> Report:
     differences: list[Difference] = []
     rows: list[Row] = []
     for host in fleet.active:
+        if fleet.is_part and not host.instances:
+            continue
         differences += _node_differences(host, nodes.get(host.node))
         if not host.instances:
             rows.append(_node_row(host, nodes.get(host.node)))
@@ -93,7 +95,8 @@ def compare(fleet: Fleet, catalog: Catalog) -> Report:
         detail = f"{registration.status}, not in the inventory"
         differences.append(Difference("unexpected", _name(registration), detail))
         rows.append(_row(registration, registration.release, "unexpected", agrees=False))
-    if fleet.brings_consul:  # else a host that is retired stays what it was before
+    # Without a Consul of the fleet's a host that is retired stays what it was before.
+    if fleet.brings_consul and not fleet.is_part:
         differences += _unexpected_nodes(fleet, catalog.nodes)
     return Report(tuple(rows), tuple(differences), catalog.asked, str(identity or ""))
 

@@ -17,7 +17,7 @@ from uwsgi_consul_fleet.operations.applications import decided, resolution
 from uwsgi_consul_fleet.operations.applications.decided import mistaken
 from uwsgi_consul_fleet.operations.applications.dependencies import GIVE_WAY, VENV, bring
 from uwsgi_consul_fleet.operations.applications.package import Package
-from uwsgi_consul_fleet.operations.applications.step import step
+from uwsgi_consul_fleet.operations.applications.step import of_one, step
 from uwsgi_consul_fleet.operations.files import Base64, fail
 from uwsgi_consul_fleet.operations.lock import missing, rolled_out
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -34,6 +34,7 @@ LISTENING = UnitState("active", "enabled")
 
 __all__ = [
     "bring",
+    "conclude",
     "install",
     "mistaken",
     "prepare",
@@ -49,6 +50,13 @@ def refuse_what_is_taken(here: Here) -> None:
     ids in Consul and goes on serving"""
     for its in here.me.applications:
         _refuse_what_is_taken(here, its)
+    fleet = here.run.fleet
+    strange = sorted({*here.known.applications} - {*fleet.services})
+    if strange and fleet.is_described and not fleet.is_part and not here.me.is_retired:
+        logger.warning(
+            f"    Warning: {here.me.name}: applications/ has no file for {', '.join(strange)}, "
+            "which stays as it is; one whose group in the inventory is empty is taken away"
+        )
 
 
 def _refuse_what_is_taken(here: Here, me: AppHost) -> None:
@@ -86,10 +94,14 @@ def prepare(here: Here) -> dict[str, Prepared]:
     return {each.me.app: Prepared(each, decided.prepare(each)) for each in here.applications}
 
 
+@of_one
 @operation()
 def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment, ini and unit files."""
     me, its = here.me, here.its
+    if here.run.has_failed(me):
+        host.noop(f"{me.app} failed before, and stays as it was")
+        return
     plugin = plugin_file(its)
     if plugin is None:
         yield fail(f"{me.name}: without its plugin no release can be installed")
@@ -117,11 +129,15 @@ def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
     here.changed()
 
 
+@of_one
 @operation()
 def switch(here: AppHere, package: Package) -> Generator[Any, None, None]:
     """Let this host serve the release, if its turn comes: it is tried, started beside the old
     one on the same sockets, and the old one is stopped when Consul is to report the new."""
     me, its, run = here.me, here.its, here.run
+    if run.has_failed(me):
+        host.noop(f"{me.app} failed before, and stays as it was")
+        return
     plugin = plugin_file(its)
     if plugin is None:
         # It had one when the release was installed.
@@ -154,6 +170,7 @@ def _count_missed(run: Run, app: str) -> set[str]:
     one budget for them all, that of its roll-out."""
     missed = run.rollouts[app].missed
     missed |= run.pyinfra.failed_since & {each.name for each in run.fleet.serving(app)}
+    missed |= run.failed(app)
     return missed
 
 
@@ -209,8 +226,9 @@ def settle(here: Here, apps: Mapping[str, Prepared]) -> Generator[Any, None, Non
 def _tell_behind(here: AppHere, package: Package) -> None:
     """Name the hosts that were left as they are; by one of the others."""
     run, hosts = here.run, here.run.fleet.serving(here.me.app)
-    behind = [each.name for each in hosts if each.name in run.pyinfra.failed]
-    if behind and here.me == next(each for each in hosts if each.name in run.pyinfra.connected):
+    failed = run.pyinfra.failed | run.failed(here.me.app)
+    behind = [each.name for each in hosts if each.name in failed]
+    if behind and here.me == next((each for each in hosts if each.name not in failed), None):
         logger.warning(
             f"--> {here.me.app}: {', '.join(behind)} stayed as it was; the others "
             f"are on {package.release.name}. Mend what failed there, and deploy again"
@@ -243,12 +261,22 @@ def _to_go(here: Here) -> list[str]:
     that it is not in any more: what counts is what is there. Of a host that stays in the cluster
     only what is the fleet's goes."""
     # Without it only what was to be kept is left.
-    me, known = here.me, here.known
+    me, known, fleet = here.me, here.known, here.run.fleet
     there = {*known.applications} if START in known.files else set()
     if me.is_retired:
-        return sorted(there | (known.kept if me.settings.purge else set()))
+        there |= known.kept if me.settings.purge else set()
+        return sorted(there & {*fleet.services} if fleet.is_part else there)
     mine = {its.app for its in me.applications}
-    return sorted(there & {*here.run.fleet.services} - mine)
+    return sorted(there & {*fleet.services} - mine)
+
+
+@operation()
+def conclude(here: Here) -> Generator[Any, None, None]:
+    """Fail the host where one of its applications did, now that the others are through."""
+    failed = [each.app for each in here.me.applications if here.run.has_failed(each)]
+    if failed and here.run.pyinfra.is_executing:
+        yield fail(f"{here.me.name}: failed: {', '.join(failed)}; see above")
+    host.noop("every roll-out went well here")
 
 
 def _is_whole(run: Run, app: str) -> bool:

@@ -34,6 +34,7 @@ from uwsgi_consul_fleet.operations.applications.resolution import (
     inside,
     is_named,
 )
+from uwsgi_consul_fleet.operations.applications.step import of_one
 from uwsgi_consul_fleet.operations.files import Base64
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import AppHere, Run
@@ -51,6 +52,7 @@ RESOLVED = "resolved.txt"
 REFUSED = 3  # how resolve.sh ends where another host would fare no better
 
 
+@of_one
 @operation()
 def bring(here: AppHere, release: Release) -> Generator[Any, None, None]:
     """The wheels of its dependencies: made on one host of each kind, and sent to the others."""

@@ -1,7 +1,9 @@
 """A step of the roll-out inside a pyinfra run."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 from pyinfra.api import StringCommand
 
@@ -11,6 +13,19 @@ from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.operations.run import AppHere
 from uwsgi_consul_fleet.releases.rollout import Step
 from uwsgi_consul_fleet.ssh.client import LOST
+
+
+def of_one(operation: Callable[..., Any]) -> Callable[..., None]:
+    """An operation on one application: where it fails, the others of its host go on, and the host
+    fails at the end of the run (see application.py's `conclude`)."""
+
+    @wraps(operation)
+    def call(name: str, here: AppHere, **arguments: Any) -> None:
+        has_others = len(here.run.fleet.host(here.me.name).applications) > 1
+        made = operation(name=name, here=here, _ignore_errors=has_others, **arguments)
+        here.run.follow(here.me, made)
+
+    return call
 
 
 def step(here: AppHere, release: str, before: str, after: str) -> Step:

@@ -11,7 +11,7 @@ from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.consul.access import access, secret
 from uwsgi_consul_fleet.host.consul import CONFIG
-from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.inventory.model import AppHost, Host
 from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail
 from uwsgi_consul_fleet.operations.run import Here
@@ -22,7 +22,7 @@ FOLDER = "/etc/uwsgi-consul-fleet/agent"
 CA, CERT, KEY, TOKEN = (f"{FOLDER}/{name}" for name in ("ca.pem", "cert.pem", "key.pem", "token"))
 # A secret is nowhere but under its name, and there it is nobody else's from the beginning.
 WRITE = """\
-set -e; umask 077; mkdir -p "${1%/*}"; chmod 755 "${1%/*}"
+set -e; umask 077; mkdir -p "${1%/*}"; chmod 755 "$3" "${1%/*}"
 cat >"$1.part"; chown "$2:root" "$1.part"; chmod 400 "$1.part"; mv "$1.part" "$1"
 """
 
@@ -53,10 +53,12 @@ def use(here: Here) -> Generator[Any, None, None]:
                 "write",
                 file.path,
                 file.user,
+                FOLDER,
                 _stdin=str(file.content),
             )
             here.changed()
-    stale = {CA, CERT, KEY, TOKEN} & {*here.known.files} - {file.path for file in wanted}
+    stale = {path for path in here.known.files if path.startswith(f"{FOLDER}/")}
+    stale -= {file.path for file in wanted}
     # What serves until its switch goes on with the others, and so does what is rolled back to.
     if stale := stale - here.known.agent_files:
         yield StringCommand("rm", "-f", *sorted(stale))
@@ -65,16 +67,27 @@ def use(here: Here) -> Generator[Any, None, None]:
 
 def _files(me: Host) -> Iterator[RemoteFile]:
     """As they should lie on a host; the secrets are each application's user's alone."""
-    shown = access(me)
+    shown, apps = access(me), me.applications
     texts = {CA: shown.ca_file, CERT: shown.cert_file}
     yield from (RemoteFile(path, Path(file).read_text()) for path, file in texts.items() if file)
-    for its in me.applications:
-        if shown.key_file:
-            yield RemoteFile(KEY, Path(shown.key_file).read_text(), "400", its.app)
-        if token := secret(me.settings, "consul_app_token"):
-            yield RemoteFile(TOKEN, f"{token}\n", "400", its.app)
+    token = secret(me.settings, "consul_app_token")
+    secrets = {
+        KEY: Path(shown.key_file).read_text() if shown.key_file else "",
+        TOKEN: f"{token}\n" if token else "",
+    }
+    readers = [(_own(path, its), text, its.app) for path, text in secrets.items() for its in apps]
+    if any(its.is_described for its in apps):  # the program reads what is nobody's
+        readers += [(path, text, "root") for path, text in secrets.items()]
+    yield from (RemoteFile(path, text, "400", user) for path, text, user in readers if text)
     there = {"address": shown.address, **_paths(me), "keys": shown.keys}
     yield RemoteFile(CONFIG, json.dumps(there, indent=2) + "\n", "600")
+
+
+def _own(path: str, its: Host) -> str:
+    """Where a secret lies for an application, which is one of several."""
+    if not isinstance(its, AppHost) or not its.is_described:
+        return path
+    return f"{FOLDER}/{its.app}/{path.rpartition('/')[2]}"
 
 
 def _paths(me: Host) -> dict[str, str]:
@@ -82,10 +95,10 @@ def _paths(me: Host) -> dict[str, str]:
     agent.json, and the plugin's keys."""
     settings = me.settings
     found = {
-        "token_file": settings.consul_app_token and TOKEN,
+        "token_file": settings.consul_app_token and _own(TOKEN, me),
         "ca_file": settings.consul_ca_file and CA,
         "cert_file": settings.consul_cert_file and CERT,
-        "key_file": settings.consul_key_file and KEY,
+        "key_file": settings.consul_key_file and _own(KEY, me),
     }
     return {key: path for key, path in found.items() if path}
 
