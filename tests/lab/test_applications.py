@@ -31,7 +31,7 @@ app_ini = "app/uwsgi.ini.j2"
 {consul_version.settings()}
 """
 # Of each unit of an application: its process, and how much it has said.
-LOOK = """for unit in $(systemctl list-units --plain --no-legend '{}-*@*.service' | cut -d' ' -f1); do
+LOOK = """for unit in $(systemctl list-units --plain --no-legend '{}-*@*' | cut -d' ' -f1); do
     echo "$unit $(systemctl show --property MainPID --value "$unit")" \\
         "$(sudo journalctl --quiet --unit "$unit" --output cat | wc -l)"
 done"""

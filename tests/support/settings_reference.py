@@ -38,8 +38,10 @@ INTRODUCTION = """\
 
 They are in `group_data/all.py`, for every host. A file named after a group
 (`group_data/app_servers.py`) overrides them for it, and data beside a host in `inventory.py`
-overrides both. A setting that is misspelt, missing or out of its range ends every command before
-anything is touched, with the host and the key.
+overrides both. Where there are several applications, each has
+[a file](operations.md#several-applications) with the settings from "The application" on; those
+above are for whole hosts. A setting that is misspelt, missing or out of its range ends every
+command before anything is touched, with the host and the key.
 
 How ssh reaches the hosts is pyinfra's to know: `ssh_user`, `ssh_port`, `ssh_key`, `_sudo` and
 the like are [described there](https://docs.pyinfra.com/en/3.x/connectors/ssh.html).

@@ -114,6 +114,11 @@ CHEETAH = on("cheetah", "consul_servers")
     [
         ([CHEETAH], [SHOP], ["applications/shop.py: has no hosts: list them in the inventory, as"]),
         (
+            [CHEETAH, on("ormen", "blog"), on("drakar", "retired")],
+            [SHOP, BLOG],
+            ["applications/shop.py: has no hosts"],
+        ),
+        (
             [DRAKAR, on("ormen", "shpo")],
             [SHOP],
             ["inventory.py: unknown group 'shpo', did you mean 'shop'?", "ormen: has no role"],
@@ -191,6 +196,11 @@ def test_a_file_in_group_data_for_an_application() -> None:
     hosts = [on("drakar", "consul_servers", "shop")]
     (found,) = problems(hosts, SHOP, files={"shop"})
     assert found.startswith("group_data/shop.py: shop is an application: its settings belong into")
+
+
+def test_the_last_hosts_of_a_fleet_may_retire() -> None:
+    found = fleet([CHEETAH, on("drakar", "retired")], SHOP)
+    assert (found.services, found.applications) == (("shop",), ())
 
 
 # --- One of them ---------------------------------------------------------------------

@@ -29,7 +29,7 @@ def client(
     from uwsgi_consul_fleet.client import program
     from uwsgi_consul_fleet.consul import catalog
 
-    if not service and len(fleet.services) > 1:
+    if not service and fleet.is_described and len(fleet.services) > 1:
         raise FleetError(f"there are several applications: --app {'|'.join(fleet.services)}")
     arguments = ["--service", service or fleet.services[0]]
     arguments += ["--once"] * once + ["--json"] * json + ["--passing"] * passing

@@ -78,6 +78,9 @@ def of_files(groups: Groups) -> list[str]:
     """Of what applications/ says, as far as no host has a part in it."""
     problems: list[str] = []
     names: dict[str, str] = {}
+    # A fleet of which all hosts retire has no application either.
+    serving = any(map(groups.applications_of, groups.hosts))
+    others = "app_servers" in groups.used or ("retired" in groups.used and not serving)
     for app in groups.applications:
         problems += app.problems
         if app.group in ROLES | groups.implicit | KNOWN_KEYS:
@@ -89,10 +92,10 @@ def of_files(groups: Groups) -> list[str]:
             )
         if (other := names.setdefault(app.name, app.file)) != app.file:
             problems.append(f"{app.file}: describes {app.name}, as {other} does: remove one")
-        # Where hosts are retired it may have been the application's last one.
-        if app.group not in groups.of_applications and not groups.used & {"app_servers", "retired"}:
+        if app.group not in groups.of_applications | groups.used and not others:
             problems.append(
-                f"{app.file}: has no hosts: list them in the inventory, as {app.group} = [...]"
+                f"{app.file}: has no hosts: list them in the inventory, as {app.group} = [...] "
+                "(an empty list takes it from those that have it)"
             )
     return problems
 

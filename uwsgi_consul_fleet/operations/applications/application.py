@@ -240,7 +240,8 @@ def _not_taken_over(here: Here, names: list[str]) -> str:
     run = here.run
     # One that nobody serves any more may have got another name.
     its = [name for name in names if run.fleet.serving(name)]
-    apps = its if len(its) == len(names) else run.fleet.services
+    clear = len(its) == len(names) or run.fleet.is_described
+    apps = its if clear else run.fleet.services
     reasons = (_blocked(run, app) or _unreachable(here, app) for app in apps)
     return next(filter(None, reasons), "")
 
