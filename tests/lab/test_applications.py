@@ -50,7 +50,8 @@ class Operator:
         for name in ("applications", "group_data"):
             (folder / name).mkdir()
         (folder / "group_data/all.py").write_text(ALL)
-        (folder / "app").symlink_to(ROOT / "app")
+        for name in ("app", "tasks.py"):
+            (folder / name).symlink_to(ROOT / name)
         demo = {name: {"port": port, "id": name} for name, port in PORTS.items()}
         self.describe(DEMO, "app", app_entry_point="app.server:application", instances=demo)
 
