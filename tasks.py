@@ -1,17 +1,5 @@
 """The commands of the operator: `invoke --list` shows them."""
 
-from invoke import Collection
+from uwsgi_consul_fleet.commands.tasks import namespace
 
-from uwsgi_consul_fleet.commands import adopt, audit, build, client, lab, lock, releases, verify
-
-namespace = Collection(
-    build.build_plugin,
-    verify.verify,
-    client.client,
-    releases.releases,
-    releases.rollback,
-    audit.audit,
-    lock.unlock,
-    adopt.adopt,
-    Collection("lab", lab.up, lab.down, lab.status, lab.rebuild, lab.ssh),
-)
+__all__ = ["namespace"]

@@ -22,9 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 FILE = 5  # MB
 INVENTORY = """\
-from uwsgi_consul_fleet.lab import ssh_config
-
-hosts = [(f"host{{n}}", {{"ssh_hostname": "drakar", "ssh_config_file": ssh_config()}})
+hosts = [(f"host{{n}}", {{"ssh_hostname": "drakar", "ssh_config_file": {config!r}}})
          for n in range({hosts})]
 """
 # What deploy/__main__.py and the operation `install` do of it.
@@ -83,7 +81,9 @@ def main() -> None:
         source.mkdir()
         for number in range(options.megabytes // FILE):
             (source / f"{number}.bin").write_bytes(random.randbytes(FILE * 1_000_000))
-        (folder / "inventory.py").write_text(INVENTORY.format(hosts=options.hosts))
+        (folder / "inventory.py").write_text(
+            INVENTORY.format(hosts=options.hosts, config=str(ROOT / ".lab/ssh_config"))
+        )
         (folder / "send.py").write_text(DEPLOY.format(source=str(source)))
         print(f"{options.megabytes} MB, {options.hosts} hosts", flush=True)
         pyinfra(folder, "--dry")

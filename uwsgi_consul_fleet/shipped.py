@@ -1,4 +1,4 @@
-"""Our files that are not Python of this package: beside it in a checkout, else inside it."""
+"""Where files lie: ours that are not Python of this package, and those of the operator."""
 
 from pathlib import Path
 
@@ -7,11 +7,13 @@ _IS_CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
 
 
 def shipped(name: str) -> Path:
-    """Where a folder or file such as ``plugin_build`` lies, in a checkout or installed."""
+    """Where a folder or file of ours such as ``plugin_build`` lies: beside the package in a
+    checkout, else inside it. Nothing is ever written there."""
     return _PACKAGE.parent / name if _IS_CHECKOUT else _PACKAGE / "_shipped" / name
 
 
-def made(name: str) -> Path:
-    """Where the operator keeps what is made, such as plugins: in the checkout, else in the
-    current folder."""
-    return shipped(name) if _IS_CHECKOUT else Path(name).resolve()
+def folder() -> Path:
+    """The operator's folder, in which everything that is made lies: where Invoke finds tasks.py,
+    which is here or above, else the current folder."""
+    here = Path.cwd()
+    return next((each for each in (here, *here.parents) if (each / "tasks.py").is_file()), here)

@@ -22,8 +22,7 @@ pytestmark = pytest.mark.takes(90)
 
 DEMO = "consul-demo-server"
 ALL = f"""\
-from uwsgi_consul_fleet.lab import ssh_config
-ssh_config_file = ssh_config()
+ssh_config_file = "{ROOT}/.lab/ssh_config"
 _sudo = True
 app_requirements = None
 min_healthy_time = 1
@@ -50,7 +49,7 @@ class Operator:
         for name in ("applications", "group_data"):
             (folder / name).mkdir()
         (folder / "group_data/all.py").write_text(ALL)
-        for name in ("app", "tasks.py"):
+        for name in ("app", "plugin_build", "tasks.py"):
             (folder / name).symlink_to(ROOT / name)
         demo = {name: {"port": port, "id": name} for name, port in PORTS.items()}
         self.describe(DEMO, "app", app_entry_point="app.server:application", instances=demo)

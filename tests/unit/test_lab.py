@@ -124,3 +124,16 @@ def test_a_program_that_fails_is_told_with_its_last_lines() -> None:
     assert lines[0] == "failed: sh -c seq 20; echo no wind >&2; exit 3"
     assert lines[-1] == "    no wind"
     assert len(lines) == 11
+
+
+def test_what_is_missing_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {*host.PACKAGES} - {"nft"}
+    monkeypatch.setattr(host.shutil, "which", lambda program, path: program in there)
+    with pytest.raises(LabError, match=r"install it: sudo apt-get install .* nftables$"):
+        host.require_programs()
+    there.remove("apt-cacher-ng")
+    masked = "sudo systemctl mask apt-cacher-ng.service && sudo apt-get install"
+    with pytest.raises(LabError, match=rf"install it: {masked} .* nftables apt-cacher-ng$"):
+        host.require_programs()

@@ -17,7 +17,7 @@ PYINFRA = str(Path(sys.executable).with_name("pyinfra"))
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The lab's files are looked for beside the package: a copy has none."""
+    """The lab is looked for in the folder, and a copy has none."""
     found = tmp_path / "checkout"
     for name in ("uwsgi_consul_fleet", "group_data"):
         shutil.copytree(ROOT / name, found / name)

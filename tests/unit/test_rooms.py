@@ -30,7 +30,9 @@ def test_the_deploy_is_made_of_operations_of_the_package() -> None:
 
 
 def test_the_list_of_commands_has_their_bodies_from_one_room() -> None:
-    assert imports(ROOT / "tasks.py") == {"invoke", "uwsgi_consul_fleet.commands"}
+    assert imports(ROOT / "tasks.py") == {"uwsgi_consul_fleet.commands.tasks"}
+    listing = ROOT / "uwsgi_consul_fleet/commands/tasks.py"
+    assert imports(listing) == {"invoke", "uwsgi_consul_fleet.commands"}
 
 
 @pytest.mark.parametrize("path", sorted(HOST.glob("*.py")), ids=lambda path: path.name)

@@ -4,9 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import textwrap
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,20 +37,31 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel; what that depends on is where it is."""
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A virtual environment with the wheel and, as a user gets them today, its dependencies.
+
+    No command may write into the package: nobody but root could, and where it is root a look at
+    it afterwards would tell.
+    """
     found = tmp_path_factory.mktemp("environment")
     subprocess.run([BIN / "uv", "venv", "--quiet", "--python", sys.executable, found], check=True)
-    install = [BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--offline", wheel]
-    subprocess.run([*install, "--python", found / "bin/python"], check=True)
-    site = found.joinpath(*Path(sysconfig.get_path("purelib")).parts[-3:])
-    # Its .pth files, among them that of the checkout, count only in a site folder.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    for program in ("invoke", "pyinfra"):
-        _, _, text = (BIN / program).read_text().partition("\n")
-        (found / "bin" / program).write_text(f"#!{found}/bin/python\n{text}")
-        (found / "bin" / program).chmod(0o755)
-    return found
+    install = [BIN / "uv", "--system-certs", "pip", "install", "--quiet", "--compile-bytecode"]
+    subprocess.run([*install, "--python", found / "bin/python", wheel], check=True)
+    (package,) = found.glob("lib/*/site-packages/uwsgi_consul_fleet")
+    folders = [package, *(path for path in package.rglob("*") if path.is_dir())]
+    for each in folders:
+        each.chmod(0o555)
+    before = content(package)
+    yield found
+    for each in folders:
+        each.chmod(0o755)
+    assert content(package) == before
+
+
+def content(package: Path) -> dict[Path, tuple[int, int]]:
+    """Its files, each with its size and when it was written."""
+    files = [(path, path.stat()) for path in package.rglob("*")]
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in files}
 
 
 @pytest.fixture
@@ -166,3 +177,12 @@ def test_its_commands_run_in_the_operators_folder(environment: Path, folder: Pat
     result = run(environment, folder, "invoke", "verify")
     assert result.returncode == 2, result.stdout + result.stderr
     assert "no Consul server can be asked" in result.stderr
+
+
+def test_its_lab_is_that_of_the_operators_folder(environment: Path, folder: Path) -> None:
+    below = folder / "source"
+    result = run(environment, below, "invoke", "lab.status")
+    assert result.returncode == 0, result.stderr
+    assert "no machines" in result.stdout
+    program = "from uwsgi_consul_fleet import lab; print(lab.FOLDER)"
+    assert run(environment, below, "python", "-c", program).stdout == f"{folder}/.lab\n"

@@ -98,9 +98,12 @@ def find(place: str) -> Iterator[Source]:
     with tempfile.TemporaryDirectory(prefix="uwsgi-plugin-") as temporary:
         clone = Path(temporary) / "clone"
         command = ["git", "clone", "--quiet", "--depth", "1", "--", place, str(clone)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, env=environment(), check=False
-        )
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, env=environment(), check=False
+            )
+        except FileNotFoundError:
+            raise FleetError(f"--source {place}: git is missing on this machine") from None
         if result.returncode != 0:
             raise FleetError(f"--source {place}: git can't clone it: {result.stderr.strip()}")
         yield _other(clone, place)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-CLONE = Path(__file__).resolve().parents[2]
+from uwsgi_consul_fleet.shipped import folder
+
+CLONE = folder()
 FOLDER = CLONE / ".lab"
 SSH_CONFIG = FOLDER / "ssh_config"
 

@@ -52,7 +52,10 @@ def require_programs() -> None:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     missing = [pkg for program, pkg in PACKAGES.items() if not shutil.which(program, path=path)]
     if missing:
-        raise LabError(f"missing on this machine: {' '.join(missing)}; run script/bootstrap")
+        words = f"sudo apt-get install --no-install-recommends {' '.join(missing)}"
+        # The lab starts one of its own; the system's would listen on every address.
+        mask = "sudo systemctl mask apt-cacher-ng.service && " * ("apt-cacher-ng" in missing)
+        raise LabError(f"the lab needs more on this machine; install it: {mask}{words}")
 
 
 def become_root() -> NoReturn:

@@ -1,0 +1,17 @@
+"""All commands, as the tasks.py of an operator has them."""
+
+from invoke import Collection
+
+from uwsgi_consul_fleet.commands import adopt, audit, build, client, lab, lock, releases, verify
+
+namespace = Collection(
+    build.build_plugin,
+    verify.verify,
+    client.client,
+    releases.releases,
+    releases.rollback,
+    audit.audit,
+    lock.unlock,
+    adopt.adopt,
+    Collection("lab", lab.up, lab.down, lab.status, lab.rebuild, lab.ssh),
+)
