@@ -1,0 +1,313 @@
+"""What is recognised in the folder of an application, of which nothing is run."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uwsgi_consul_fleet.recognise import Recognised, recognise
+
+# Each would leave a file behind if anything of it were run.
+RUN = "import pathlib; pathlib.Path(__file__ + '.ran').touch()\n"
+MANAGE = """\
+import os
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "{}")
+"""
+WSGI = (
+    'os.environ.setdefault("DJANGO_SETTINGS_MODULE", "{}")\napplication = get_wsgi_application()\n'
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "shop"
+
+
+def look(folder: Path, **files: str) -> Recognised:
+    """In a folder with these files."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(RUN + text if name.endswith(".py") else text)
+    found = recognise(folder)
+    assert not [*folder.rglob("*.ran")]
+    return found
+
+
+def entry(found: Recognised) -> tuple[str, str]:
+    return found.settings["app_root"], found.settings["app_entry_point"]
+
+
+# --- Django ---------------------------------------------------------------------------------
+
+
+def django(settings: str, **more: str) -> dict[str, str]:
+    return {
+        "manage.py": MANAGE.format("mysite.settings"),
+        "mysite/__init__.py": "",
+        "mysite/settings.py": 'WSGI_APPLICATION = "mysite.wsgi.application"\n' + settings,
+        "mysite/wsgi.py": WSGI.format("mysite.settings"),
+        **more,
+    }
+
+
+def test_a_django_project_leads_from_manage_py_to_its_application(folder: Path) -> None:
+    found = look(
+        folder,
+        **django(
+            "from pathlib import Path\nBASE_DIR = Path(__file__).resolve().parent.parent\n"
+            'ALLOWED_HOSTS = [".shop.example.com"]\nDEBUG = False\n'
+            'STATIC_URL = "static/"\nSTATIC_ROOT = BASE_DIR / "var" / "static"\n'
+            "SECURE_SSL_REDIRECT = True\n"
+        ),
+        **{"mysite/urls.py": 'urlpatterns = [path("healthz", well)]', "requirements.txt": ""},
+    )
+    assert found.said == [
+        "Django: manage.py, settings mysite.settings, mysite.wsgi:application",
+        "requirements: requirements.txt",
+        "health: /healthz in mysite/urls.py",
+    ]
+    assert found.settings == {
+        "app_root": ".",
+        "app_entry_point": "mysite.wsgi:application",
+        "app_requirements": "requirements.txt",
+        "app_static": {"/static": "var/static"},
+        "app_build": ["python manage.py collectstatic --noinput"],
+        "health_path": "/healthz",
+        "health_headers": {"Host": "shop.example.com", "X-Forwarded-Proto": "https"},
+    }
+    assert found.todo == {}
+
+
+def test_what_a_django_project_leaves_open_is_left_to_its_operator(folder: Path) -> None:
+    found = look(folder, **django('DEBUG = True\nSTATIC_URL = "/assets/"\nALLOWED_HOSTS = []\n'))
+    assert "mysite.settings has DEBUG = True" in found.todo["app_env"]
+    assert '{"/assets": "staticfiles"}' in found.todo["app_static"]
+    assert found.settings["health_path"] == "/"
+    assert {*found.todo} == {"app_env", "app_static", "health_path"}
+    hidden = look(folder, **django('ALLOWED_HOSTS = os.environ["HOSTS"].split()\nDEBUG = False\n'))
+    assert "is not known before it runs" in hidden.todo["health_headers"]
+
+
+def test_settings_in_parts_below_a_folder_of_its_own(folder: Path) -> None:
+    found = look(
+        folder,
+        **{
+            "backend/manage.py": MANAGE.format("config.settings.local"),
+            "backend/config/__init__.py": "",
+            "backend/config/settings/__init__.py": "",
+            "backend/config/settings/base.py": (
+                'WSGI_APPLICATION = "config.wsgi.application"\nSTATIC_URL = "/static/"\n'
+                'STATIC_ROOT = os.path.join(BASE_DIR, "static")\nALLOWED_HOSTS = ["*"]\n'
+            ),
+            "backend/config/settings/local.py": "from .base import *\nDEBUG = True\n",
+            "backend/config/settings/production.py": "from .base import *\n",
+            "backend/config/wsgi.py": WSGI.format("config.settings.production"),
+            "backend/requirements/production.txt": "",
+            "frontend/node_modules/x/wsgi.py": "application = None",
+        },
+    )
+    assert entry(found) == ("backend", "config.wsgi:application")
+    assert "settings config.settings.production" in found.said[0]
+    assert found.settings["app_requirements"] == "backend/requirements/production.txt"
+    assert found.settings["app_static"] == {"/static": "backend/static"}
+    assert "health_headers" not in found.settings
+
+
+def test_a_project_of_startproject(tmp_path: Path) -> None:
+    """As Django itself makes it today."""
+    where = tmp_path / "environment"
+    uv = Path(sys.executable).with_name("uv")
+    install = [uv, "--system-certs", "pip", "install", "--quiet", "--target", where, "django"]
+    subprocess.run([*install, "--python", sys.executable], check=True)
+    make = [sys.executable, "-m", "django", "startproject", "mysite", tmp_path]
+    subprocess.run(make, check=True, env={"PYTHONPATH": str(where)})
+    (tmp_path / "environment").rename(tmp_path / ".environment")
+    found = recognise(tmp_path)
+    assert found.said == ["Django: manage.py, settings mysite.settings, mysite.wsgi:application"]
+    assert entry(found) == (".", "mysite.wsgi:application")
+    assert {*found.todo} == {"app_env", "app_static", "health_path", "app_requirements"}
+    assert "it imports django: a requirements.txt has to" in found.todo["app_requirements"]
+
+
+# --- Others of Python -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "root", "loads"),
+    [
+        # Flask: factories, objects, where they lie.
+        ({"shop/__init__.py": "def create_app(config=None, *, debug=False): ..."}, ".",
+         "shop:create_app()"),
+        ({"src/shop/__init__.py": "def create_app(): return Flask(__name__)"}, "src",
+         "shop:create_app()"),
+        ({"src/shop/__init__.py": "", "src/shop/factory.py": "def make_app(): ..."}, "src",
+         "shop.factory:make_app()"),
+        ({"app.py": "import flask\napp = flask.Flask(__name__)"}, ".", "app:app"),
+        ({"backend/app.py": "app: Flask = Flask(__name__)"}, "backend", "app:app"),
+        ({"shop/web.py": "from shop.db import session\nserver = Flask(__name__)"}, ".",
+         "shop.web:server"),
+        ({"shop/__init__.py": "def create_app(): ...", "run.py": "app = create_app()"}, ".",
+         "run:app"),
+        # Others.
+        ({"shop/__init__.py": "", "shop/wsgi.py": "application = make()"}, ".",
+         "shop.wsgi:application"),
+        ({"shop/__init__.py": "", "shop/wsgi.py": "from shop.web import app"}, ".",
+         "shop.wsgi:app"),
+        ({"server.py": "def application(environ, start_response): ..."}, ".",
+         "server:application"),
+        ({"main.py": "config = Configurator()\napp = config.make_wsgi_app()"}, ".", "main:app"),
+        # Not those of tests, of an environment, or inside of something.
+        ({"tests/wsgi.py": "app = Flask('')", "v/pyvenv.cfg": "", "v/app.py": "app = Flask('')",
+          "app.py": "if True:\n    app = Flask('')\n", "shop.py": "app = Flask('')"}, ".",
+         "shop:app"),
+    ],
+)  # fmt: skip
+def test_where_the_application_is(
+    folder: Path, files: dict[str, str], root: str, loads: str
+) -> None:
+    found = look(folder, **files)
+    assert entry(found) == (root, loads)
+    assert "app_entry_point" not in found.todo
+
+
+def test_the_likeliest_of_several_is_taken_and_the_others_are_named(folder: Path) -> None:
+    found = look(
+        folder,
+        **{
+            "shop/__init__.py": "def create_app(): ...",
+            "shop/wsgi.py": "from shop import create_app\napplication = create_app()",
+            "tools/hook.py": "hook = Flask(__name__)",
+        },
+    )
+    assert entry(found) == (".", "shop.wsgi:application")
+    assert found.said[1] == "taken of several; also there: hook:hook, shop:create_app()"
+
+
+def test_a_factory_that_wants_more_is_left_to_be_filled_in(folder: Path) -> None:
+    found = look(folder, **{"shop.py": "def create_app(config, *, mode): ..."})
+    assert found.todo["app_entry_point"] == "create_app in shop.py wants config, mode: say which"
+
+
+@pytest.mark.parametrize("made", ["app = FastAPI()", "def create_app():\n    return FastAPI()\n"])
+def test_fastapi_gets_told_what_lies_between(folder: Path, made: str) -> None:
+    found = look(folder, **{"src/shop/api.py": made, "src/shop/__init__.py": ""})
+    assert entry(found) == ("src", "wsgi:application")
+    assert found.settings["app_lazy"] is True
+    todo = found.todo["app_entry_point"]
+    name = "app" if made.startswith("app") else "create_app"
+    assert "a file src/wsgi.py with\n    from a2wsgi import ASGIMiddleware\n" in todo
+    assert f"    from shop.api import {name}\n" in todo
+    # With that, it is one like others.
+    lines = "from a2wsgi import ASGIMiddleware\nfrom shop.api import app\n"
+    both = look(folder, **{"src/wsgi.py": lines + "application = ASGIMiddleware(app)\n"})
+    assert entry(both) == ("src", "wsgi:application")
+    assert both.settings["app_lazy"] is True
+    assert "app_entry_point" not in both.todo
+
+
+def test_pyramids_layout_is_loaded_by_its_paste_ini(folder: Path) -> None:
+    sections = "[app:main]\nuse = egg:shop\nsqlalchemy.url = sqlite:///%(here)s/shop.sqlite\n"
+    found = look(
+        folder,
+        **{
+            "development.ini": f"{sections}[server:main]\nuse = egg:waitress#main\n",
+            "production.ini": sections,
+            "testing.ini": sections,
+            "tox.ini": "[tox]\nenvlist = py311\n",
+            "setup.py": 'setup(name="shop", install_requires=["pyramid"])',
+            "shop/__init__.py": "def main(global_config, **settings): ...",
+            "shop/routes.py": 'config.add_route("home", "/")',
+        },
+    )
+    assert entry(found) == (".", "production.ini")
+    assert found.said == [
+        "a paste ini: production.ini, [app:main]",
+        "taken of several; also there: development.ini, testing.ini",
+    ]
+    assert found.todo["app_requirements"].startswith("setup.py is not read")
+    only = look(folder.with_name("other"), **{"shop.ini": "[pipeline:web]\npipeline = x\n"})
+    assert entry(only) == (".", "shop.ini#web")
+
+
+# --- What it needs ----------------------------------------------------------------------------
+
+PROJECT = '[project]\nname = "shop"\ndependencies = ["flask"]\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "taken", "said"),
+    [
+        ({"pyproject.toml": PROJECT, "uv.lock": ""}, "pyproject.toml",
+         "pyproject.toml with uv.lock"),
+        ({"pyproject.toml": "[tool.poetry.dependencies]\npython = '^3.11'\n", "poetry.lock": "",
+          "requirements.txt": ""}, "pyproject.toml",
+         "pyproject.toml with poetry.lock (also there: requirements.txt)"),
+        ({"pyproject.toml": PROJECT}, "pyproject.toml", "pyproject.toml without a lock file"),
+        ({"pyproject.toml": PROJECT, "requirements.txt": ""}, "requirements.txt",
+         "requirements.txt (also there: pyproject.toml without a lock file)"),
+        ({"pyproject.toml": "[tool.ruff]\n", "requirements/prod.txt": ""}, "requirements/prod.txt",
+         "requirements/prod.txt"),
+    ],
+)  # fmt: skip
+def test_what_it_is_installed_with(
+    folder: Path, files: dict[str, str], taken: str, said: str
+) -> None:
+    found = look(folder, **{"app.py": "app = Flask('')", **files})
+    assert found.settings["app_requirements"] == taken
+    assert f"requirements: {said}" in found.said
+    assert "app_requirements" not in found.todo
+
+
+def test_a_python_that_debian_does_not_have_is_said(folder: Path) -> None:
+    asks = f'{PROJECT}requires-python = ">=3.12"\n'
+    found = look(folder, **{"app.py": "app = Flask('')", "pyproject.toml": asks})
+    assert "it asks for Python >=3.12, which Debian 12 has not" in found.todo["app_python"]
+
+
+@pytest.mark.parametrize(
+    ("route", "path"),
+    [('"/healthz"', "/healthz"), ('r"^health/$"', "/health/"), ('"/shop"', "/"), ('"up"', "/")],
+)
+def test_a_path_for_health_checks(folder: Path, route: str, path: str) -> None:
+    found = look(folder, **{"app.py": f"app = Flask('')\nroute({route})"})
+    assert found.settings["health_path"] == path
+    assert ("health_path" in found.todo) == (path == "/")
+
+
+# --- Not Python -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("app.psgi", "a Perl application (PSGI)"),
+        ("config.ru", "a Ruby application (Rack)"),
+        ("index.php", "a PHP application"),
+        ("go.mod", "a Go module"),
+    ],
+)
+def test_other_languages_are_recognised_as_not_yet_possible(
+    folder: Path, name: str, what: str
+) -> None:
+    assert look(folder, **{name: ""}).impossible == f"{what}: {name}"
+    beside = look(folder, **{name: "", "app.py": "app = Flask('')"})
+    assert not beside.impossible
+    assert entry(beside) == (".", "app:app")
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"def f(:", b"\0", b""])
+def test_what_cannot_be_read_is_passed_over(folder: Path, text: bytes) -> None:
+    folder.mkdir()
+    for name in ("manage.py", "wsgi.py", "production.ini", "pyproject.toml", "setup.py"):
+        (folder / name).write_bytes(text)
+    found = recognise(folder)
+    assert "app_entry_point" in found.todo
+
+
+def test_an_empty_folder_has_everything_left_open(folder: Path) -> None:
+    found: Any = look(folder, **{"README.md": ""})
+    assert found.said == []
+    assert {*found.todo} == {"app_entry_point", "health_path"}

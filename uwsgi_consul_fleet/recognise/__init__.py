@@ -1,0 +1,109 @@
+"""What an application is, seen from its folder. Nothing of it is ever imported or run."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uwsgi_consul_fleet.recognise import dependencies, django, modules, paste
+from uwsgi_consul_fleet.recognise.candidate import Candidate
+from uwsgi_consul_fleet.recognise.tree import Tree, strings
+
+# By what other languages' applications are known.
+OTHERS = {
+    "app.psgi": "a Perl application (PSGI)",
+    "config.ru": "a Ruby application (Rack)",
+    "index.php": "a PHP application",
+    "public/index.php": "a PHP application",
+    "go.mod": "a Go module",
+}
+HEALTH = re.compile(
+    r"\^?/?(_?health(z|[-_]?check)?|livez|readyz|ping|status|_?heartbeat|up)/?\$?", re.IGNORECASE
+)
+DEBIANS = {"Debian 12": 11, "Debian 13": 13}  # minor versions of its Python 3
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What was found.
+
+    :param said: what it was recognised by, a line each
+    :param settings: for the application's file
+    :param todo: by setting, what is left to whoever knows the application
+    :param impossible: why it can't be deployed; '' where it can
+    """
+
+    said: list[str]
+    settings: dict[str, Any]
+    todo: dict[str, str]
+    impossible: str = ""
+
+
+def recognise(folder: Path) -> Recognised:
+    """What a folder has in it."""
+    tree = Tree(folder)
+    found = sorted(_candidates(tree).values(), key=lambda each: each.order)
+    other = next((name for name in OTHERS if tree.has(name)), "")
+    if not found and other:
+        return Recognised([f"{OTHERS[other]}: {other}"], {}, {}, f"{OTHERS[other]}: {other}")
+    said = [found[0].said] if found else []
+    if found[1:]:
+        said.append(f"taken of several; also there: {', '.join(each.entry for each in found[1:])}")
+    best = found[0] if found else _nothing()
+    settings = {"app_root": best.root, "app_entry_point": best.entry, **best.settings}
+    todo = dict(best.todo)
+    _require(tree, best.root, said, settings, todo)
+    _check_health(tree, said, settings, todo)
+    _look_at_python(tree, todo)
+    return Recognised(said, settings, todo)
+
+
+def _candidates(tree: Tree) -> dict[tuple[str, str], Candidate]:
+    """By entry point; the likelier where two say the same."""
+    found: dict[tuple[str, str], Candidate] = {}
+    everything = [*django.projects(tree), *paste.inis(tree), *modules.applications(tree)]
+    for each in sorted(everything, key=lambda each: each.order):
+        found.setdefault((each.root, each.entry), each)
+    return found
+
+
+def _nothing() -> Candidate:
+    todo = {"app_entry_point": "MODULE:CALLABLE, MODULE:FACTORY(), a file or a paste ini"}
+    return Candidate("", "wsgi:application", ".", (), todo=todo)
+
+
+def _require(
+    tree: Tree, root: str, said: list[str], settings: dict[str, Any], todo: dict[str, str]
+) -> None:
+    found = dependencies.find(tree, root)
+    settings["app_requirements"] = found[0][0] if found else None
+    if found:
+        others = ", ".join(what for _, what in found[1:])
+        said.append(f"requirements: {found[0][1]}" + f" (also there: {others})" * bool(others))
+    elif lacks := dependencies.lacking(tree):
+        todo["app_requirements"] = lacks
+
+
+def _check_health(
+    tree: Tree, said: list[str], settings: dict[str, Any], todo: dict[str, str]
+) -> None:
+    """A path that sounds like one for this, else the front page."""
+    for path, module in tree.python.items():
+        for text in strings(module):
+            if HEALTH.fullmatch(text) and (text.strip("/^$") == "healthz" or "/" in text):
+                settings["health_path"] = "/" + text.strip("^$").lstrip("/")
+                said.append(f"health: {settings['health_path']} in {path}")
+                return
+    settings["health_path"] = "/"
+    todo["health_path"] = "a path that answers 200 when it is well, without a log-in"
+
+
+def _look_at_python(tree: Tree, todo: dict[str, str]) -> None:
+    wants = dependencies.wants_python(tree)
+    if match := re.search(r"(?:>=|~=|==|\^)\s*3\.(\d+)", wants):
+        older = [name for name, minor in DEBIANS.items() if minor < int(match[1])]
+        if older:
+            todo["app_python"] = (
+                f"it asks for Python {wants}, which {' or '.join(older)} has not: install one "
+                'there, name it here, and set uwsgi_source = "pypi"'
+            )
