@@ -5,6 +5,7 @@ A host is a name, or a pair of a name and what differs on it from group_data/:
     app_servers = ["drakar", ("cheetah", {"instances": {"server3": 2003}})]
 """
 
+# drakar and cheetah are machines of the lab (invoke lab.up).
 # Consul servers hold the catalog: one for a trial, three or five for production.
 consul_servers = ["drakar"]
 

@@ -7,7 +7,7 @@ _IS_CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
 
 
 def shipped(name: str) -> Path:
-    """Where a folder or file of ours such as ``plugin_build`` lies: beside the package in a
+    """Where a folder or file of ours such as ``plugin_build/`` lies: beside the package in a
     checkout, else inside it. Nothing is ever written there."""
     return _PACKAGE.parent / name if _IS_CHECKOUT else _PACKAGE / "_shipped" / name
 

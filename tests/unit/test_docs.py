@@ -8,6 +8,7 @@ import pytest
 import settings_reference as reference
 
 from uwsgi_consul_fleet.inventory.settings import DEMO, Settings
+from uwsgi_consul_fleet.inventory.written import explanations
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +33,7 @@ def test_every_key_of_the_plugin_has_its_line() -> None:
 
 
 def test_every_setting_is_explained() -> None:
-    assert list(reference.explanations()) == list(Settings.model_fields)
+    assert list(explanations()) == list(Settings.model_fields)
 
 
 def test_the_settings_are_written_as_they_are() -> None:

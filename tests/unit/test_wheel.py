@@ -1,5 +1,6 @@
 """The wheel, installed where there is no checkout, in a folder of an operator's own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -135,6 +136,7 @@ def test_a_wheel_has_one_name_at_its_top_and_all_files_of_the_package(wheel: Pat
     shipped = {name.partition("/_shipped/")[2] for name in names if "/_shipped/" in name}
     sources = {f"plugin_build/src/{path.name}" for path in (ROOT / "plugin_build/src").iterdir()}
     assert shipped >= {"deploy/__main__.py", "plugin_build/uwsgiplugin.py", *sources}
+    assert shipped >= {"inventory.py", "tasks.py", "group_data/all.py"}
     assert shipped >= {"app/client.py", "app/server.py", "app/uwsgi.ini.j2", "app/requirements.txt"}
     assert not [name for name in shipped if "dist" in name]
 
@@ -177,6 +179,19 @@ def test_its_commands_run_in_the_operators_folder(environment: Path, folder: Pat
     result = run(environment, folder, "invoke", "verify")
     assert result.returncode == 2, result.stdout + result.stderr
     assert "no Consul server can be asked" in result.stderr
+
+
+def test_a_new_folder_is_ready_for_its_commands(environment: Path, tmp_path: Path) -> None:
+    made = run(environment, tmp_path, "uwsgi-consul-fleet", "new", "fleet")
+    assert made.returncode == 0, made.stderr
+    place = tmp_path / "fleet"
+    listed = run(environment, place, "invoke", "--list")
+    assert "build-plugin" in listed.stdout, listed.stderr
+    known = run(environment, place, "pyinfra", "inventory.py", "debug-inventory", "--json")
+    assert known.returncode == 0, known.stderr
+    hosts = {host["name"]: host for host in json.loads(known.stdout)}
+    assert {*hosts} == {"drakar", "cheetah"}
+    assert hosts["cheetah"]["data"]["fleet"] == "fleet"
 
 
 def test_its_lab_is_that_of_the_operators_folder(environment: Path, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""`uwsgi-consul-fleet new`: a folder that an operator owns and edits."""

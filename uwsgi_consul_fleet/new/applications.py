@@ -1,0 +1,135 @@
+"""The applications that a new folder is made for: what is in each, and what it is called."""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.git import environment
+from uwsgi_consul_fleet.inventory.settings import TAKEN, Settings
+from uwsgi_consul_fleet.recognise import Recognised, recognise
+
+URL = re.compile(r"[a-z][a-z0-9+.-]*://|[\w.-]+@[\w.-]+:")
+LENGTH = 32  # of a name
+FIRST_PORT = 2001
+PORTS_EACH = 10  # numbers from one application's first port to the next one's
+
+
+@dataclass(frozen=True)
+class Application:
+    """One of those that were named; ``settings`` and ``todo`` are for its file."""
+
+    name: str
+    given: str
+    said: list[str]
+    settings: dict[str, Any]
+    todo: dict[str, str]
+
+    @property
+    def file(self) -> str:
+        """Called as its group in the inventory would be, of which this is a name in Python."""
+        return f"applications/{self.name.replace('-', '_')}.py"
+
+
+def look(places: Iterable[str], folder: Path) -> list[Application]:
+    """What is in each.
+
+    :param places: folders, or URLs that git can clone
+    :param folder: the new one, from which a relative path is to lead there
+    :raises FleetError: where there is none, or it can't be deployed
+    """
+    found: list[Application] = []
+    for place in places:
+        with _opened(place) as source:
+            seen = recognise(source)
+        if seen.impossible:
+            raise FleetError(
+                f"--app {place}: {seen.impossible}, which can't be deployed yet: only Python's "
+                "applications can; nothing was made"
+            )
+        name = _name(place, {each.name for each in found})
+        found.append(_application(name, place, folder, seen, len(found)))
+    return found
+
+
+@contextmanager
+def _opened(place: str) -> Iterator[Path]:
+    """Its folder; of a URL one that is there only meanwhile."""
+    if not URL.match(place):
+        folder = Path(place).expanduser()
+        if not folder.is_dir():
+            raise FleetError(f"--app {place}: there is no such folder, and it is no URL either")
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise FleetError(f"--app {place}: that folder can't be read")
+        yield folder.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="uwsgi-consul-fleet-") as temporary:
+        clone = Path(temporary) / "clone"
+        command = ["git", "clone", "--quiet", "--depth", "1", "--", place, str(clone)]
+        try:
+            result = subprocess.run(
+                command, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+            )
+        except FileNotFoundError:
+            raise FleetError(f"--app {place}: git is missing on this machine") from None
+        if result.returncode:
+            raise FleetError(f"--app {place}: git can't clone it: {result.stderr.strip()}")
+        yield clone
+
+
+def _name(place: str, taken: set[str]) -> str:
+    """After the folder or the repository; one that can be a group in the inventory too."""
+    last = place if URL.match(place) else str(Path(place).expanduser().resolve())
+    last = re.split(r"[/:]", last.rstrip("/"))[-1].removesuffix(".git")
+    name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:LENGTH].strip("-")
+    if not name or not name[0].isalpha() or name in TAKEN or name.startswith("systemd-"):
+        name = f"app-{name}"[:LENGTH].strip("-")
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name[: LENGTH - 3]}-{count}"
+    return unique
+
+
+def _application(
+    name: str, place: str, folder: Path, seen: Recognised, position: int
+) -> Application:
+    first = FIRST_PORT + position * PORTS_EACH
+    is_relative = not URL.match(place) and not Path(place).expanduser().is_absolute()
+    settings = {
+        "app_source": os.path.relpath(Path(place).resolve(), folder) if is_relative else place,
+        "instances": {"server1": first, "server2": first + 1},
+        **seen.settings,
+    }
+    known = Settings.model_fields
+    return Application(
+        name,
+        place,
+        seen.said,
+        {key: value for key, value in settings.items() if key in known},
+        {key: text for key, text in seen.todo.items() if key in known},
+    )
+
+
+def example() -> Application:
+    """Where none was named: everything about it is left to be filled in."""
+    todo = {
+        "app_source": "a folder on this machine, or the URL of a repository",
+        "app_entry_point": "what uWSGI loads",
+        "app_requirements": "a requirements.txt or a pyproject.toml of it",
+        "health_path": "a path that answers 200 when it is well, without a log-in",
+    }
+    settings = {
+        "app_source": "../shop",
+        "app_root": ".",
+        "app_entry_point": "shop.wsgi:application",
+        "app_requirements": "requirements.txt",
+        "instances": {"server1": FIRST_PORT, "server2": FIRST_PORT + 1},
+    }
+    return Application("shop", "", [], settings, todo)
