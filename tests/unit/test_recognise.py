@@ -60,12 +60,12 @@ def test_a_django_project_leads_from_manage_py_to_its_application(folder: Path) 
             "from pathlib import Path\nBASE_DIR = Path(__file__).resolve().parent.parent\n"
             'ALLOWED_HOSTS = [".shop.example.com"]\nDEBUG = False\n'
             'STATIC_URL = "static/"\nSTATIC_ROOT = BASE_DIR / "var" / "static"\n'
-            "SECURE_SSL_REDIRECT = True\n"
+            'SECURE_SSL_REDIRECT = True\nROOT_URLCONF = "mysite.urls"\n'
         ),
         **{"mysite/urls.py": 'urlpatterns = [path("healthz", well)]', "requirements.txt": ""},
     )
     assert found.said == [
-        "Django: manage.py, settings mysite.settings, mysite.wsgi:application",
+        "Django: manage.py, mysite.wsgi:application, settings mysite.settings",
         "requirements: requirements.txt",
         "health: /healthz in mysite/urls.py",
     ]
@@ -110,10 +110,30 @@ def test_settings_in_parts_below_a_folder_of_its_own(folder: Path) -> None:
         },
     )
     assert entry(found) == ("backend", "config.wsgi:application")
-    assert "settings config.settings.production" in found.said[0]
+    others = "(also there: config.settings.base, config.settings.local)"
+    assert found.said[0].endswith(f"settings config.settings.production {others}")
+    assert "app_env" not in {**found.settings, **found.todo}
     assert found.settings["app_requirements"] == "backend/requirements/production.txt"
     assert found.settings["app_static"] == {"/static": "backend/static"}
     assert "health_headers" not in found.settings
+
+
+def test_settings_for_production_are_named_where_wsgi_py_has_others(folder: Path) -> None:
+    files = {
+        "manage.py": MANAGE.format("shop.settings.dev"),
+        "shop/settings/__init__.py": "",
+        "shop/settings/dev.py": "DEBUG = True\n",
+        "shop/settings/production.py": 'DEBUG = False\nALLOWED_HOSTS = ["shop.example.com"]\n',
+    }
+    found = look(folder, **files, **{"shop/wsgi.py": WSGI.format("shop.settings.dev")})
+    assert entry(found) == (".", "shop.wsgi:application")
+    assert found.settings["app_env"] == {"DJANGO_SETTINGS_MODULE": "shop.settings.production"}
+    assert found.settings["health_headers"] == {"Host": "shop.example.com"}
+    # Without a wsgi.py, as where there is an asgi.py alone.
+    (folder / "shop/wsgi.py").unlink()
+    found = look(folder, **files)
+    assert entry(found) == (".", "django.core.wsgi:get_wsgi_application()")
+    assert found.settings["app_env"] == {"DJANGO_SETTINGS_MODULE": "shop.settings.production"}
 
 
 def test_a_project_of_startproject(tmp_path: Path) -> None:
@@ -126,7 +146,7 @@ def test_a_project_of_startproject(tmp_path: Path) -> None:
     subprocess.run(make, check=True, env={"PYTHONPATH": str(where)})
     (tmp_path / "environment").rename(tmp_path / ".environment")
     found = recognise(tmp_path)
-    assert found.said == ["Django: manage.py, settings mysite.settings, mysite.wsgi:application"]
+    assert found.said == ["Django: manage.py, mysite.wsgi:application, settings mysite.settings"]
     assert entry(found) == (".", "mysite.wsgi:application")
     assert {*found.todo} == {"app_env", "app_static", "health_path", "app_requirements"}
     assert "it imports django: a requirements.txt has to" in found.todo["app_requirements"]
@@ -180,10 +200,14 @@ def test_the_likeliest_of_several_is_taken_and_the_others_are_named(folder: Path
             "shop/__init__.py": "def create_app(): ...",
             "shop/wsgi.py": "from shop import create_app\napplication = create_app()",
             "tools/hook.py": "hook = Flask(__name__)",
+            "make_celery.py": "app = create_app()",
         },
     )
     assert entry(found) == (".", "shop.wsgi:application")
-    assert found.said[1] == "taken of several; also there: hook:hook, shop:create_app()"
+    assert (
+        found.said[1]
+        == "taken of several; also there: hook:hook, shop:create_app(), make_celery:app"
+    )
 
 
 def test_a_factory_that_wants_more_is_left_to_be_filled_in(folder: Path) -> None:
@@ -246,6 +270,10 @@ PROJECT = '[project]\nname = "shop"\ndependencies = ["flask"]\n'
           "requirements.txt": ""}, "pyproject.toml",
          "pyproject.toml with poetry.lock (also there: requirements.txt)"),
         ({"pyproject.toml": PROJECT}, "pyproject.toml", "pyproject.toml without a lock file"),
+        # A workspace, whose lock file is for all of its members.
+        ({"pyproject.toml": "[tool.uv.workspace]\nmembers = ['back']\n", "uv.lock": "",
+          "back/pyproject.toml": PROJECT, "back/app.py": "app = Flask('')", "app.py": ""},
+         "back/pyproject.toml", "back/pyproject.toml without a lock file"),
         ({"pyproject.toml": PROJECT, "requirements.txt": ""}, "requirements.txt",
          "requirements.txt (also there: pyproject.toml without a lock file)"),
         ({"pyproject.toml": "[tool.ruff]\n", "requirements/prod.txt": ""}, "requirements/prod.txt",
@@ -275,6 +303,15 @@ def test_a_path_for_health_checks(folder: Path, route: str, path: str) -> None:
     found = look(folder, **{"app.py": f"app = Flask('')\nroute({route})"})
     assert found.settings["health_path"] == path
     assert ("health_path" in found.todo) == (path == "/")
+
+
+def test_a_path_that_may_be_a_part_of_one_is_left_to_be_checked(folder: Path) -> None:
+    files = {"app.py": "app = Flask('')", "views/utils.py": 'route("/health/")'}
+    found = look(folder, **files)
+    assert found.settings["health_path"] == "/health/"
+    assert (
+        found.todo["health_path"] == "views/utils.py has it as /health/: does anything come before?"
+    )
 
 
 # --- Not Python -------------------------------------------------------------------------------

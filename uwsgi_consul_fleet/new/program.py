@@ -52,8 +52,8 @@ def _tell_what_is_next(place: str, made: Sequence[Application]) -> None:
     click.echo(f"made {place}; next:")
     for line in (
         f"cd {shlex.quote(place)}",
-        "# the names of your machines into inventory.py, or: invoke lab.up",
-        *([f"# what is marked with TODO into {files}"] if files else []),
+        "# put the names of your machines into inventory.py, or: invoke lab.up",
+        *([f"# fill in what is marked with TODO: {files}"] if files else []),
         "invoke build-plugin",
         "pyinfra -y inventory.py deploy/",
         "invoke verify --wait 10",

@@ -53,7 +53,7 @@ def recognise(folder: Path) -> Recognised:
     settings = {"app_root": best.root, "app_entry_point": best.entry, **best.settings}
     todo = dict(best.todo)
     _require(tree, best.root, said, settings, todo)
-    _check_health(tree, said, settings, todo)
+    _check_health(tree, best.routes, said, settings, todo)
     _look_at_python(tree, todo)
     return Recognised(said, settings, todo)
 
@@ -85,14 +85,16 @@ def _require(
 
 
 def _check_health(
-    tree: Tree, said: list[str], settings: dict[str, Any], todo: dict[str, str]
+    tree: Tree, routes: str, said: list[str], settings: dict[str, Any], todo: dict[str, str]
 ) -> None:
     """A path that sounds like one for this, else the front page."""
-    for path, module in tree.python.items():
-        for text in strings(module):
+    for path in sorted(tree.python, key=lambda path: path != routes):
+        for text in strings(tree.python[path]):
             if HEALTH.fullmatch(text) and (text.strip("/^$") == "healthz" or "/" in text):
-                settings["health_path"] = "/" + text.strip("^$").lstrip("/")
-                said.append(f"health: {settings['health_path']} in {path}")
+                settings["health_path"] = found = "/" + text.strip("^$").lstrip("/")
+                said.append(f"health: {found} in {path}")
+                if path != routes:
+                    todo["health_path"] = f"{path} has it as {found}: does anything come before?"
                 return
     settings["health_path"] = "/"
     todo["health_path"] = "a path that answers 200 when it is well, without a log-in"

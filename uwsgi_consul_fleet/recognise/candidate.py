@@ -12,6 +12,7 @@ class Candidate:
     :param order: the lowest is the likeliest
     :param settings: those that follow, beside the entry point and the root
     :param todo: by setting, what is left to whoever knows the application
+    :param routes: the file in which a route is all of a path
     """
 
     said: str
@@ -20,3 +21,4 @@ class Candidate:
     order: tuple[Any, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     todo: dict[str, str] = field(default_factory=dict)
+    routes: str = ""

@@ -22,7 +22,10 @@ UNREAD = ("Pipfile", "setup.py", "setup.cfg", "environment.yml", "requirements.i
 
 def find(tree: Tree, root: str) -> list[tuple[str, str]]:
     """Files that say it, each with what it is for people; the likeliest first."""
-    return list(dict.fromkeys(_files(tree, _places(root))))
+    found: dict[str, str] = {}
+    for path, what in _files(tree, _places(root)):
+        found.setdefault(path, what)
+    return list(found.items())
 
 
 def lacking(tree: Tree) -> str:
@@ -46,13 +49,13 @@ def _files(tree: Tree, places: list[str]) -> Iterator[tuple[str, str]]:
     for place in places:
         path = f"{place}pyproject.toml"
         for lock in LOCKS:
-            if tree.has(path) and tree.has(place + lock):
+            if tree.has(place + lock) and _has_dependencies(tree.text(path)):
                 yield path, f"{path} with {lock}"
     for place in places:
         yield from ((place + name, place + name) for name in FILES if tree.has(place + name))
     for place in places:
         path = f"{place}pyproject.toml"
-        if _has_dependencies(tree.text(path)) and not any(tree.has(place + lock) for lock in LOCKS):
+        if _has_dependencies(tree.text(path)):
             yield path, f"{path} without a lock file"
 
 

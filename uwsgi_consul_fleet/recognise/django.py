@@ -16,8 +16,8 @@ def projects(tree: Tree) -> Iterator[Candidate]:
     for path, module in tree.python.items():
         name = _settings_module(module) if Path(path).name == "manage.py" else ""
         root = Path(path).parent.as_posix()
-        if name and (file := module_path(tree, name, root)):
-            yield _project(tree, path, root, name, _constants(tree, file))
+        if name and module_path(tree, name, root):
+            yield _project(tree, path, root, name)
 
 
 def _settings_module(module: ast.Module) -> str:
@@ -66,25 +66,40 @@ def _value(node: ast.expr) -> Any:
         return "/".join(map(str, texts)) if is_known else UNKNOWN
 
 
-def _project(tree: Tree, manage: str, root: str, name: str, has: dict[str, Any]) -> Candidate:
+def _project(tree: Tree, manage: str, root: str, name: str) -> Candidate:
+    wsgi = _constants(tree, module_path(tree, name, root)).get("WSGI_APPLICATION")
+    entry = ":".join(wsgi.rsplit(".", 1)) if isinstance(wsgi, str) and "." in wsgi else ""
+    entry = entry or f"{name.partition('.')[0]}.wsgi:application"
+    file = module_path(tree, entry.partition(":")[0], root)
+    taken = _settings_module(tree.python[file]) if file in tree.python else ""
+    used, *others = _settings_modules(tree, root, taken or name)
     settings: dict[str, Any] = {}
     todo: dict[str, str] = {}
-    wsgi = has.get("WSGI_APPLICATION")
-    if isinstance(wsgi, str) and "." in wsgi:
-        entry = ":".join(wsgi.rsplit(".", 1))
-    else:
-        package = name.partition(".")[0]
-        entry = f"{package}.wsgi:application"
-        if not module_path(tree, f"{package}.wsgi", root):
-            todo["app_entry_point"] = f"{name} names no WSGI_APPLICATION, and {entry} is not there"
-    file = module_path(tree, entry.partition(":")[0], root)
-    in_use = _settings_module(tree.python[file]) if file in tree.python else ""
+    if not file:
+        entry = "django.core.wsgi:get_wsgi_application()"
+    if used != taken:
+        settings["app_env"] = {"DJANGO_SETTINGS_MODULE": used}
+    has = _constants(tree, module_path(tree, used, root))
     _static(has, root, settings, todo)
     _hosts(has, settings, todo)
     if has.get("DEBUG") is True:
-        todo["app_env"] = f"{in_use or name} has DEBUG = True, which shows its inside to visitors"
-    said = f"Django: {manage}, settings {in_use or name}, {entry}"
-    return Candidate(said, entry, root, (0, root.count("/"), root != ".", manage), settings, todo)
+        todo["app_env"] = f"{used} has DEBUG = True, which shows its inside to visitors"
+    said = f"Django: {manage}, {entry}, settings {used}"
+    said += f" (also there: {', '.join(others)})" * bool(others)
+    routes = module_path(tree, str(has.get("ROOT_URLCONF")), root)
+    order = (0, root.count("/"), root != ".", manage)
+    return Candidate(said, entry, root, order, settings, todo, routes)
+
+
+def _settings_modules(tree: Tree, root: str, name: str) -> list[str]:
+    """The settings to run with, and others beside them: those for production come first."""
+    package, _, _last = name.rpartition(".")
+    folder = Path(root) / package.replace(".", "/")
+    is_package = tree.has(f"{folder}/__init__.py") and package.endswith("settings")
+    beside = [path for path in tree.python if is_package and Path(path).parent == folder]
+    names = [f"{package}.{Path(path).stem}" for path in beside if not path.endswith("__init__.py")]
+    production = [each for each in names if each.rpartition(".")[2] in ("production", "prod")]
+    return list(dict.fromkeys([*production, name, *names]))
 
 
 def _static(has: dict[str, Any], root: str, settings: dict[str, Any], todo: dict[str, str]) -> None:

@@ -10,6 +10,8 @@ from uwsgi_consul_fleet.recognise.tree import Tree, assigned, called, imported, 
 WSGI = ("Flask", "Bottle", "default_app", "get_wsgi_application", "make_wsgi_app", "ASGIMiddleware")
 ASGI = ("FastAPI", "Starlette", "Quart", "Litestar")
 FACTORIES = ("create_app", "make_app")
+# What has an application because something else needs one.
+UNLIKELY = ("celery", "worker", "task", "cli", "bot", "debug", "dev")
 # Likely names, of modules and of what is in them; the likeliest first.
 NAMES = ("wsgi", "application", "app", "main", "server", "__init__")
 
@@ -86,9 +88,8 @@ def _wsgi(
     # a2wsgi starts a thread, which a fork loses.
     settings = {"app_lazy": True} if by_a2wsgi else {}
     kind = "ASGI by a2wsgi" if by_a2wsgi else what or "an application"
-    return Candidate(
-        f"{kind}: {entry} in {path}", entry, root, _order(rank, path, name), settings, todo or {}
-    )
+    order = _order(rank, path, name)
+    return Candidate(f"{kind}: {entry} in {path}", entry, root, order, settings, todo or {}, path)
 
 
 def _asgi(tree: Tree, path: str, name: str, what: str) -> Candidate:
@@ -109,10 +110,12 @@ def _asgi(tree: Tree, path: str, name: str, what: str) -> Candidate:
         _order(5, path, attribute),
         {"app_lazy": True},
         {"app_entry_point": todo},
+        path,
     )
 
 
 def _order(rank: int, path: str, name: str) -> tuple[int | str, ...]:
+    rank += 3 * any(word in Path(path).stem for word in UNLIKELY)
     likely = [
         NAMES.index(each) if each in NAMES else len(NAMES) for each in (Path(path).stem, name)
     ]
