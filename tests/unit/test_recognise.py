@@ -89,6 +89,10 @@ def test_what_a_django_project_leaves_open_is_left_to_its_operator(folder: Path)
     assert {*found.todo} == {"app_env", "app_static", "health_path"}
     hidden = look(folder, **django('ALLOWED_HOSTS = os.environ["HOSTS"].split()\nDEBUG = False\n'))
     assert "is not known before it runs" in hidden.todo["health_headers"]
+    sent = look(folder, **django('STATIC_URL = "/static/"\nSTATIC_ROOT = os.environ["ROOT"]\n'))
+    assert "STATIC_ROOT is not known before it runs" in sent.todo["app_static"]
+    by_itself = look(folder, **django('MIDDLEWARE.append("whitenoise.middleware.WhiteNoise")\n'))
+    assert "app_static" not in {**by_itself.settings, **by_itself.todo}
 
 
 def test_settings_in_parts_below_a_folder_of_its_own(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from uwsgi_consul_fleet.recognise.candidate import Candidate
-from uwsgi_consul_fleet.recognise.tree import Tree, assigned, called, module_path
+from uwsgi_consul_fleet.recognise.tree import Tree, assigned, called, module_path, strings
 
 UNKNOWN = object()  # a value that only running it would tell
 
@@ -80,7 +80,8 @@ def _project(tree: Tree, manage: str, root: str, name: str) -> Candidate:
     if used != taken:
         settings["app_env"] = {"DJANGO_SETTINGS_MODULE": used}
     has = _constants(tree, module_path(tree, used, root))
-    _static(has, root, settings, todo)
+    if not any("whitenoise" in text for text in _texts(tree, root, used)):
+        _static(has, root, settings, todo)
     _hosts(has, settings, todo)
     if has.get("DEBUG") is True:
         todo["app_env"] = f"{used} has DEBUG = True, which shows its inside to visitors"
@@ -102,16 +103,25 @@ def _settings_modules(tree: Tree, root: str, name: str) -> list[str]:
     return list(dict.fromkeys([*production, name, *names]))
 
 
+def _texts(tree: Tree, root: str, name: str) -> Iterator[str]:
+    """What stands in these settings, and in those beside them."""
+    for each in _settings_modules(tree, root, name):
+        path = module_path(tree, each, root)
+        yield from strings(tree.python[path]) if path in tree.python else ()
+
+
 def _static(has: dict[str, Any], root: str, settings: dict[str, Any], todo: dict[str, str]) -> None:
     """Files that uWSGI can send instead of the application."""
-    if any("whitenoise" in str(each) for each in has.get("MIDDLEWARE") or ()):
-        return
     url, folder = has.get("STATIC_URL"), has.get("STATIC_ROOT")
     if not isinstance(url, str) or "//" in url:
         return
     if isinstance(folder, str) and folder and not folder.startswith(("/", "..")):
         settings["app_static"] = {f"/{url.strip('/')}": (Path(root) / folder).as_posix()}
         settings["app_build"] = ["python manage.py collectstatic --noinput"]
+    elif folder is UNKNOWN:
+        todo["app_static"] = (
+            f'STATIC_ROOT is not known before it runs: {{"/{url.strip("/")}": "…"}}'
+        )
     else:
         todo["app_static"] = (
             f'nobody sends what is below {url}: with STATIC_ROOT = BASE_DIR / "staticfiles" in the '
