@@ -9,7 +9,8 @@ A host is a name, or a pair of a name and what differs on it from group_data/:
 # Consul servers hold the catalog: one for a trial, three or five for production.
 consul_servers = ["drakar"]
 
-# Each of these runs every instance of the application (see group_data/all.py).
+# Each of these runs every application; one that has a group of its name here runs on that group's
+# hosts instead.
 app_servers = ["drakar", "cheetah"]
 
 # Where build-plugin compiles, if a host there has the same uWSGI; else on the hosts themselves.

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,48 +65,36 @@ def content(package: Path) -> dict[Path, tuple[int, int]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An operator's, with packages of the names that are taken at the top of a checkout."""
+def folder(environment: Path, tmp_path: Path) -> Path:
+    """A new one, edited; with packages of the names that are taken at the top of a checkout."""
+    (tmp_path / "my shop").mkdir()
+    (tmp_path / "my shop/main.py").write_text("def application(environ, start_response): ...\n")
+    made = run(environment, tmp_path, "uwsgi-consul-fleet", "new", "ops", "--app", "my shop")
+    assert made.returncode == 0, made.stderr
+    place = tmp_path / "ops"
+    for name in ("app", "fleet", "plugin_build"):
+        (place / name).mkdir()
     for name in ("app", "deploy", "fleet", "plugin_build"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise Exception('the operator's own')\n")
-    shutil.copy(ROOT / "tasks.py", tmp_path)
-    (tmp_path / "inventory.py").write_text(
-        'consul_servers = ["@fake/one"]\n'
-        'app_servers = ["@fake/one", ("@fake/two", {"address": "10.0.0.2"})]\n'
-    )
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source/main.py").write_text("application = None\n")
-    (tmp_path / "group_data").mkdir()
-    (tmp_path / "group_data/all.py").write_text(
-        textwrap.dedent("""
-        from uwsgi_consul_fleet.shipped import shipped
+        (place / name / "__init__.py").write_text("raise Exception('the operator's own')\n")
+    inventory = (place / "inventory.py").read_text()
+    inventory = inventory.replace('["drakar"]', '["@fake/one"]')
+    hosts = '["@fake/one", ("@fake/two", {"address": "10.0.0.2"})]'
+    (place / "inventory.py").write_text(inventory.replace('["drakar", "cheetah"]', hosts))
+    with (place / "group_data/all.py").open("a") as file:
+        file.write(FAKE)
+    ours = (place / "deploy/__main__.py").read_text()
+    own = 'from pyinfra.operations import server\nserver.shell(name="Shop: {}", commands="true")\n'
+    text = f"{own.format('before')}{ours}{own.format('after')}"
+    (place / "deploy/__main__.py").write_text(text)
+    return place
 
-        app_name = "shop"
-        app_source = "source"
-        app_entry_point = "source.main:application"
-        app_requirements = None
-        app_ini = str(shipped("app/uwsgi.ini.j2"))
-        instances = {"shop": 2001}
-        address = "10.0.0.1"
-        consul_source = "debian"
-        fake_delay = fake_delay_jitter = 0
-        fake_responses = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
-        """)
-    )
-    (tmp_path / "deploy/__main__.py").write_text(
-        textwrap.dedent("""
-        from pyinfra import local
-        from pyinfra.operations import server
 
-        from uwsgi_consul_fleet.shipped import shipped
-
-        server.shell(name="Shop: before", commands="true")
-        local.include(str(shipped("deploy/__main__.py")))
-        server.shell(name="Shop: after", commands="true")
-        """)
-    )
-    return tmp_path
+FAKE = """
+address = "10.0.0.1"
+consul_source = "debian"
+fake_delay = fake_delay_jitter = 0
+fake_responses = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
+"""
 
 
 def run(environment: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -195,7 +182,7 @@ def test_a_new_folder_is_ready_for_its_commands(environment: Path, tmp_path: Pat
 
 
 def test_its_lab_is_that_of_the_operators_folder(environment: Path, folder: Path) -> None:
-    below = folder / "source"
+    below = folder / "applications"
     result = run(environment, below, "invoke", "lab.status")
     assert result.returncode == 0, result.stderr
     assert "no machines" in result.stdout

@@ -12,11 +12,15 @@ from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.git import environment
-from uwsgi_consul_fleet.inventory.settings import TAKEN, Settings
+from uwsgi_consul_fleet.inventory.applications import OWN
+from uwsgi_consul_fleet.inventory.groups import ROLES
+from uwsgi_consul_fleet.inventory.settings import TAKEN
 from uwsgi_consul_fleet.recognise import Recognised, recognise
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://|[\w.-]+@[\w.-]+:")
 LENGTH = 32  # of a name
+# What the inventory has by these names is no application.
+GROUPS = frozenset({*(role.replace("_", "-") for role in ROLES), "all", "inventory"})
 FIRST_PORT = 2001
 PORTS_EACH = 10  # numbers from one application's first port to the next one's
 
@@ -33,8 +37,8 @@ class Application:
 
     @property
     def file(self) -> str:
-        """Called as its group in the inventory would be, of which this is a name in Python."""
-        return f"applications/{self.name.replace('-', '_')}.py"
+        """Called as its group in the inventory would be."""
+        return f"{self.name.replace('-', '_')}.py"
 
 
 def look(places: Iterable[str], folder: Path) -> list[Application]:
@@ -88,7 +92,7 @@ def _name(place: str, taken: set[str]) -> str:
     last = place if URL.match(place) else str(Path(place).expanduser().resolve())
     last = re.split(r"[/:]", last.rstrip("/"))[-1].removesuffix(".git")
     name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:LENGTH].strip("-")
-    if not name or not name[0].isalpha() or name in TAKEN or name.startswith("systemd-"):
+    if not name or not name[0].isalpha() or name in GROUPS | TAKEN or name.startswith("systemd-"):
         name = f"app-{name}"[:LENGTH].strip("-")
     unique, count = name, 1
     while unique in taken:
@@ -107,13 +111,12 @@ def _application(
         "instances": {"server1": first, "server2": first + 1},
         **seen.settings,
     }
-    known = Settings.model_fields
     return Application(
         name,
         place,
         seen.said,
-        {key: value for key, value in settings.items() if key in known},
-        {key: text for key, text in seen.todo.items() if key in known},
+        {key: value for key, value in settings.items() if key in OWN},
+        {key: text for key, text in seen.todo.items() if key in OWN},
     )
 
 

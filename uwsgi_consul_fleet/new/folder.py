@@ -8,19 +8,14 @@ from pathlib import Path
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import written
-from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.inventory.applications import FOLDER, OWN
+from uwsgi_consul_fleet.inventory.settings import HostSettings
 from uwsgi_consul_fleet.new.applications import Application
 from uwsgi_consul_fleet.shipped import shipped
 
 # What is as it is in a checkout, which is an operator's folder too; and what is not.
 AS_HERE = ("inventory.py", "tasks.py")
 FILES = Path(__file__).with_name("files")
-# Settings of the hosts and of Consul, whatever runs there.
-OF_THE_FLEET = tuple(
-    key
-    for key in Settings.model_fields
-    if key in ("fleet", "purge", "datacenter", "address") or key.startswith("consul_")
-)
 
 
 def contents(name: str, applications: Sequence[Application]) -> dict[str, str]:
@@ -35,15 +30,15 @@ def contents(name: str, applications: Sequence[Application]) -> dict[str, str]:
     files["README.md"] = files["README.md"].replace("{name}", name)
     fleet = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "fleet"
     ours = shipped(written.ALL).read_text("utf-8")
-    files[written.ALL] = written.all_py(ours, {"fleet": fleet}, OF_THE_FLEET)
+    files[written.ALL] = written.all_py(ours, {"fleet": fleet}, HostSettings.model_fields)
     for each in applications:
-        files[each.file] = _application(each)
+        files[f"{FOLDER}/{each.file}"] = _application(each)
     return files
 
 
 def _application(app: Application) -> str:
-    # It is called as the file is.
-    keys = [key for key in Settings.model_fields if key not in (*OF_THE_FLEET, "app_name")]
+    # Its name is the file's.
+    keys = OWN - {"app_name"}
     of = f", as found in {app.given}" * bool(app.given)
     title = f'"""The application {app.name}{of}. Lines with TODO are left to you."""\n\n'
     return title + written.python(app.settings, keys, app.todo)

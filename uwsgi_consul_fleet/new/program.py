@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.inventory.applications import FOLDER
 from uwsgi_consul_fleet.new import applications, folder
 from uwsgi_consul_fleet.new.applications import Application
 
@@ -48,7 +49,7 @@ def _tell(app: Application) -> None:
 
 
 def _tell_what_is_next(place: str, made: Sequence[Application]) -> None:
-    files = ", ".join(each.file for each in made if each.todo)
+    files = ", ".join(f"{FOLDER}/{each.file}" for each in made if each.todo)
     click.echo(f"made {place}; next:")
     for line in (
         f"cd {shlex.quote(place)}",
