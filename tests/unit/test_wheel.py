@@ -1,67 +1,25 @@
 """The wheel, installed where there is no checkout, in a folder of an operator's own."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools leaves folders behind, and would pack what it finds in them."""
-    sources = tmp_path_factory.mktemp("sources")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (sources / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, sources / name)
-    # What an operator builds is his.
-    (sources / "plugin_build/dist/0").mkdir(parents=True)
-    (sources / "plugin_build/dist/0/consul_plugin.so").touch()
-    target = tmp_path_factory.mktemp("wheel")
-    build = [BIN / "uv", "build", "--quiet", "--wheel", "--no-build-isolation", "--offline"]
-    build += ["--python", sys.executable, "--out-dir", target, sources]
-    subprocess.run(build, check=True)
-    (found,) = target.glob("*.whl")
-    return found
+import wheel
+from checkout import ROOT
+from wheel import run
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A virtual environment with the wheel and, as a user gets them today, its dependencies.
-
-    No command may write into the package: nobody but root could, and where it is root a look at
-    it afterwards would tell.
-    """
-    found = tmp_path_factory.mktemp("environment")
-    subprocess.run([BIN / "uv", "venv", "--quiet", "--python", sys.executable, found], check=True)
-    install = [BIN / "uv", "--system-certs", "pip", "install", "--quiet", "--compile-bytecode"]
-    subprocess.run([*install, "--python", found / "bin/python", wheel], check=True)
-    (package,) = found.glob("lib/*/site-packages/uwsgi_consul_fleet")
-    folders = [package, *(path for path in package.rglob("*") if path.is_dir())]
-    for each in folders:
-        each.chmod(0o555)
-    before = content(package)
-    yield found
-    for each in folders:
-        each.chmod(0o755)
-    assert content(package) == before
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheel.build(tmp_path_factory.mktemp("wheel"))
 
 
-def content(package: Path) -> dict[Path, tuple[int, int]]:
-    """Its files, each with its size and when it was written."""
-    files = [(path, path.stat()) for path in package.rglob("*")]
-    return {path: (state.st_size, state.st_mtime_ns) for path, state in files}
+@pytest.fixture(scope="module")
+def environment(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with wheel.installed(built, tmp_path_factory.mktemp("installed") / "environment") as found:
+        yield found
 
 
 @pytest.fixture
@@ -97,20 +55,8 @@ fake_responses = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"
 """
 
 
-def run(environment: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(environment / "bin" / words[0]), *words[1:]],
-        cwd=folder,
-        env={key: os.environ[key] for key in os.environ.keys() - {"PYTHONPATH", "VIRTUAL_ENV"}},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_a_wheel_has_one_name_at_its_top_and_all_files_of_the_package(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+def test_a_wheel_has_one_name_at_its_top_and_all_files_of_the_package(built: Path) -> None:
+    with zipfile.ZipFile(built) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in names} == {"uwsgi_consul_fleet"}
     package = ROOT / "uwsgi_consul_fleet"
