@@ -116,6 +116,20 @@ def test_a_repository_is_cloned_to_be_looked_at(tmp_path: Path, flask: Path) -> 
     assert not [*tmp_path.glob("uwsgi-consul-fleet-*")]
 
 
+def test_what_an_application_says_is_never_code(tmp_path: Path) -> None:
+    """Nor a terminal's commands."""
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    hostile = """a", __import__('pathlib').Path('ran').touch(), "\\\n'"""
+    (shop / "manage.py").write_text('os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")')
+    (shop / "settings.py").write_text(f"ALLOWED_HOSTS = [{hostile!r}]\nDEBUG = False\n")
+    (shop / "\x1b[2J\n.py").write_text("def create_app(): ...\n")
+    said = run(tmp_path, "new", "fleet", "--app", "shop")
+    assert "\x1b" not in said
+    assert settings(tmp_path / "fleet", "shop")["health_headers"] == {"Host": hostile}
+    assert not [*tmp_path.rglob("ran")]
+
+
 @pytest.mark.parametrize(
     ("app", "says"),
     [

@@ -1,5 +1,6 @@
 """What is recognised in the folder of an application, of which nothing is run."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -352,3 +353,18 @@ def test_an_empty_folder_has_everything_left_open(folder: Path) -> None:
     found: Any = look(folder, **{"README.md": ""})
     assert found.said == []
     assert {*found.todo} == {"app_entry_point", "health_path"}
+
+
+def test_what_does_not_end_is_not_followed(folder: Path) -> None:
+    files = {
+        "manage.py": MANAGE.format("shop.settings.a"),
+        "shop/settings/__init__.py": "",
+        "shop/settings/a.py": "from .b import *\n",
+        "shop/settings/b.py": "from .a import *\nfrom .nowhere import *\nDEBUG = True\n",
+    }
+    folder.mkdir()
+    os.mkfifo(folder / "fifo")
+    (folder / "main.py").symlink_to("fifo")
+    (folder / "deep.py").write_text(f"X = {'(' * 90}1{')' * 90}{' + 1' * 5000}\n")
+    found = look(folder, **files)
+    assert "shop.settings.a has DEBUG = True" in found.todo["app_env"]

@@ -400,7 +400,14 @@ def told_missing(hosts: Mapping[str, frozenset[str]]) -> list[str]:
 
 def literal(value: Any) -> str:
     """As Python source, with the quotes of the shipped files."""
-    return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        pairs = (f"{literal(key)}: {literal(its)}" for key, its in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    return repr(value)
 
 
 def _describe(detail: Any) -> str:

@@ -39,8 +39,7 @@ def contents(name: str, applications: Sequence[Application]) -> dict[str, str]:
 def _application(app: Application) -> str:
     # Its name is the file's.
     keys = OWN - {"app_name"}
-    of = f", as found in {app.given}" * bool(app.given)
-    title = f'"""The application {app.name}{of}. Lines with TODO are left to you."""\n\n'
+    title = f'"""The application {app.name}. Lines with TODO are left to you."""\n\n'
     return title + written.python(app.settings, keys, app.todo)
 
 
@@ -63,22 +62,28 @@ def make(folder: Path, files: Mapping[str, str]) -> None:
 
     :raises FleetError: where the system refuses it
     """
-    is_there = folder.exists()
     try:
-        place = folder if is_there else Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-        try:
+        if folder.exists():
+            _fill(folder, files)
+            return
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as name:
+            place = Path(name) / folder.name
+            place.mkdir()
             _write(place, files)
-            if not is_there:
-                place.chmod(0o755)
-                place.rename(folder)
-        except BaseException:
-            for path in list(place.iterdir()) if is_there else [place]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            raise
+            place.rename(folder)
     except OSError as error:
         raise FleetError(
             f"{error.filename or folder}: {error.strerror}; nothing was made"
         ) from error
+
+
+def _fill(folder: Path, files: Mapping[str, str]) -> None:
+    try:
+        _write(folder, files)
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def _write(place: Path, files: Mapping[str, str]) -> None:

@@ -41,11 +41,11 @@ def new(place: str, apps: tuple[str, ...]) -> None:
 
 
 def _tell(app: Application) -> None:
+    left = [f"to be filled in: {key}: {text.splitlines()[0]}" for key, text in app.todo.items()]
     click.secho(f"{app.name}: {app.given}", bold=True)
-    for line in app.said:
-        click.echo(f"  {line}")
-    for key, text in app.todo.items():
-        click.echo(f"  to be filled in: {key}: {text.splitlines()[0]}")
+    for line in (*app.said, *left):
+        # Names of files are the application's: a terminal could take them for commands.
+        click.echo("  " + "".join(char if char.isprintable() else "?" for char in line))
 
 
 def _tell_what_is_next(place: str, made: Sequence[Application]) -> None:

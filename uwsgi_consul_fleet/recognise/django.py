@@ -30,14 +30,17 @@ def _settings_module(module: ast.Module) -> str:
     return ""
 
 
-def _constants(tree: Tree, file: str) -> dict[str, Any]:
-    """What settings assign, those included that they take with ``from .base import *``."""
+def _constants(tree: Tree, file: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What settings assign, those included that they take with ``from .base import *``.
+
+    :param seen: the files from which they are taken
+    """
     found: dict[str, Any] = {}
     module = tree.python.get(file)
     for node in module.body if module else ():
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.names[0].name == "*":
             below = module_path(tree, node.module or "", Path(file).parent.as_posix())
-            found |= _constants(tree, below) if below and below != file else {}
+            found |= _constants(tree, below, (*seen, file)) if below not in (*seen, file) else {}
         one = ast.Module([node], [])
         found |= {name: _value(value) for name, value in assigned(one) if name.isupper()}
     return found
@@ -46,7 +49,7 @@ def _constants(tree: Tree, file: str) -> dict[str, Any]:
 def _value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         # BASE_DIR / "static", or os.path.join(BASE_DIR, "static").
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             words = [node.right]

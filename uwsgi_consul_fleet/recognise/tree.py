@@ -53,9 +53,11 @@ class Tree:
         return len(path.parts) <= DEPTH and not is_known and not is_environment
 
     def _parsed(self, path: str) -> ast.Module | None:
+        if not self.has(path):  # a link to something else than a file could be read for ever
+            return None
         try:
             return ast.parse((self.folder / path).read_bytes())
-        except (OSError, SyntaxError, ValueError):  # of another Python, or a template of one
+        except (OSError, SyntaxError, ValueError, RecursionError):  # of another Python, perhaps
             return None
 
     def root(self, path: str) -> str:
