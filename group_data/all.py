@@ -81,7 +81,14 @@ app_name = "consul-demo-server"
 # without git what no .gitignore in it leaves out.
 app_source = "app"
 
-# MODULE:CALLABLE, as seen from the folder that holds app_source.
+# The folder of app_source from which its modules are imported: "src", or "." for app_source
+# itself. The paths in these settings are then app_source's own, app_requirements too. None: as
+# seen from the folder that holds app_source, so that modules begin with its name.
+app_root = None
+
+# What uWSGI loads: MODULE:CALLABLE, MODULE:FACTORY(), a file (wsgi.py, or wsgi.py:app where
+# its callable is not called application), or an ini of PasteDeploy (production.ini, or
+# production.ini#shop for a section other than main).
 app_entry_point = "app.server:application"
 
 # What is installed into a virtual environment on each host, with the files that it includes
@@ -89,7 +96,8 @@ app_entry_point = "app.server:application"
 # environment or from app_secrets_file. None where the application needs nothing.
 app_requirements = "app/requirements.txt"
 
-# The Jinja2 template of each instance's uWSGI configuration.
+# The Jinja2 template of each instance's uWSGI configuration; None for the one that is shipped,
+# app/uwsgi.ini.j2.
 app_ini = "app/uwsgi.ini.j2"
 
 # The Python of the virtual environment, as it is on the hosts; not in a home folder, which no

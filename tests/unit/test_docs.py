@@ -49,4 +49,4 @@ def test_the_settings_are_written_as_they_are() -> None:
 
 def test_only_what_is_the_demos_has_no_default() -> None:
     required = {key for key, field in Settings.model_fields.items() if field.is_required()}
-    assert required == {*DEMO} - {"instances"}
+    assert required == {*DEMO} - {"app_ini", "instances"}

@@ -1,6 +1,8 @@
 """Every setting an operator can put in group_data/ or beside a host in inventory.py."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -33,6 +35,9 @@ AppName = Annotated[
 ]
 # ini values: a line break or a comma would end the value early and start another one.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s,;=%$]+$", max_length=200)]
+# A path in the release, as it is told to uWSGI.
+Inside = Annotated[Plain, AfterValidator(lambda path: _inside(path))]
+EntryPoint = Annotated[Plain, AfterValidator(lambda text: _entry_point(text))]
 # Part of folder, unit and socket names; a unix socket's path has 107 bytes in all.
 ReleaseName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)
@@ -91,6 +96,32 @@ def _not_ours(name: str) -> str:
     if name in ("RELEASE_TRIAL", "RELEASE_LOCK", "NOTIFY_SOCKET") or name.startswith("LISTEN_"):
         raise ValueError("this variable has a meaning of its own; take another name")
     return name
+
+
+def _inside(path: str) -> str:
+    found = os.path.normpath(path)
+    if found.startswith("/") or found.split("/")[0] == "..":
+        raise ValueError("leads out of app_source: a relative path of a folder or file in it")
+    return found
+
+
+def _entry_point(text: str) -> str:
+    file, named = split_entry_point(text)
+    if file:
+        _inside(file)
+    if named.startswith(":") and (file.endswith(".ini") or "(" in named):
+        raise ValueError(
+            "a .py file may have a callable (wsgi.py:app), a paste ini a section "
+            "(production.ini#shop); a factory is a module's: wsgi:create_app()"
+        )
+    return text
+
+
+def split_entry_point(text: str) -> tuple[str, str]:
+    """The file that an entry point is, and what is named in it (``:CALLABLE``, ``#SECTION``);
+    no file where it is a module."""
+    found = re.fullmatch(r"([^:#]+\.(?:py|ini))([:#].+)?", text)
+    return (found[1], found[2] or "") if found else ("", "")
 
 
 def _text(value: object) -> object:
@@ -186,16 +217,24 @@ class Settings(HostSettings):
     """A folder on this machine, which lands under its own name: what git tracks in it is sent, or
     without git what no .gitignore in it leaves out."""
 
-    app_entry_point: Plain
-    """MODULE:CALLABLE, as seen from the folder that holds app_source."""
+    app_root: Inside | None = None
+    """The folder of app_source from which its modules are imported: "src", or "." for app_source
+    itself. The paths in these settings are then app_source's own, app_requirements too. None: as
+    seen from the folder that holds app_source, so that modules begin with its name."""
+
+    app_entry_point: EntryPoint
+    """What uWSGI loads: MODULE:CALLABLE, MODULE:FACTORY(), a file (wsgi.py, or wsgi.py:app where
+    its callable is not called application), or an ini of PasteDeploy (production.ini, or
+    production.ini#shop for a section other than main)."""
 
     app_requirements: str | None
     """What is installed into a virtual environment on each host, with the files that it includes
     (-r, -c): resolved once, the same on all of them. ${NAME} in it is read from this machine's
     environment or from app_secrets_file. None where the application needs nothing."""
 
-    app_ini: str
-    """The Jinja2 template of each instance's uWSGI configuration."""
+    app_ini: str | None = None
+    """The Jinja2 template of each instance's uWSGI configuration; None for the one that is shipped,
+    app/uwsgi.ini.j2."""
 
     app_python: Annotated[str, StringConstraints(pattern=r"^/[\w./+-]+$")] = "/usr/bin/python3"
     """The Python of the virtual environment, as it is on the hosts; not in a home folder, which no

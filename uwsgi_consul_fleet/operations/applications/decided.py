@@ -13,7 +13,7 @@ from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.applications import kept, resolution
 from uwsgi_consul_fleet.operations.applications.dependencies import Supply
 from uwsgi_consul_fleet.operations.applications.package import Package, make, settings_alone
-from uwsgi_consul_fleet.operations.applications.release import Release, read
+from uwsgi_consul_fleet.operations.applications.release import Release, described, read
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
 from uwsgi_consul_fleet.operations.state import AppState
@@ -21,7 +21,7 @@ from uwsgi_consul_fleet.operations.uwsgi.uwsgi import plugin_file
 from uwsgi_consul_fleet.releases.rule import CURRENT, Content, Record, Served, decide, served
 
 # Hosts for which the same files on this machine are an application.
-Source = tuple[str, str, str | None, str, str | None]
+Source = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,7 @@ def _decisions(
 
 def _source(me: AppHost) -> Source:
     settings = me.settings
-    return (
-        settings.app_name,
-        settings.app_source,
-        settings.app_requirements,
-        settings.app_ini,
-        settings.release,
-    )
+    return (settings.app_name, *described(settings), settings.release)
 
 
 def _decided(

@@ -13,9 +13,9 @@ from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory.model import AppHost
-from uwsgi_consul_fleet.operations.applications import archive, environment
+from uwsgi_consul_fleet.operations.applications import archive, environment, loading
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
-from uwsgi_consul_fleet.operations.applications.release import Release
+from uwsgi_consul_fleet.operations.applications.release import INI, Release
 from uwsgi_consul_fleet.operations.consul.existing import plugins_keys
 from uwsgi_consul_fleet.operations.files import RemoteFile, render
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -158,9 +158,13 @@ def _inis(me: AppHost, release: Release) -> dict[str, str]:
             release=release.name,
             agent=plugins_keys(me),
             virtualenv=_has_virtualenv(me, release),
+            folder=loading.folder(me.settings),
+            loading=loading.lines(me.settings),
         )
         for instance in me.instances
     }
+    for text in found.values():
+        _refuse_without(loading.asked(me.settings), text, release.template)
     _tell_what_runs(release.template, "".join(found.values()))
     if any(f"if-not-env = {TRIAL}" not in text for text in found.values()):
         raise DeployError(
@@ -169,6 +173,17 @@ def _inis(me: AppHost, release: Release) -> dict[str, str]:
             "serves; nothing was changed"
         )
     return found
+
+
+def _refuse_without(asked: Mapping[str, list[str]], ini: str, template: Path) -> None:
+    """An operator's own template may be older than a setting, which would do nothing."""
+    there = {line.strip() for line in ini.splitlines()}
+    for setting, lines in asked.items():
+        if lacking := [line for line in lines if line not in there]:
+            raise DeployError(
+                f"{setting}: app_ini: {template} does not write `{lacking[0]}`, without which it "
+                f"does nothing: see how {INI} writes it, or leave app_ini out; nothing was changed"
+            )
 
 
 @cache

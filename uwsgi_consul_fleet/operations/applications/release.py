@@ -8,12 +8,16 @@ from threading import Lock
 
 from uwsgi_consul_fleet.host.content import TAKEN
 from uwsgi_consul_fleet.host.store import content_of
-from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.inventory.settings import Settings, split_entry_point
 from uwsgi_consul_fleet.operations.applications import requirements, source
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements
+from uwsgi_consul_fleet.operations.applications.source import SOURCE
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.releases.rule import Content
+from uwsgi_consul_fleet.shipped import shipped
+
+INI = "app/uwsgi.ini.j2"
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,24 @@ def made_by(release: Release) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+def described(settings: Settings) -> tuple[str | None, ...]:
+    """The settings that say what is released: where they are the same, so is the release."""
+    return (
+        settings.app_source,
+        settings.app_root,
+        settings.app_requirements,
+        settings.app_ini,
+        split_entry_point(settings.app_entry_point)[0],
+    )
+
+
 def read(settings: Settings) -> Release:
     """What these settings describe, under git's name for it.
 
     :raises DeployError: where the source, the requirements or the template is missing or wrong
     """
     with _one_at_a_time:
-        return _read(settings.app_source, settings.app_requirements, settings.app_ini)
+        return _read(*described(settings))
 
 
 # Hosts are prepared side by side: the first one reads, the others find it read.
@@ -63,20 +78,44 @@ _one_at_a_time = Lock()
 
 
 @cache
-def _read(source_folder: str, requirements_file: str | None, template: str) -> Release:
+def _read(
+    source_folder: str,
+    root: str | None,
+    requirements_file: str | None,
+    template: str | None,
+    entry_file: str,
+) -> Release:
     folder = Path(source_folder).expanduser()
     if not folder.is_dir():
         raise DeployError(f"app_source: no folder {folder}; nothing was changed")
-    for key, name in (("app_requirements", requirements_file), ("app_ini", template)):
-        if name and not Path(name).expanduser().is_file():
-            raise DeployError(f"{key}: no file {name}; nothing was changed")
     folder = folder.resolve()
-    if folder.name in TAKEN:
+    if folder.name in TAKEN and not root:
         raise DeployError(
             f"app_source: a folder {folder.name} can't be released: a release has one of that "
             "name already; nothing was changed"
         )
-    sources = Sources(source.read(folder))
-    name = source.name(folder, sources.digest)
-    wanted = requirements.read(Path(requirements_file).expanduser()) if requirements_file else None
-    return Release(name, sources, wanted, Path(template).expanduser())
+    ini = _file("app_ini", template) if template else shipped(INI)
+    written = None
+    if requirements_file:
+        written = _file("app_requirements", requirements_file, folder if root else Path())
+    sources = Sources(source.read(folder, root))
+    if entry_file and not _has(sources, f"{SOURCE}/{entry_file}" if root else entry_file):
+        where = folder if root else f"the release, which has {folder.name}/ of app_source"
+        raise DeployError(
+            f"app_entry_point: {entry_file} is not sent: no such file in {where}; "
+            "nothing was changed"
+        )
+    wanted = requirements.read(written) if written else None
+    return Release(source.name(folder, sources.digest), sources, wanted, ini)
+
+
+def _has(sources: Sources, path: str) -> bool:
+    return any(each.path == path for each in sources.entries)
+
+
+def _file(key: str, name: str, folder: Path = Path()) -> Path:
+    """:raises DeployError: where there is none"""
+    path = folder / Path(name).expanduser()
+    if not path.is_file():
+        raise DeployError(f"{key}: no file {path}; nothing was changed")
+    return path

@@ -1,0 +1,267 @@
+"""What settings say of an application: lines of uWSGI's ini, and files of its release."""
+
+import importlib.metadata
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uwsgi_consul_fleet.errors import InventoryError
+from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations.applications import metadata
+from uwsgi_consul_fleet.operations.applications.package import Package, make
+from uwsgi_consul_fleet.operations.applications.release import _read, read
+from uwsgi_consul_fleet.operations.plan import DeployError
+
+
+@pytest.fixture(autouse=True)
+def _read_anew() -> Iterator[None]:
+    yield
+    _read.cache_clear()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder of a name that nobody imports, with modules in src/ and some beside it."""
+    folder = tmp_path / "shop-2024"
+    (folder / "src/shop").mkdir(parents=True)
+    (folder / "src/shop/__init__.py").touch()
+    (folder / "src/requirements.txt").write_text("flask\n")
+    (folder / "wsgi.py").touch()
+    (folder / "production.ini").touch()
+    return folder
+
+
+def host(folder: Path, **settings: Any) -> Host:
+    data = {**DEMO, "app_source": str(folder), "app_requirements": None, "app_ini": None}
+    groups = frozenset({"consul_servers", "app_servers"})
+    hosts = [InventoryHost("drakar", groups, {**data, **settings})]
+    return build(hosts, (), (), lambda _: "10.0.3.11").host("drakar")
+
+
+def package(folder: Path, **settings: Any) -> Package:
+    me = host(folder, **settings)
+    return make(me, read(me.settings))
+
+
+def ini(folder: Path, **settings: Any) -> list[str]:
+    text = package(folder, **settings).files["2001.ini"].content.decode()
+    return [line for line in text.splitlines() if line and not line.startswith(";")]
+
+
+def refused(folder: Path, **settings: Any) -> str:
+    with pytest.raises((DeployError, InventoryError)) as caught:
+        package(folder, **settings)
+    _read.cache_clear()
+    return str(caught.value)
+
+
+# --- app_root ---
+
+
+def test_without_a_root_all_is_as_it_was(project: Path) -> None:
+    lines = ini(project, app_entry_point="shop.main:application")
+    place = lines.index("chdir = %d")
+    assert lines[place + 1 : place + 3] == [
+        "module = shop.main:application",
+        "env = APP_SERVICE=consul-demo-server",
+    ]
+    assert not any("pythonpath" in line for line in lines)
+    paths = [entry.path for entry in package(project).release.sources.entries]
+    assert "shop-2024/src/shop/__init__.py" in paths
+
+
+@pytest.mark.parametrize(
+    ("root", "path"), [(".", "%dsource/"), ("src", "%dsource/src"), ("./src/", "%dsource/src")]
+)
+def test_modules_are_imported_from_the_root(project: Path, root: str, path: str) -> None:
+    found = package(project, app_root=root, app_entry_point="shop:create_app()")
+    lines = found.files["2001.ini"].content.decode().splitlines()
+    for line in ("chdir = %dsource/", f"pythonpath = {path}", "module = shop:create_app()"):
+        assert line in lines
+    packed = io.BytesIO(b"".join(found.archive()))
+    with tarfile.open(fileobj=packed) as archive:
+        assert {"source/src/shop/__init__.py", "source/wsgi.py"} <= {*archive.getnames()}
+
+
+def test_a_clone_by_another_name_is_the_same_release(project: Path) -> None:
+    before = package(project, app_root="src").release.sources.digest
+    assert (
+        package(project.rename(project.with_name("x")), app_root="src").release.sources.digest
+        == before
+    )
+
+
+def test_requirements_are_those_of_the_source(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project / "src")
+    for name in ("src/requirements.txt", str(project / "src/requirements.txt")):
+        found = package(project, app_root=".", app_requirements=name).release.requirements
+        assert found and found.files == {"requirements.txt": b"flask\n"}
+    lacks = project / "requirements.txt"
+    said = refused(project, app_root=".", app_requirements="requirements.txt")
+    assert said == f"app_requirements: no file {lacks}; nothing was changed"
+
+
+@pytest.mark.parametrize("root", ["..", "/srv", "src/../../x", "../shop-2024"])
+def test_a_root_that_leads_out_is_refused(project: Path, root: str) -> None:
+    assert f"drakar: app_root = {root!r}: leads out of app_source" in refused(
+        project, app_root=root
+    )
+
+
+def test_a_root_that_is_not_there_is_refused(project: Path) -> None:
+    said = refused(project, app_root="lib")
+    assert said == f"app_root: {project} has no folder lib to send; nothing was changed"
+
+
+def test_a_link_by_the_folders_name_is_refused_where_it_has_another_there(project: Path) -> None:
+    (project / "link.py").symlink_to("../shop-2024/wsgi.py")
+    package(project)
+    assert f"{project}/link.py is a link to ../shop-2024/wsgi.py" in refused(project, app_root=".")
+
+
+# --- app_entry_point ---
+
+
+@pytest.mark.parametrize(
+    ("entry", "lines"),
+    [
+        ("shop.wsgi:application", ["module = shop.wsgi:application"]),
+        ("shop:create_app()", ["module = shop:create_app()"]),
+        ("wsgi.py", ["wsgi-file = %dsource/wsgi.py"]),
+        ("wsgi.py:app", ["wsgi-file = %dsource/wsgi.py", "callable = app"]),
+        ("production.ini", ["paste = config:%dsource/production.ini", "paste-logger = true"]),
+        (
+            "production.ini#shop",
+            [
+                "paste = config:%dsource/production.ini",
+                "paste-logger = true",
+                "paste-name = shop",
+            ],
+        ),
+    ],
+)
+def test_what_uwsgi_loads(project: Path, entry: str, lines: list[str]) -> None:
+    found = ini(project, app_root=".", app_entry_point=entry)
+    begin = found.index("pythonpath = %dsource/") + 1
+    assert found[begin : begin + len(lines)] == lines
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("manage.py", "app_entry_point: manage.py is not sent: no such file in {project}; "),
+        ("wsgi.py:create_app()", "a factory is a module's: wsgi:create_app()"),
+        ("production.ini:main", "a paste ini a section"),
+        ("../wsgi.py", "leads out of app_source"),
+    ],
+)
+def test_an_entry_point_that_is_none(project: Path, entry: str, says: str) -> None:
+    assert says.format(project=project) in refused(project, app_root=".", app_entry_point=entry)
+
+
+def test_without_a_root_a_file_is_seen_from_the_folder_above(project: Path) -> None:
+    found = ini(project, app_entry_point="shop-2024/wsgi.py")
+    assert "wsgi-file = %dshop-2024/wsgi.py" in found
+    assert "which has shop-2024/ of app_source" in refused(project, app_entry_point="wsgi.py")
+
+
+def test_a_template_that_does_not_know_a_setting_is_refused(project: Path) -> None:
+    own = project.with_name("own.ini.j2")
+    own.write_text(
+        "[uwsgi]\nchdir = %d\nmodule = {{ settings.app_entry_point }}\n"
+        "if-not-env = RELEASE_TRIAL\nsocket = fd://3\nend-if =\n"
+    )
+    package(project, app_ini=str(own))
+    said = refused(project, app_ini=str(own), app_root="src")
+    assert f"app_root: app_ini: {own} does not write `chdir = %dsource/`" in said
+    said = refused(project, app_ini=str(own), app_entry_point="shop-2024/wsgi.py")
+    assert said.startswith("app_entry_point: app_ini: ")
+
+
+# --- What a project says of itself ---
+
+PYPROJECT = """
+[project]
+name = "My.Shop"
+version = "1.2"
+[project.scripts]
+shop = "shop:main"
+[project.entry-points."paste.app_factory"]
+main = "shop:main"
+"""
+POETRY = """
+[tool.poetry]
+name = "my-shop"
+version = "1.2"
+[tool.poetry.plugins."paste.app_factory"]
+main = "shop:main"
+"""
+SETUP_CFG = """
+[metadata]
+name = my-shop
+version = 1.2
+[options.entry_points]
+paste.app_factory =
+    main = shop:main
+"""
+SETUP_PY = """
+from setuptools import find_packages, setup
+setup(
+    name="my-shop", version="1.2", long_description=README + CHANGES, packages=find_packages(),
+    entry_points={"paste.app_factory": ["main = shop:main"]},
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("pyproject.toml", PYPROJECT),
+        ("pyproject.toml", POETRY),
+        ("setup.cfg", SETUP_CFG),
+        ("setup.py", SETUP_PY),
+    ],
+)
+def test_a_project_is_found_as_if_it_were_installed(
+    project: Path, file: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what looks for it: uWSGI's Python has the root in its path."""
+    (project / file).write_text(text)
+    found = package(project, app_root="src")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(found.archive()))) as archive:
+        archive.extractall(project.parent / "host")
+    monkeypatch.syspath_prepend(project.parent / "host/source/src")
+    there = importlib.metadata.distribution("my-shop")
+    assert there.version == "1.2"
+    (point,) = (each for each in there.entry_points if each.group == "paste.app_factory")
+    assert (point.name, point.value) == ("main", "shop:main")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "version"),
+    [
+        ("pyproject.toml", '[project]\nname = "a"\ndynamic = ["version"]\n', "0"),
+        ("pyproject.toml", "[build-system]\nrequires = []\n", None),
+        ("setup.py", "setup(name=NAME)", None),
+        ("setup.cfg", "[flake8]\nx = 1\n", None),
+    ],
+)
+def test_what_is_computed_is_not_known(
+    tmp_path: Path, file: str, text: str, version: str | None
+) -> None:
+    (tmp_path / file).write_text(text)
+    found = metadata.of(tmp_path)
+    assert (found.version if found else None) == version
+
+
+def test_a_damaged_project_file_is_refused(project: Path) -> None:
+    (project / "pyproject.toml").write_text("[project\n")
+    said = refused(project, app_root="src")
+    assert said.startswith(f"app_source: {project}: what the project says of itself can't be read")
