@@ -1,6 +1,6 @@
 /*
- * A worker's end, by SIGHUP: it is to finish its request and go. Three gaps of uWSGI are closed
- * here, through which a client lost its answer:
+ * A worker's end, by SIGHUP: it is to finish its requests and go. Gaps of uWSGI are closed here,
+ * through which a client lost its answer:
  *
  * - Its handler exits at once where no request is marked as begun; but it is marked only some
  *   system calls after accept(), and a connection that was accepted just then is reset. So the
@@ -9,15 +9,19 @@
  * - A wait for a slow client to take more of an answer is given up when a signal comes, and the
  *   rest of the answer with it.
  * - A worker that still starts takes no notice, and serves until it is killed.
+ * - With `async`, and asyncio, its handler exits at once, whatever is under way. So no more
+ *   connections are taken, and the handler has its way when all cores are free.
+ * - What an offload thread still sends is cut off, wherever a worker ends.
  *
- * With threads uWSGI has to cancel them from its handler, other loops have ways of their own:
- * there all is left as it is.
+ * gevent has its own way, which waits for its requests.
  */
 #include <uwsgi.h>
 
 #include "consul.h"
 
 #include <poll.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -26,6 +30,8 @@ extern struct uwsgi_server uwsgi;
 #define REPEAT_AFTER 10 /* milliseconds */
 /* Then uWSGI's handler has its way: it is no request that keeps this worker. */
 #define REPEATS 100
+/* Looks at which nothing is under way: what was accepted is noted only some system calls later. */
+#define IDLE_LOOKS 3
 
 #ifndef sigev_notify_thread_id
 #define sigev_notify_thread_id _sigev_un._tid
@@ -35,6 +41,7 @@ static struct {
     pid_t pid;
     timer_t timer;
     int repeats;
+    int idle_looks;
 } worker;
 
 static int repeat_after(long milliseconds) {
@@ -54,12 +61,79 @@ static void on_hangup(int signum) {
     errno = saved;
 }
 
+/*
+ * With threads, of which this is the first: uWSGI's handler waits for the others. That it does not
+ * exit, then, is what it would do were this one in a request.
+ */
+static void on_hangup_with_threads(int signum) {
+    int saved = errno;
+    int *in_request = &uwsgi.workers[uwsgi.mywid].cores[0].in_request;
+    int was = *in_request;
+    if (getpid() == worker.pid && worker.repeats++ < REPEATS && !repeat_after(REPEAT_AFTER)) {
+        *in_request = 1;
+        if (worker.repeats == 1)
+            gracefully_kill(signum);
+        *in_request = was;
+    } else {
+        gracefully_kill(signum);
+    }
+    errno = saved;
+}
+
+/* Whichever queue its loop has: the listening sockets leave all but the master's. */
+static void stop_accepting(void) {
+    struct epoll_event unused;
+    struct uwsgi_socket *each;
+    int queue;
+    for (each = uwsgi.sockets; each; each = each->next) {
+        for (queue = 0; queue < 1024; queue++) {
+            if (queue != uwsgi.master_queue && queue != each->fd)
+                epoll_ctl(queue, EPOLL_CTL_DEL, each->fd, &unused);
+        }
+    }
+}
+
+static void on_hangup_of_async(int signum) {
+    int saved = errno;
+    int is_idle = uwsgi.async_queue_unused_ptr == uwsgi.async - 1;
+    if (!worker.repeats++)
+        stop_accepting();
+    worker.idle_looks = is_idle ? worker.idle_looks + 1 : 0;
+    if (getpid() != worker.pid || worker.idle_looks > IDLE_LOOKS || repeat_after(REPEAT_AFTER))
+        gracefully_kill(signum);
+    errno = saved;
+}
+
 /* What the application does at its end is not interrupted. */
 static void on_exit_begins(void) {
     if (getpid() != worker.pid)
         return;
     signal(SIGHUP, SIG_IGN);
     repeat_after(0);
+}
+
+static int is_offloading(void) {
+    int i;
+    for (i = 0; i < uwsgi.offload_threads; i++) {
+        int waiting = 0;
+        if (uwsgi.offload_thread[i]->offload_requests_head ||
+            ioctl(uwsgi.offload_thread[i]->pipe[1], FIONREAD, &waiting) || waiting)
+            return 1;
+    }
+    return 0;
+}
+
+/* For as long as the master has mercy; not where the worker is to end at once. */
+static void finish_offloads(void) {
+    int idle_looks = 0;
+    if (getpid() != worker.pid || uwsgi.workers[uwsgi.mywid].manage_next_request)
+        return;
+    signal(SIGHUP, SIG_IGN);
+    while (idle_looks++ < IDLE_LOOKS) {
+        if (is_offloading())
+            idle_looks = 0;
+        poll(NULL, 0, REPEAT_AFTER);
+    }
 }
 
 /* As uwsgi_simple_wait_write_hook(), but for signals. */
@@ -76,28 +150,31 @@ static int wait_write(int fd, int seconds) {
     return found > 0 && !(client.revents & POLLOUT) ? -1 : found;
 }
 
-static int hold_hangup(void) {
+static int hold_hangup(void (*handler)(int)) {
     struct sigevent event;
     memset(&event, 0, sizeof(event));
     event.sigev_notify = SIGEV_THREAD_ID;
     event.sigev_signo = SIGHUP;
     /* An application's own thread would not wake the one that waits for connections. */
     event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
-    if (timer_create(CLOCK_MONOTONIC, &event, &worker.timer))
+    if (timer_create(CLOCK_MONOTONIC, &event, &worker.timer) || atexit(on_exit_begins))
         return -1;
-    worker.pid = getpid();
-    if (atexit(on_exit_begins))
-        return -1;
-    uwsgi_unix_signal(SIGHUP, on_hangup);
+    uwsgi_unix_signal(SIGHUP, handler);
     return 0;
 }
 
 void consul_worker_prepare(void) {
     struct sigaction action;
-    if (uwsgi.threads > 1 || uwsgi.async > 1 || uwsgi.loop || sigaction(SIGHUP, NULL, &action) ||
+    int is_async = uwsgi.async > 1;
+    worker.pid = getpid();
+    if (uwsgi.offload_threads > 0 && atexit(finish_offloads))
+        uwsgi_error("[consul] atexit()");
+    if ((uwsgi.loop && strcmp(uwsgi.loop, "asyncio")) || sigaction(SIGHUP, NULL, &action) ||
         (action.sa_flags & SA_SIGINFO) || action.sa_handler != gracefully_kill)
         return;
-    if (hold_hangup()) {
+    if (hold_hangup(is_async            ? on_hangup_of_async
+                    : uwsgi.threads > 1 ? on_hangup_with_threads
+                                        : on_hangup)) {
         uwsgi_error("[consul] can't prepare for a worker's end");
         return;
     }

@@ -324,14 +324,30 @@ def test_a_stop_finds_a_worker_that_is_about_to_wait(
     assert uwsgi.wait(4) == 0
 
 
+SENDS = {
+    "prefork": [],
+    "threads": ["threads = 4"],
+    "gevent": ["plugin = gevent_python3", "gevent = 20"],
+    "ugreen": ["plugin = ugreen", "async = 8", "ugreen = true"],
+    "offload": ["offload-threads = 1", "static-map = /=static"],
+}
+
+
 @pytest.mark.everywhere
+@pytest.mark.parametrize("way", SENDS)
 def test_a_stop_finishes_an_answer_that_the_client_takes_slowly(
-    start: Start, agent: Agent, name: str
+    start: Start, agent: Agent, name: str, way: str
 ) -> None:
-    options = ["exit-on-reload = true", "worker-reload-mercy = 20"]
-    uwsgi = start(f"url={agent.url},name={name},drain=0", options=options).ready()
+    def static(folder: Path) -> None:
+        (folder / "static").mkdir()
+        (folder / "static/file").write_bytes(b"x" * 20_000_000)
+
+    options = ["exit-on-reload = true", "worker-reload-mercy = 20", *SENDS[way]]
+    line = f"url={agent.url},name={name},drain=0"
+    uwsgi = start(line, options=options, before=static).ready()
+    path = "/file" if way == "offload" else "/?large"
     with socket.create_connection(("127.0.0.1", uwsgi.port), timeout=10) as client:
-        client.sendall(b"GET /?large HTTP/1.0\r\n\r\n")
+        client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         begin = client.recv(1000)
         time.sleep(0.5)  # for as much as the kernel takes meanwhile
         uwsgi.signal(signal.SIGHUP)
