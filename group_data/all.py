@@ -111,6 +111,15 @@ app_processes = 2
 # loading starts threads or an event loop, which a fork loses: see docs/frameworks.md.
 app_lazy = False
 
+# Further options of uWSGI, such as {"threads": 4, "buffer-size": 32768, "harakiri": 60,
+# "mule": "worker.py"}: a text, a number, True or False, or a list of them where an option stands
+# several times. Those that a release is switched by are refused.
+app_uwsgi = {}
+
+# Folders that uWSGI serves by itself, by the beginning of the URL, such as
+# {"/static": "staticfiles"}; what is not in them is the application's to answer.
+app_static = {}
+
 # The uWSGI servers on each host: a name (the id in Consul) and a port.
 instances = {"server1": 2001, "server2": 2002}
 

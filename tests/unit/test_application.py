@@ -181,8 +181,163 @@ def test_a_template_that_does_not_know_a_setting_is_refused(project: Path) -> No
     package(project, app_ini=str(own))
     said = refused(project, app_ini=str(own), app_root="src")
     assert f"app_root: app_ini: {own} does not write `chdir = %dsource/`" in said
-    said = refused(project, app_ini=str(own), app_entry_point="shop-2024/wsgi.py")
-    assert said.startswith("app_entry_point: app_ini: ")
+    for setting in (
+        {"app_entry_point": "shop-2024/wsgi.py"},
+        {"app_uwsgi": {"threads": 4}},
+        {"app_static": {"/static": "shop-2024/src"}},
+    ):
+        (key,) = setting
+        assert refused(project, app_ini=str(own), **setting).startswith(f"{key}: app_ini: ")
+
+
+# --- app_uwsgi ---
+
+
+def test_further_options_of_uwsgi(project: Path) -> None:
+    given = {
+        "threads": 4,
+        "harakiri": 60,
+        "mule": ["worker.py", "other.py"],
+        "disable-logging": False,
+        "post-buffering": True,
+        "log-format": "%(method) %(uri) = %(status)",
+        "reload-on-rss": 0.5,
+        "static-expires": ["/static/.*\\.css 3600"],
+    }
+    lines = ini(project, app_uwsgi=given)
+    begin = lines.index("threads = 4")
+    assert lines[begin : begin + 9] == [
+        "threads = 4",
+        "harakiri = 60",
+        "mule = worker.py",
+        "mule = other.py",
+        "disable-logging = false",
+        "post-buffering = true",
+        "log-format = %(method) %(uri) = %(status)",
+        "reload-on-rss = 0.5",
+        "static-expires = /static/.*\\.css 3600",
+    ]
+    # What comes later wins, and a trial has them too.
+    assert lines.index("disable-logging = true") < begin
+    assert begin < lines.index("if-not-env = RELEASE_TRIAL")
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("socket", "systemd opens the port's socket"),
+        ("http-socket", "systemd opens the port's socket"),
+        ("master", "never reloaded"),
+        ("exit-on-reload", "never reloaded"),
+        ("need-app", "never reloaded"),
+        ("die-on-term", "never reloaded"),
+        ("daemonize", "never reloaded"),
+        ("touch-reload", "never reloaded"),
+        ("py-autoreload", "never reloaded"),
+        ("chdir", "its unit decides"),
+        ("uid", "its unit decides"),
+        ("module", "say app_entry_point"),
+        ("ini-paste-logged", "say app_entry_point"),
+        ("workers", "say app_processes"),
+        ("lazy-apps", "say app_lazy"),
+        ("lazy", "say app_lazy"),
+        ("env", "say app_env"),
+        ("static-map", "say app_static"),
+        ("worker-reload-mercy", "say stop_timeout"),
+        ("consul-register", "say instances"),
+        ("stats", "two releases run side by side"),
+        ("subscribe-to", "two releases run side by side"),
+        ("emperor", "two releases run side by side"),
+        ("ini", "options from elsewhere"),
+        ("if-env", "options from elsewhere"),
+    ],
+)
+def test_options_that_others_decide_are_refused_by_name(
+    project: Path, option: str, says: str
+) -> None:
+    said = refused(project, app_uwsgi={option: "x", "threads": 2})
+    _, _, why = said.partition(f"drakar: app_uwsgi = {{'{option}': 'x', 'threads': 2}}: {option}: ")
+    assert says in why and "threads" not in why
+
+
+@pytest.mark.parametrize("options", [{"a": "1\nsocket = x"}, {"a = b\nsocket": 1}, {"a": None}])
+def test_a_value_is_one_line(project: Path, options: dict[str, Any]) -> None:
+    assert "drakar: app_uwsgi" in refused(project, app_uwsgi=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "plugins"),
+    [
+        ({}, ""),
+        ({"gevent": 100, "gevent-monkey-patch": True}, "gevent_python3,"),
+        ({"asyncio": 50, "greenlet": True}, "asyncio_python3,greenlet_python3,"),
+        ({"async": 8, "ugreen": True}, "ugreen,"),
+    ],
+)
+def test_loops_bring_their_plugins(project: Path, options: dict[str, Any], plugins: str) -> None:
+    found = package(project, app_uwsgi=options)
+    assert f"plugins = python3,{plugins}%dconsul_plugin.so" in ini(project, app_uwsgi=options)
+    assert found.uwsgi_plugins == {"python3", *plugins.strip(",").split(",")} - {""}
+
+
+def test_pypis_uwsgi_has_some_of_them_built_in(project: Path) -> None:
+    assert "plugins = %dconsul_plugin.so" in ini(
+        project, uwsgi_source="pypi", app_uwsgi={"gevent": 100}
+    )
+    said = refused(project, uwsgi_source="pypi", app_uwsgi={"asyncio": 50})
+    assert said.startswith("app_uwsgi: asyncio: PyPI's uWSGI has no plugin for it: ")
+
+
+def test_what_loses_requests_is_told_by_name(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    package(project, app_uwsgi={"threads": 4, "gevent": 100})
+    assert "may lose" not in caplog.text
+    package(project, app_uwsgi={"threads": 4, "no-threads-wait": True})
+    assert "with no-threads-wait uWSGI does not wait for the requests" in caplog.text
+
+
+# --- app_static ---
+
+
+def test_static_files_are_served_from_the_release(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project / "public").mkdir()
+    (project / "public/a.css").touch()
+    lines = ini(project, app_root="src", app_static={"/static": "public", "/robots.txt": "wsgi.py"})
+    begin = lines.index("static-map = /static=%dsource/public")
+    assert lines[begin + 1 : begin + 3] == [
+        "static-map = /robots.txt=%dsource/wsgi.py",
+        "offload-threads = 1",
+    ]
+    lines = ini(project, app_static={"/s": "shop-2024/public"}, app_uwsgi={"offload-threads": 4})
+    assert "static-map = /s=%dshop-2024/public" in lines
+    assert [line for line in lines if "offload" in line] == ["offload-threads = 4"]
+    assert "nothing is sent" not in caplog.text
+    package(project, app_root=".", app_static={"/static": "staticfiles"})
+    assert "app_static: /static: nothing is sent of source/staticfiles" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("static", "says"),
+    [
+        ({"/static": "../secret"}, "app_static./static = '../secret': leads out of app_source"),
+        ({"/static": "/etc"}, "leads out of app_source"),
+        ({"/": "."}, "would serve the application itself"),
+        ({"static": "public"}, "app_static.static"),
+        ({"/a=b": "public"}, "app_static./a=b"),
+    ],
+)
+def test_static_files_that_are_none(project: Path, static: dict[str, str], says: str) -> None:
+    assert says in refused(project, app_root=".", app_static=static)
+
+
+def test_without_a_root_static_files_are_below_the_sources_name(project: Path) -> None:
+    said = refused(project, app_static={"/static": "units"})
+    assert said.startswith(
+        "app_static: /static: units is not in app_source, which lands as shop-2024/"
+    )
 
 
 # --- What a project says of itself ---

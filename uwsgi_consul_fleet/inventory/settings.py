@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from uwsgi_consul_fleet.host.consul import ADDRESS
+from uwsgi_consul_fleet.inventory import uwsgi_options
 
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 # A DNS label: the service is looked up as NAME.service.consul, and systemd units,
@@ -38,6 +39,16 @@ Plain = Annotated[str, StringConstraints(pattern=r"^[^\s,;=%$]+$", max_length=20
 # A path in the release, as it is told to uWSGI.
 Inside = Annotated[Plain, AfterValidator(lambda path: _inside(path))]
 EntryPoint = Annotated[Plain, AfterValidator(lambda text: _entry_point(text))]
+# Of a URL, for what uWSGI's static-map takes.
+Mount = Annotated[str, StringConstraints(pattern=r"^/[^\s=%$]*$")]
+Served = Annotated[Inside, AfterValidator(lambda path: _served(path))]
+UwsgiOptions = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")],
+        uwsgi_options.Value | list[uwsgi_options.Value],
+    ],
+    AfterValidator(lambda options: _allowed(options)),
+]
 # Part of folder, unit and socket names; a unix socket's path has 107 bytes in all.
 ReleaseName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)
@@ -103,6 +114,23 @@ def _inside(path: str) -> str:
     if found.startswith("/") or found.split("/")[0] == "..":
         raise ValueError("leads out of app_source: a relative path of a folder or file in it")
     return found
+
+
+def _served(path: str) -> str:
+    if path == ".":
+        raise ValueError("would serve the application itself to everybody; name a folder in it")
+    return path
+
+
+def _allowed(
+    options: dict[str, uwsgi_options.Value | list[uwsgi_options.Value]],
+) -> dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]:
+    problems = [f"{name}: {why}" for name in options if (why := uwsgi_options.problem(name))]
+    lines = uwsgi_options.lines(options)
+    problems += [f"{line!r}: a value is one line" for line in lines if not line.isprintable()]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return options
 
 
 def _entry_point(text: str) -> str:
@@ -246,6 +274,15 @@ class Settings(HostSettings):
     app_lazy: bool = False
     """Whether each worker loads the application by itself (uWSGI's lazy-apps). It must where
     loading starts threads or an event loop, which a fork loses: see docs/frameworks.md."""
+
+    app_uwsgi: UwsgiOptions = {}
+    """Further options of uWSGI, such as {"threads": 4, "buffer-size": 32768, "harakiri": 60,
+    "mule": "worker.py"}: a text, a number, True or False, or a list of them where an option stands
+    several times. Those that a release is switched by are refused."""
+
+    app_static: dict[Mount, Served] = {}
+    """Folders that uWSGI serves by itself, by the beginning of the URL, such as
+    {"/static": "staticfiles"}; what is not in them is the application's to answer."""
 
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
     """The uWSGI servers on each host: a name (the id in Consul) and a port."""

@@ -12,6 +12,7 @@ from typing import Any
 from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
+from uwsgi_consul_fleet.inventory import uwsgi_options
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import archive, environment, loading
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
@@ -27,6 +28,7 @@ ENVIRONMENT = "environment"
 TRIAL = "RELEASE_TRIAL"
 NOT_IN_A_TRIAL = re.compile(rf"^if-not-env = {TRIAL}$.*?^end-if", re.MULTILINE | re.DOTALL)
 HOOKS = re.compile(r"^\s*((?:exec|hook|call)-[\w-]+|emperor|legion[\w-]*)\s*=", re.MULTILINE)
+LOSING = re.compile(rf"^\s*({'|'.join(uwsgi_options.LOSING)})\s*=", re.MULTILINE)
 PLUGINS = re.compile(r"^\s*(?:need-)?plugins?\s*=(.*)$", re.MULTILINE)
 
 
@@ -159,7 +161,9 @@ def _inis(me: AppHost, release: Release) -> dict[str, str]:
             agent=plugins_keys(me),
             virtualenv=_has_virtualenv(me, release),
             folder=loading.folder(me.settings),
-            loading=loading.lines(me.settings),
+            plugins=loading.plugins(me.settings),
+            loading=loading.loading(me.settings),
+            options=loading.options(me.settings),
         )
         for instance in me.instances
     }
@@ -194,8 +198,18 @@ def _told(template: Path, options: tuple[str, ...]) -> None:
     )
 
 
+@cache
+def _told_losing(options: tuple[str, ...]) -> None:
+    logger.warning(
+        f"    Warning: with {', '.join(options)} uWSGI does not wait for the requests that are "
+        "under way when it ends: each release may lose some"
+    )
+
+
 def _tell_what_runs(template: Path, inis: str) -> None:
-    """What the consul plugin can't hold back."""
+    """What the consul plugin can't hold back, and where a release may lose requests."""
+    if losing := tuple(sorted({*LOSING.findall(inis)})):
+        _told_losing(losing)
     if found := tuple(sorted({*HOOKS.findall(NOT_IN_A_TRIAL.sub("", inis))})):
         _told(template, found)
 

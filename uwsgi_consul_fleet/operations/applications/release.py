@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 
+from pyinfra import logger
+
 from uwsgi_consul_fleet.host.content import TAKEN
 from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.settings import Settings, split_entry_point
@@ -70,7 +72,10 @@ def read(settings: Settings) -> Release:
     :raises DeployError: where the source, the requirements or the template is missing or wrong
     """
     with _one_at_a_time:
-        return _read(*described(settings))
+        release = _read(*described(settings))
+    for mount, path in settings.app_static.items():
+        _look_at_static(release.sources, f"{SOURCE}/{path}" if settings.app_root else path, mount)
+    return release
 
 
 # Hosts are prepared side by side: the first one reads, the others find it read.
@@ -107,6 +112,21 @@ def _read(
         )
     wanted = requirements.read(written) if written else None
     return Release(source.name(folder, sources.digest), sources, wanted, ini)
+
+
+@cache
+def _look_at_static(sources: Sources, path: str, mount: str) -> None:
+    """:raises DeployError: where a folder is not in the source"""
+    (top,) = {each.path.split("/")[0] for each in sources.entries}
+    if path.split("/")[0] != top:
+        raise DeployError(
+            f"app_static: {mount}: {path} is not in app_source, which lands as {top}/: write "
+            f"{top}/{path}, or set app_root; nothing was changed"
+        )
+    if not any(f"{each.path}/".startswith(f"{path}/") for each in sources.entries):
+        logger.warning(
+            f"    Warning: app_static: {mount}: nothing is sent of {path}: the application answers"
+        )
 
 
 def _has(sources: Sources, path: str) -> bool:
