@@ -256,9 +256,11 @@ class Settings(HostSettings):
     production.ini#shop for a section other than main)."""
 
     app_requirements: str | None
-    """What is installed into a virtual environment on each host, with the files that it includes
-    (-r, -c): resolved once, the same on all of them. ${NAME} in it is read from this machine's
-    environment or from app_secrets_file. None where the application needs nothing."""
+    """What is installed into a virtual environment on each host, resolved once, the same on all of
+    them: a requirements file, with those that it includes (-r, -c), or the project's pyproject.toml
+    (or pyproject.toml[extra]), as uv.lock or poetry.lock beside it has it. ${NAME} in it is read
+    from this machine's environment or from app_secrets_file. None where the application needs
+    nothing."""
 
     app_ini: str | None = None
     """The Jinja2 template of each instance's uWSGI configuration; None for the one that is shipped,

@@ -11,7 +11,7 @@ from pyinfra import logger
 from uwsgi_consul_fleet.host.content import TAKEN
 from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.settings import Settings, split_entry_point
-from uwsgi_consul_fleet.operations.applications import requirements, source
+from uwsgi_consul_fleet.operations.applications import locked, requirements, source
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements
 from uwsgi_consul_fleet.operations.applications.source import SOURCE
@@ -100,9 +100,8 @@ def _read(
             "name already; nothing was changed"
         )
     ini = _file("app_ini", template) if template else shipped(INI)
-    written = None
-    if requirements_file:
-        written = _file("app_requirements", requirements_file, folder if root else Path())
+    file, extras = locked.split(requirements_file or "")
+    written = _file("app_requirements", file, folder if root else Path()) if file else None
     sources = Sources(source.read(folder, root))
     if entry_file and not _has(sources, f"{SOURCE}/{entry_file}" if root else entry_file):
         where = folder if root else f"the release, which has {folder.name}/ of app_source"
@@ -110,7 +109,7 @@ def _read(
             f"app_entry_point: {entry_file} is not sent: no such file in {where}; "
             "nothing was changed"
         )
-    wanted = requirements.read(written) if written else None
+    wanted = requirements.read(written, extras) if written else None
     return Release(source.name(folder, sources.digest), sources, wanted, ini)
 
 

@@ -4,11 +4,12 @@ import os
 import re
 import shlex
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from uwsgi_consul_fleet.host.content import ALONE, FOLDER, digest_of
+from uwsgi_consul_fleet.operations.applications import locked
 from uwsgi_consul_fleet.operations.plan import DeployError
 
 COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
@@ -50,12 +51,17 @@ def variables(texts: Iterable[bytes]) -> set[str]:
     return {name for text in plain for name in VARIABLE.findall(text)}
 
 
-def read(main: Path) -> Requirements:
-    """The requirements in a file and in those that it includes.
+def read(main: Path, extras: Sequence[str] = ()) -> Requirements:
+    """The requirements in a file and in those that it includes; or a project's, as its
+    pyproject.toml and its lock file say them.
 
+    :param extras: of the project
     :raises DeployError: where one is missing, includes itself, or has a password or a path in it
     """
     found: dict[Path, bytes] = {}
+    if exported := locked.export(main, extras):
+        _check(*exported, found, (), "")
+        return Requirements(ALONE, {ALONE: exported[1]})
     _follow(Path(os.path.normpath(Path.cwd() / main)), found, (), f"app_requirements: {main}")
     if len(found) == 1:
         return Requirements(ALONE, {ALONE: found.popitem()[1]})
@@ -71,9 +77,17 @@ def _follow(path: Path, found: dict[Path, bytes], including: tuple[Path, ...], w
         return
     try:
         found[path] = path.read_bytes()
-        text = found[path].decode("utf-8-sig")
     except OSError as error:
         raise DeployError(f"{where}: {path}: {error.strerror}; nothing was changed") from error
+    _check(path, found[path], found, including, where)
+
+
+def _check(
+    path: Path, content: bytes, found: dict[Path, bytes], including: tuple[Path, ...], where: str
+) -> None:
+    """Look through it, and follow what it includes."""
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DeployError(f"{where}: {path}: is not UTF-8; nothing was changed") from error
     for number, line in enumerate(text.splitlines(), start=1):
