@@ -77,9 +77,15 @@ address = None
 # /srv.
 app_name = "consul-demo-server"
 
-# A folder on this machine, which lands under its own name: what git tracks in it is sent, or
-# without git what no .gitignore in it leaves out.
+# A folder on this machine, in a git repository or not, or the URL of a repository, which each
+# deploy fetches: https://…, ssh://…, git@HOST:PATH. What git tracks in it is sent, or without git
+# what no .gitignore in it leaves out. ${NAME} in a URL is read from this machine's environment or
+# from app_secrets_file.
 app_source = "app"
+
+# Its branch, tag or commit; of a folder too, where what is committed is to be sent. None: a
+# folder as it is now, a repository's default branch.
+app_ref = None
 
 # The folder of app_source from which its modules are imported: "src", or "." for app_source
 # itself. The paths in these settings are then app_source's own, app_requirements too. None: as

@@ -8,11 +8,16 @@ from pathlib import Path
 KEPT = ("GIT_CONFIG", "GIT_EXEC_PATH", "GIT_SSH", "GIT_SSL", "GIT_ASKPASS", "GIT_TRACE")
 
 
-def git(folder: Path, *arguments: str) -> bytes | None:
-    """What git prints; None where there is no git, or it can't do this here."""
+def git(folder: Path, *arguments: str, given: bytes = b"") -> bytes | None:
+    """What git prints; None where there is no git, or it can't do this here.
+
+    :param given: its standard input
+    """
     command = ["git", "-C", str(folder), *arguments]
     try:
-        result = subprocess.run(command, capture_output=True, env=environment(), check=False)
+        result = subprocess.run(
+            command, input=given, capture_output=True, env=environment(), check=False
+        )
     except FileNotFoundError:
         return None
     return result.stdout if result.returncode == 0 else None

@@ -1,5 +1,6 @@
-"""Applications that need more than a WSGI server that forks: docs/frameworks.md says what."""
+"""Projects as their teams have them, by settings alone: docs/frameworks.md says which."""
 
+import subprocess
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import ROOT
+from applications import commit
 from fleet_commands import output
 from lab_commands import Lab
 from shared_fleet import SharedFleet
+from uv import find_uv_bin
 
-pytestmark = pytest.mark.takes(60)
+pytestmark = pytest.mark.takes(80)
 
 API = """
 import asyncio
@@ -45,20 +47,10 @@ def source(folder: Path, code: str) -> dict[str, Any]:
     return {"app_source": str(folder / "shop"), "app_entry_point": "shop.wsgi:application"}
 
 
-def gevent_template(folder: Path) -> str:
-    text = (ROOT / "app/uwsgi.ini.j2").read_text()
-    own = text.replace("python3,", "python3,gevent_python3,").replace(
-        "master = true", "master = true\ngevent = 100\ngevent-monkey-patch = true"
-    )
-    path = folder / "own.ini.j2"
-    path.write_text(own)
-    return str(path)
-
-
 def test_fastapi_and_gevent(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
     asgi = {**source(tmp_path / "api", API), "app_lazy": True}
     green = source(tmp_path / "green", SLEEPER)
-    green["app_ini"] = gevent_template(tmp_path)
+    green |= {"app_ini": None, "app_uwsgi": {"gevent": 100, "gevent-monkey-patch": True}}
     fleet.hosts(["drakar"], [("drakar", asgi), ("cheetah", green)])
     # One file and one name for both: it is resolved once.
     requirements = tmp_path / "requirements.txt"
@@ -79,6 +71,132 @@ def test_fastapi_and_gevent(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> Non
     assert time.monotonic() - begin < 2.5
 
 
-def fetch(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}:2001/", timeout=5) as answer:
+FLASK = {
+    "src/shop/__init__.py": """
+from importlib.metadata import version
+from pathlib import Path
+from flask import Flask, request
+
+def create_app():
+    app = Flask(__name__)
+    names = sorted(path.name for path in Path().iterdir())
+    about = lambda: f"Flask, shop {version('shop')}, {request.environ['wsgi.multithread']}, {names}"
+    app.add_url_rule("/", view_func=about)
+    app.add_url_rule("/healthz", endpoint="healthz", view_func=lambda: "well")
+    return app
+""",
+    "pyproject.toml": """
+[project]
+name = "shop"
+version = "1.5"
+requires-python = ">=3.9"
+dependencies = ["flask"]
+[dependency-groups]
+dev = ["iniconfig"]
+""",
+    "public/a.css": "body {}",
+}
+# As its cookiecutter makes it.
+PYRAMID = {
+    "myproject/__init__.py": """
+import logging
+from pyramid.config import Configurator
+from pyramid.response import Response
+
+def main(global_config, **settings):
+    level = logging.getLogger("myproject").level
+    with Configurator(settings=settings) as config:
+        config.add_route("all", "/{path:.*}")
+        text = f"Pyramid, {settings['greeting']}, {level}"
+        config.add_view(lambda request: Response(text), route_name="all")
+        return config.make_wsgi_app()
+""",
+    "pyproject.toml": """
+[project]
+version = "0.0"
+name = "myproject"
+dependencies = ["plaster_pastedeploy", "pyramid"]
+[project.entry-points."paste.app_factory"]
+main = "myproject:main"
+""",
+    "production.ini": """
+[app:main]
+use = egg:myproject
+greeting = ahoy
+
+[server:main]
+use = egg:waitress#main
+listen = *:6543
+
+[uwsgi]
+socket = :6543
+
+[loggers]
+keys = root, myproject
+[handlers]
+keys = console
+[formatters]
+keys = generic
+[logger_root]
+level = WARN
+handlers = console
+[logger_myproject]
+level = ERROR
+handlers =
+qualname = myproject
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = generic
+[formatter_generic]
+format = %(asctime)s %(message)s
+""",
+}
+
+
+def project(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_flask_and_pyramid(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
+    flask = project(tmp_path / "a-flask-shop", FLASK)
+    subprocess.run([find_uv_bin(), "lock", "--quiet"], cwd=flask, check=True)
+    commit(flask)
+    factory = {
+        "app_source": str(flask),
+        "app_root": "src",
+        "app_entry_point": "shop:create_app()",
+        "app_requirements": "pyproject.toml",
+        "app_uwsgi": {"threads": 4, "harakiri": 20},
+        "app_static": {"/static": "public"},
+    }
+    paste = {
+        "app_source": str(project(tmp_path / "a-pyramid", PYRAMID)),
+        "app_root": ".",
+        "app_entry_point": "production.ini",
+        "app_requirements": "pyproject.toml",
+    }
+    alike = {"app_ini": None}
+    fleet.hosts(["drakar"], [("drakar", paste | alike), ("cheetah", factory | alike)])
+    fleet.deploy()
+    fleet.verify("--wait", "10", "--probe")
+    assert fleet.changes() == {}
+    assert fetch(lab.address("drakar")) == "Pyramid, ahoy, 40"
+    said = fetch(lab.address("cheetah"))
+    assert said == "Flask, shop 1.5, True, ['public', 'pyproject.toml', 'src', 'uv.lock']"
+    assert fetch(lab.address("cheetah"), "static/a.css") == "body {}"
+    locked = {line.split("==")[0] for line in installed(lab, "cheetah")}
+    assert {"Flask", "Werkzeug"} <= locked and "iniconfig" not in locked
+
+
+def installed(lab: Lab, host: str) -> list[str]:
+    python = "/srv/consul-demo-server/current/venv/bin/python"
+    return str(lab.ssh(host, f"{python} -m pip freeze").stdout).splitlines()
+
+
+def fetch(address: str, path: str = "") -> str:
+    with urllib.request.urlopen(f"http://{address}:2001/{path}", timeout=5) as answer:
         return str(answer.read().decode())

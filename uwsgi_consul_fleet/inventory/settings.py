@@ -39,6 +39,8 @@ Plain = Annotated[str, StringConstraints(pattern=r"^[^\s,;=%$]+$", max_length=20
 # A path in the release, as it is told to uWSGI.
 Inside = Annotated[Plain, AfterValidator(lambda path: _inside(path))]
 EntryPoint = Annotated[Plain, AfterValidator(lambda text: _entry_point(text))]
+# What git takes, but for what looks like an option.
+GitRef = Annotated[str, StringConstraints(pattern=r"^[^-\s~^:?*\[\\][^\s~^:?*\[\\]*$")]
 # Of a URL, for what uWSGI's static-map takes.
 Mount = Annotated[str, StringConstraints(pattern=r"^/[^\s=%$]*$")]
 Served = Annotated[Inside, AfterValidator(lambda path: _served(path))]
@@ -242,8 +244,14 @@ class Settings(HostSettings):
     /srv."""
 
     app_source: str
-    """A folder on this machine, which lands under its own name: what git tracks in it is sent, or
-    without git what no .gitignore in it leaves out."""
+    """A folder on this machine, in a git repository or not, or the URL of a repository, which each
+    deploy fetches: https://…, ssh://…, git@HOST:PATH. What git tracks in it is sent, or without git
+    what no .gitignore in it leaves out. ${NAME} in a URL is read from this machine's environment or
+    from app_secrets_file."""
+
+    app_ref: Annotated[GitRef, BeforeValidator(_text)] | None = None
+    """Its branch, tag or commit; of a folder too, where what is committed is to be sent. None: a
+    folder as it is now, a repository's default branch."""
 
     app_root: Inside | None = None
     """The folder of app_source from which its modules are imported: "src", or "." for app_source

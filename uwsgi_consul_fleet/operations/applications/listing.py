@@ -37,7 +37,23 @@ def paths(folder: Path) -> list[Path]:
     others = git(folder, "ls-files", "--others", "--exclude-standard", "--directory", "-z") or b""
     if names := _names(others):
         logger.warning(f"    Warning: {folder}: git does not track, so not sent: {few(names)}")
-    return [folder / each for each in _names(listing)]
+    return [folder / each for each in _without_ignored(folder, _names(listing))]
+
+
+def _without_ignored(folder: Path, names: Sequence[str]) -> list[str]:
+    """Without what .gitattributes leaves out of archives (export-ignore), folders as a whole."""
+    above = {str(parent) for name in names for parent in Path(name).parents}
+    asked = os.fsencode("\0".join([*names, *(above - {"."})]))
+    said = git(folder, "check-attr", "-z", "--stdin", "export-ignore", given=asked) or b""
+    parts = _names(said)
+    ignored = {name for name, value in zip(parts[::3], parts[2::3], strict=True) if value == "set"}
+    if not ignored:
+        return list(names)
+    return [
+        name
+        for name in names
+        if name not in ignored and ignored.isdisjoint(map(str, Path(name).parents))
+    ]
 
 
 def _names(listing: bytes) -> list[str]:

@@ -5,15 +5,22 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from urllib.parse import quote
 
 from pyinfra import logger
 
 from uwsgi_consul_fleet.host.content import TAKEN
 from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.settings import Settings, split_entry_point
-from uwsgi_consul_fleet.operations.applications import locked, requirements, source
+from uwsgi_consul_fleet.operations.applications import (
+    environment,
+    locked,
+    repository,
+    requirements,
+    source,
+)
 from uwsgi_consul_fleet.operations.applications.archive import Sources
-from uwsgi_consul_fleet.operations.applications.requirements import Requirements
+from uwsgi_consul_fleet.operations.applications.requirements import VARIABLE, Requirements
 from uwsgi_consul_fleet.operations.applications.source import SOURCE
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.releases.rule import Content
@@ -59,6 +66,7 @@ def described(settings: Settings) -> tuple[str | None, ...]:
     """The settings that say what is released: where they are the same, so is the release."""
     return (
         settings.app_source,
+        settings.app_ref,
         settings.app_root,
         settings.app_requirements,
         settings.app_ini,
@@ -71,8 +79,9 @@ def read(settings: Settings) -> Release:
 
     :raises DeployError: where the source, the requirements or the template is missing or wrong
     """
+    _, _, *how = described(settings)
     with _one_at_a_time:
-        release = _read(*described(settings))
+        release = _read(_folder(settings), *how)
     for mount, path in settings.app_static.items():
         _look_at_static(release.sources, f"{SOURCE}/{path}" if settings.app_root else path, mount)
     return release
@@ -82,18 +91,26 @@ def read(settings: Settings) -> Release:
 _one_at_a_time = Lock()
 
 
+def _folder(settings: Settings) -> Path:
+    """:raises DeployError: where there is none, or it can't be fetched"""
+    source, ref = settings.app_source, settings.app_ref
+    if ref or repository.is_url(source):
+        secret = lambda found: quote(environment.secret(found[1], settings, "app_source"), safe="")  # noqa: E731
+        return repository.fetch(VARIABLE.sub(secret, source), ref)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise DeployError(f"app_source: no folder {folder}; nothing was changed")
+    return folder.resolve()
+
+
 @cache
 def _read(
-    source_folder: str,
+    folder: Path,
     root: str | None,
     requirements_file: str | None,
     template: str | None,
     entry_file: str,
 ) -> Release:
-    folder = Path(source_folder).expanduser()
-    if not folder.is_dir():
-        raise DeployError(f"app_source: no folder {folder}; nothing was changed")
-    folder = folder.resolve()
     if folder.name in TAKEN and not root:
         raise DeployError(
             f"app_source: a folder {folder.name} can't be released: a release has one of that "

@@ -1,0 +1,233 @@
+"""An app_source that is fetched: from the URL of a repository, or from a folder's at app_ref."""
+
+import fcntl
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pyinfra import logger
+
+from uwsgi_consul_fleet.git import environment, git
+from uwsgi_consul_fleet.operations.applications.listing import refusal
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.shipped import made
+
+URL = re.compile(r"(https?|ssh|git|file)://|[\w.-]+@[\w.-]+:(?!//)")
+ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::?//")
+KEPT = 5  # commits of a repository; another run may be at work with one
+TOO_LONG = 900  # seconds that one step may take
+# Of its own: an answer that never comes must end.
+CONFIG = {"http.lowSpeedLimit": "1000", "http.lowSpeedTime": "30", "advice.detachedHead": "false"}
+HELPER = (
+    '!f() { [ "$1" != get ] || printf "username=%s\\npassword=%s\\n" "$SOURCE_USER" '
+    '"$SOURCE_PASSWORD"; }; f'
+)
+
+
+def is_url(source: str) -> bool:
+    """Whether it is a repository's, and no folder here."""
+    return not Path(source).expanduser().is_dir() and bool(
+        URL.match(source) or ANY_URL.match(source)
+    )
+
+
+@dataclass(frozen=True)
+class Repository:
+    """``url`` holds no password; that is handed to git in its environment alone."""
+
+    url: str
+    name: str
+    user: str = ""
+    password: str = ""
+
+    @classmethod
+    def at(cls, source: str) -> "Repository":
+        """:raises DeployError: where it is of a kind that is not fetched"""
+        if not URL.match(source):
+            kind = source.partition(":")[0]
+            raise refusal(f"a URL {kind}:… is not fetched: https, ssh, git or file")
+        name = re.split("[/:]", source.rstrip("/"))[-1].removesuffix(".git")
+        try:
+            parts = urlsplit(source)
+        except ValueError as error:
+            raise refusal(f"its URL can't be read: {error}") from None
+        if not name.strip("."):
+            raise refusal("its URL ends with no name")
+        if not parts.scheme.startswith("http"):
+            if parts.password:
+                raise refusal(
+                    "a password in a URL is for https; ssh has keys, and an agent for them"
+                )
+            return cls(source, name)
+        clean = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return cls(clean, name, unquote(parts.username or ""), unquote(parts.password or ""))
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept, by the operator's other files."""
+        return made(".cache/sources") / f"{self.name}-{sha256(self.url.encode()).hexdigest()[:8]}"
+
+    def git(self, *words: str) -> str:
+        """What git prints.
+
+        :raises DeployError: with what it says is wrong
+        """
+        command = ["git", "-C", str(self.folder), *words]
+        how = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        try:
+            result = subprocess.run(command, env=self._environment(), timeout=TOO_LONG, **how)  # type: ignore[call-overload]
+        except FileNotFoundError:
+            raise refusal(f"{self.url} takes git on this machine") from None
+        except subprocess.TimeoutExpired:
+            raise refusal(f"{self.url}: git {words[0]} takes longer than {TOO_LONG} s") from None
+        if result.returncode:
+            raise refusal(f"{self.url} can't be fetched: {self._why(result.stderr)}")
+        return str(result.stdout)
+
+    def _why(self, said: str) -> str:
+        if secret := self.password or self.user:  # a token may stand in either place
+            said = said.replace(secret, "…")
+        lines = [line for line in said.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR"))]
+        return " ".join((errors or lines or ["git does not say why"])[:2])
+
+    def _environment(self) -> Mapping[str, str]:
+        config = [*CONFIG.items()]
+        if self.user:
+            parts = urlsplit(self.url)
+            where = f"credential.{parts.scheme}://{parts.netloc}"
+            # A password that git's own helpers may know comes before none.
+            config += [(f"{where}.helper", "")] if self.password else []
+            config += [(f"{where}.username", self.user), (f"{where}.helper", HELPER)]
+        found = {**environment(), "GIT_TERMINAL_PROMPT": "0"}
+        first = int(found.get("GIT_CONFIG_COUNT", "0"))
+        for number, (key, value) in enumerate(config, first):
+            found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        found["GIT_CONFIG_COUNT"] = str(first + len(config))
+        return {**found, "SOURCE_USER": self.user, "SOURCE_PASSWORD": self.password}
+
+
+@cache  # once in a run, whatever moves meanwhile
+def fetch(source: str, ref: str | None) -> Path:
+    """A folder with what it is at a branch, a tag or a commit; at its default branch without one.
+
+    :param source: a URL, or a folder in a repository
+    :raises DeployError: where it can't be had
+    """
+    if is_url(source):
+        repository, inside = Repository.at(source), ""
+    else:
+        repository, inside = _around(Path(source).expanduser().resolve())
+    with _alone(repository.folder):
+        commit = _commit(repository, ref)
+        folder = _checked_out(repository, commit)
+    logger.info(f"    {repository.url}: {ref or 'its default branch'} is {commit[:10]}")
+    return folder / inside
+
+
+def _around(folder: Path) -> tuple[Repository, str]:
+    """The repository that a folder is in, and where it is in there."""
+    top, inside = (
+        (git(folder, "rev-parse", what) or b"").decode().removesuffix("\n")
+        for what in ("--show-toplevel", "--show-prefix")
+    )
+    if not top:
+        raise _no_ref(f"{folder} is in no git repository")
+    return Repository(top, Path(top).name), inside
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two runs may fetch the same; what one of them has checked out stays for a while."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.joinpath(".gitignore").write_text("*\n")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _commit(repository: Repository, ref: str | None) -> str:
+    """It is here afterwards, with what it needs."""
+    if not (repository.folder / "HEAD").exists():
+        repository.git("init", "--quiet", "--bare")
+        repository.git("config", "remote.origin.url", repository.url)
+    patterns = [f"refs/{kind}/{ref}" for kind in ("heads", "tags", "remotes")] if ref else ["HEAD"]
+    patterns += [ref] if ref and ref.startswith("refs/") else []
+    listed = repository.git("ls-remote", "--", repository.url, *patterns)
+    names = [line.split("\t")[1] for line in listed.splitlines()]
+    if len(names) > 1:
+        raise _no_ref(f"{ref} is several in {repository.url}: write {' or '.join(names)}")
+    if names:
+        return _have(repository, names[0])
+    if ref is None:
+        raise refusal(f"{repository.url} has no commit on its default branch")
+    if re.fullmatch(r"[0-9a-f]{7,64}", ref):
+        return _have_commit(repository, ref)
+    raise _no_ref(f"{repository.url} has no branch, tag or commit {ref}")
+
+
+def _no_ref(reason: str) -> DeployError:
+    return DeployError(f"app_ref: {reason}; nothing was changed")
+
+
+def _have(repository: Repository, name: str, *depth: str) -> str:
+    words = ("fetch", "--quiet", "--no-tags", "--force", *depth, "--", repository.url, name)
+    if not depth:
+        try:
+            return _have(repository, name, "--depth=1")
+        except DeployError:  # by a server that knows no depths
+            pass
+    repository.git(*words)
+    return repository.git("rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
+
+
+def _have_commit(repository: Repository, ref: str) -> str:
+    verify = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    if len(ref) >= 40:
+        try:
+            repository.git("cat-file", "-e", f"{ref}^{{tree}}")
+            return ref
+        except DeployError:
+            pass
+        try:
+            return _have(repository, ref)
+        except DeployError:  # it is no branch's or tag's, and the server gives nothing else away
+            pass
+    shallow = ["--unshallow"] if (repository.folder / "shallow").exists() else []
+    every = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+    repository.git("fetch", "--quiet", "--force", *shallow, "--", repository.url, *every)
+    try:
+        return repository.git(*verify).strip()
+    except DeployError:
+        raise _no_ref(f"{repository.url} has no commit {ref} on a branch or a tag") from None
+
+
+def _checked_out(repository: Repository, commit: str) -> Path:
+    place = repository.folder / commit
+    folder = place / repository.name
+    if not (place / "complete").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        repository.git("worktree", "prune")
+        repository.git("worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
+    for words in (
+        "reset --quiet --hard",
+        "clean --quiet -ffdx",
+        "submodule --quiet update --init --recursive --force",
+    ):
+        repository.git("-C", str(folder), *words.split())
+    (place / "complete").touch()
+    for other in _old(repository.folder.glob("*/complete")):
+        shutil.rmtree(other)
+    return folder
+
+
+def _old(marks: Iterable[Path]) -> list[Path]:
+    latest = sorted(marks, key=lambda mark: mark.stat().st_mtime, reverse=True)
+    return [mark.parent for mark in latest[KEPT:]]
