@@ -62,20 +62,22 @@ static void on_hangup(int signum) {
 }
 
 /*
- * With threads, of which this is the first: uWSGI's handler waits for the others. That it does not
- * exit, then, is what it would do were this one in a request.
+ * With threads uWSGI's handler waits for all but the first of its own, in which it has to run: one
+ * of the application's hands the signal on. Here it does not exit after that, as it would not were
+ * the first in a request. It can't be called again; the signals that follow wake the first.
  */
 static void on_hangup_with_threads(int signum) {
     int saved = errno;
     int *in_request = &uwsgi.workers[uwsgi.mywid].cores[0].in_request;
     int was = *in_request;
-    if (getpid() == worker.pid && worker.repeats++ < REPEATS && !repeat_after(REPEAT_AFTER)) {
-        *in_request = 1;
-        if (worker.repeats == 1)
-            gracefully_kill(signum);
-        *in_request = was;
-    } else {
+    if (getpid() != worker.pid || (repeat_after(REPEAT_AFTER) && !worker.repeats)) {
         gracefully_kill(signum);
+    } else if ((pid_t)syscall(SYS_gettid) == worker.pid && !worker.repeats++) {
+        *in_request = 1;
+        gracefully_kill(signum);
+        *in_request = was;
+    } else if (worker.repeats > REPEATS && !was) {
+        exit(UWSGI_RELOAD_CODE);
     }
     errno = saved;
 }
