@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_requirements_that_stand_alone_are_known_too(
     assert described(capsys, "r1-aaaa")["requirements"] == alone.digest
     (installed / "requirements.txt").unlink()
     assert described(capsys, "r1-aaaa")["requirements"] == ""
+
+
+def test_what_takes_over_is_newer_than_what_served(installed: Path, sources: Sources) -> None:
+    """Else a browser that has a file of before is told that it has not been modified."""
+    began = time.time() - 1
+    places = [installed / each.path for each in sources.entries if not each.link]
+    assert {place.stat().st_mtime for place in places} == {0}
+    content.touch(installed)
+    assert all(place.stat().st_mtime > began for place in places)
+    assert (installed / "2001.ini").stat().st_mtime == 0
 
 
 def test_what_is_not_there_is_an_error(installed: Path) -> None:

@@ -103,6 +103,13 @@ def sources(folder: Path) -> list[Entry]:
     return sorted(found, key=lambda each: each.path.split("/"))
 
 
+def touch(folder: Path) -> None:
+    """Make the sources in the folder of a release new. In an archive they have no time, and whoever
+    has a file of what served before asks for one that is newer; also where this is gone back to."""
+    for each in sources(folder):
+        os.utime(each.place, follow_symlinks=False)
+
+
 def requirements(folder: Path) -> dict[str, bytes]:
     """Those in the folder of a release, by their path in it."""
     found = [folder / ALONE, *sorted((folder / FOLDER).rglob("*"))]

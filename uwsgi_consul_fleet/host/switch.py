@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from . import health, retire, store, systemd, units
+from . import content, health, retire, store, systemd, units
 from .consul import Consul, UnavailableError
 from .says import ReleaseError, say
 from .store import Release
@@ -100,6 +100,7 @@ def _replace_by(new: Release, lock: IO[str]) -> None:
     stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit). Where it does not come
     up the lock stays held: a rejected release begins none of them until it is gone."""
     _hold(lock)
+    content.touch(new.folder)
     _start(new)
     _take_over(new)
     fcntl.flock(lock, fcntl.LOCK_UN)
