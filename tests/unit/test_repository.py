@@ -46,7 +46,7 @@ def commit(folder: Path, **files: str) -> str:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(repository, "made", lambda name: tmp_path / "operator" / name)
+    monkeypatch.setattr(repository, "operators", lambda: tmp_path / "operator")
     yield tmp_path / "operator"
     _forget()
 

@@ -17,7 +17,7 @@ from pyinfra import logger
 from uwsgi_consul_fleet.git import environment, git
 from uwsgi_consul_fleet.operations.applications.listing import refusal
 from uwsgi_consul_fleet.operations.plan import DeployError
-from uwsgi_consul_fleet.shipped import made
+from uwsgi_consul_fleet.shipped import folder as operators
 
 URL = re.compile(r"(https?|ssh|git|file)://|[\w.-]+@[\w.-]+:(?!//)")
 ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::?//")
@@ -72,7 +72,11 @@ class Repository:
     @property
     def folder(self) -> Path:
         """Where it is kept, by the operator's other files."""
-        return made(".cache/sources") / f"{self.name}-{sha256(self.url.encode()).hexdigest()[:8]}"
+        return (
+            operators()
+            / ".cache/sources"
+            / f"{self.name}-{sha256(self.url.encode()).hexdigest()[:8]}"
+        )
 
     def git(self, *words: str) -> str:
         """What git prints.
