@@ -17,3 +17,8 @@ def folder() -> Path:
     which is here or above, else the current folder."""
     here = Path.cwd()
     return next((each for each in (here, *here.parents) if (each / "tasks.py").is_file()), here)
+
+
+def made(name: str) -> Path:
+    """Where something lies that is made, such as plugins."""
+    return folder() / name

@@ -130,10 +130,34 @@ def test_what_an_application_says_is_never_code(tmp_path: Path) -> None:
     assert not [*tmp_path.rglob("ran")]
 
 
+def test_a_password_is_neither_shown_nor_written(tmp_path: Path) -> None:
+    written = "https://deploy:secret@127.0.0.1:9/shop.git"
+    said = run(tmp_path, "new", "fleet", "--app", written, code=1)
+    assert "its password would be in a file" in said
+    assert "secret" not in said
+    named = "https://deploy:${TOKEN}@127.0.0.1:9/shop.git"
+    assert "the environment has no TOKEN" in run(tmp_path, "new", "fleet", "--app", named, code=1)
+    # What git is told, and what of it others can see.
+    (tmp_path / "git").write_text('#!/bin/sh\ncat /proc/$$/cmdline >seen; exec /usr/bin/git "$@"\n')
+    (tmp_path / "git").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    said = run(tmp_path, "new", "fleet", "--app", named, code=1, TOKEN="secret", PATH=path)
+    assert "git can't clone it: " in said
+    assert "127.0.0.1" in said.partition("git can't clone it: ")[2]
+    assert "secret" not in said + (tmp_path / "seen").read_text()
+    # It does reach the right place.
+    (tmp_path / "my-secret-shop").mkdir()
+    subprocess.run(["git", "init", "--quiet", str(tmp_path / "my-secret-shop")], check=True)
+    place = f"file://{tmp_path}/my-${{TOKEN}}-shop"
+    run(tmp_path, "new", "fleet", "--app", place, TOKEN="secret")
+    assert settings(tmp_path / "fleet", "my_token_shop")["app_source"] == place
+
+
 @pytest.mark.parametrize(
     ("app", "says"),
     [
         ("nowhere", "--app nowhere: there is no such folder"),
+        ("ext::sh -c true", "--app ext::sh -c true: there is no such folder"),
         ("file:///nowhere/shop.git", "--app file:///nowhere/shop.git: git can't clone it: "),
         ("perl", "--app perl: a Perl application (PSGI): app.psgi, which can't be deployed yet"),
     ],

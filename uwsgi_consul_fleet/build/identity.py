@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uwsgi_consul_fleet.inventory.settings import Settings
-from uwsgi_consul_fleet.shipped import folder, shipped
+from uwsgi_consul_fleet.shipped import made, shipped
 
 HERE = Path(__file__).parent
 PLUGIN_FOLDER = shipped("plugin_build")
-DIST = folder() / "plugin_build/dist"
+DIST = made("plugin_build/dist")
 PLUGIN = "consul_plugin.so"
 # Where a host keeps what PyPI's uWSGI was built into.
 PYPI_FOLDER = "/opt/uwsgi-consul-fleet/uwsgi"

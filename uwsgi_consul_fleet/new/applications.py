@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.git import environment
 from uwsgi_consul_fleet.inventory.applications import OWN
 from uwsgi_consul_fleet.inventory.groups import ROLES
 from uwsgi_consul_fleet.inventory.settings import TAKEN
+from uwsgi_consul_fleet.new.clone import URL, cloned
 from uwsgi_consul_fleet.recognise import Recognised, recognise
 
-URL = re.compile(r"[a-z][a-z0-9+.-]*://|[\w.-]+@[\w.-]+:")
 LENGTH = 32  # of a name
 # What the inventory has by these names is no application.
 GROUPS = frozenset({*(role.replace("_", "-") for role in ROLES), "all", "inventory"})
@@ -65,26 +62,16 @@ def look(places: Iterable[str], folder: Path) -> list[Application]:
 @contextmanager
 def _opened(place: str) -> Iterator[Path]:
     """Its folder; of a URL one that is there only meanwhile."""
-    if not URL.match(place):
-        folder = Path(place).expanduser()
-        if not folder.is_dir():
-            raise FleetError(f"--app {place}: there is no such folder, and it is no URL either")
-        if not os.access(folder, os.R_OK | os.X_OK):
-            raise FleetError(f"--app {place}: that folder can't be read")
-        yield folder.resolve()
+    if URL.match(place):
+        with cloned(place) as found:
+            yield found
         return
-    with tempfile.TemporaryDirectory(prefix="uwsgi-consul-fleet-") as temporary:
-        clone = Path(temporary) / "clone"
-        command = ["git", "clone", "--quiet", "--depth", "1", "--", place, str(clone)]
-        try:
-            result = subprocess.run(
-                command, stderr=subprocess.PIPE, text=True, env=environment(), check=False
-            )
-        except FileNotFoundError:
-            raise FleetError(f"--app {place}: git is missing on this machine") from None
-        if result.returncode:
-            raise FleetError(f"--app {place}: git can't clone it: {result.stderr.strip()}")
-        yield clone
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise FleetError(f"--app {place}: there is no such folder, and it is no URL for git either")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise FleetError(f"--app {place}: that folder can't be read")
+    yield folder.resolve()
 
 
 def _name(place: str, taken: set[str]) -> str:
