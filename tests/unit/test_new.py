@@ -1,9 +1,12 @@
 """`uwsgi-consul-fleet new`: the folder of an operator's own."""
 
+import io
 import os
 import runpy
 import signal
 import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from checkout import BIN
 
 from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.new import folder as new_folder
+from uwsgi_consul_fleet.new import program
 from uwsgi_consul_fleet.new.applications import example
 
 FILES = {
@@ -26,20 +30,21 @@ FILES = {
 
 
 def run(where: Path, *words: str, code: int = 0, **environment: str) -> str:
-    """What it said; it never says more than one line of an error."""
-    result = subprocess.run(
-        [str(BIN / "uwsgi-consul-fleet"), *words],
-        cwd=where,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = result.stdout + result.stderr
-    assert result.returncode == code, said
-    assert "Traceback" not in said, said
-    return said
+    """What it says, here in this process; test_wheel.py starts the command itself."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        patch.setattr(sys, "argv", ["uwsgi-consul-fleet", *words])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
+                program.main()
+                ended: str | int | None = 0
+            except SystemExit as error:
+                ended = error.code
+    assert ended == code, said.getvalue()
+    return said.getvalue()
 
 
 def files(place: Path) -> set[str]:
@@ -109,11 +114,10 @@ def test_a_repository_is_cloned_to_be_looked_at(tmp_path: Path, flask: Path) -> 
         subprocess.run([*git, *words], check=True)
     bare = tmp_path / "shop.git"
     subprocess.run(["git", "clone", "--quiet", "--bare", str(flask), str(bare)], check=True)
-    run(tmp_path, "new", "fleet", "--app", f"file://{bare}", TMPDIR=str(tmp_path))
+    run(tmp_path, "new", "fleet", "--app", f"file://{bare}")
     found = settings(tmp_path / "fleet", "shop")
     assert found["app_source"] == f"file://{bare}"
     assert found["app_entry_point"] == "shop:create_app()"
-    assert not [*tmp_path.glob("uwsgi-consul-fleet-*")]
 
 
 def test_what_an_application_says_is_never_code(tmp_path: Path) -> None:
