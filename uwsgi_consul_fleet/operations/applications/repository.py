@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -83,17 +83,23 @@ class Repository:
 
         :raises DeployError: with what it says is wrong
         """
-        command = ["git", "-C", str(self.folder), *words]
-        how = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
         try:
-            result = subprocess.run(command, env=self._environment(), timeout=TOO_LONG, **how)  # type: ignore[call-overload]
+            result = subprocess.run(
+                ["git", "-C", str(self.folder), *words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                env=self._environment(),
+                timeout=TOO_LONG,
+                check=False,
+            )
         except FileNotFoundError:
             raise refusal(f"{self.url} takes git on this machine") from None
         except subprocess.TimeoutExpired:
             raise refusal(f"{self.url}: git {words[0]} takes longer than {TOO_LONG} s") from None
         if result.returncode:
             raise refusal(f"{self.url} can't be fetched: {self._why(result.stderr)}")
-        return str(result.stdout)
+        return result.stdout
 
     def _why(self, said: str) -> str:
         if secret := self.password or self.user:  # a token may stand in either place
@@ -159,9 +165,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _commit(repository: Repository, ref: str | None) -> str:
     """It is here afterwards, with what it needs."""
-    if not (repository.folder / "HEAD").exists():
-        repository.git("init", "--quiet", "--bare")
-        repository.git("config", "remote.origin.url", repository.url)
+    repository.git("init", "--quiet", "--bare")
+    # A submodule's relative URL begins there.
+    repository.git("config", "remote.origin.url", repository.url)
     patterns = [f"refs/{kind}/{ref}" for kind in ("heads", "tags", "remotes")] if ref else ["HEAD"]
     patterns += [ref] if ref and ref.startswith("refs/") else []
     listed = repository.git("ls-remote", "--", repository.url, *patterns)
@@ -181,36 +187,30 @@ def _no_ref(reason: str) -> DeployError:
     return DeployError(f"app_ref: {reason}; nothing was changed")
 
 
-def _have(repository: Repository, name: str, *depth: str) -> str:
-    words = ("fetch", "--quiet", "--no-tags", "--force", *depth, "--", repository.url, name)
-    if not depth:
-        try:
-            return _have(repository, name, "--depth=1")
-        except DeployError:  # by a server that knows no depths
-            pass
-    repository.git(*words)
+def _have(repository: Repository, name: str) -> str:
+    words = ("fetch", "--quiet", "--no-tags", "--force")
+    try:
+        repository.git(*words, "--depth=1", "--", repository.url, name)
+    except DeployError:  # a server may know no depths
+        repository.git(*words, "--", repository.url, name)
     return repository.git("rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
 
 
-def _have_commit(repository: Repository, ref: str) -> str:
-    verify = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    if len(ref) >= 40:
-        try:
-            repository.git("cat-file", "-e", f"{ref}^{{tree}}")
-            return ref
-        except DeployError:
-            pass
-        try:
-            return _have(repository, ref)
-        except DeployError:  # it is no branch's or tag's, and the server gives nothing else away
-            pass
+def _have_commit(repository: Repository, commit: str) -> str:
+    """By itself, if the server gives that away; else with every branch and tag."""
+    if len(commit) >= 40:
+        with suppress(DeployError):
+            repository.git("cat-file", "-e", f"{commit}^{{tree}}")
+            return commit
+        with suppress(DeployError):
+            return _have(repository, commit)
     shallow = ["--unshallow"] if (repository.folder / "shallow").exists() else []
     every = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
     repository.git("fetch", "--quiet", "--force", *shallow, "--", repository.url, *every)
     try:
-        return repository.git(*verify).strip()
+        return repository.git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").strip()
     except DeployError:
-        raise _no_ref(f"{repository.url} has no commit {ref} on a branch or a tag") from None
+        raise _no_ref(f"{repository.url} has no commit {commit} on a branch or a tag") from None
 
 
 def _checked_out(repository: Repository, commit: str) -> Path:
