@@ -10,6 +10,10 @@ from uwsgi_consul_fleet.lab import ssh_config
 # the name that it got then.
 fleet = None
 
+# How long a deploy waits for another one to end, such as 10m; None stops at once, with status
+# 75. Mostly typed: --data wait=10m.
+wait = None
+
 # Whether a retired host also loses its releases and Consul's data.
 purge = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ from consul_processes import Agent, until
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
-from uwsgi_consul_fleet.errors import RefusedError
+from uwsgi_consul_fleet.errors import LockedError, RefusedError
 from uwsgi_consul_fleet.host import cluster, lock_session, unwritten
 from uwsgi_consul_fleet.host.consul import CONTENTS, FLEET, KEYS, Access, Consul, UnavailableError
 from uwsgi_consul_fleet.host.lock_session import (
@@ -206,6 +207,20 @@ class TestTaking:
             lock.Lock([]).take("deploy", {"shop": "r7"})
 
 
+def sessions_at_hand(session: Start, agents: dict[str, Agent]) -> type:
+    """Sessions as a keeper has them on these servers, without the way there."""
+
+    class Here:
+        def __init__(self, server: keeper.Server) -> None:
+            self._session = session(agents[server.name])
+            self.close = self._session.hang_up
+
+        def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+            return self._session.ask(**message)
+
+    return Here
+
+
 class TestLooking:
     """What a run is told of others since it looked; see Lock.look in lock/lock.py."""
 
@@ -257,18 +272,7 @@ class TestLooking:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         agents = {"s1": new_agent(), "s2": agent}
-
-        class Here:
-            """As it is on a server, without the way there."""
-
-            def __init__(self, server: keeper.Server) -> None:
-                self._session = session(agents[server.name])
-                self.close = self._session.hang_up
-
-            def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-                return self._session.ask(**message)
-
-        monkeypatch.setattr(keeper, "Session", Here)
+        monkeypatch.setattr(keeper, "Session", sessions_at_hand(session, agents))
         self.take(agent, "anna")
         kept = keeper.Keeper([keeper.Server(name, {}, "") for name in agents])
         assert kept.ask({"do": "look"})["seen"] == HELD
@@ -278,6 +282,84 @@ class TestLooking:
         claim = {**ANNA, "id": "anna", "fleet": {"id": "ours", "fleet": "o", "layout": 2}}
         assert Lock(keys(agent)).answer({"do": "take", "claim": claim})["state"] == "foreign"
         assert keys(agent).call("GET", f"/v1/kv/{KEYS}{LAST}") is None
+
+
+class TestWaiting:
+    """See Lock.wait in lock/lock.py."""
+
+    @pytest.fixture
+    def run(
+        self, agent: Agent, session: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[], lock.Lock]:
+        """Makes a run's lock, with its keeper in this process."""
+        monkeypatch.setattr(keeper, "Session", sessions_at_hand(session, {"s1": agent}))
+
+        class Handle:
+            def __init__(self) -> None:
+                self.kept = keeper.Keeper([keeper.Server("s1", {}, "")])
+                self.send = self.end = lambda *_: None
+
+            def ask(self, message: dict[str, Any], _timeout: float) -> dict[str, Any]:
+                return self.kept.answer(message)
+
+        monkeypatch.setattr(lock.keeper, "get", Handle)
+        monkeypatch.setattr(lock, "POLL", 0.05)
+        return lambda: lock.Lock([])
+
+    def test_a_run_has_its_turn_before_it_decides(
+        self, agent: Agent, run: Callable[[], lock.Lock]
+    ) -> None:
+        one, two, said = run(), run(), list[str]()
+        one.take("deploy", {"shop": "r7"})
+
+        def end(line: str) -> None:
+            said.append(line)
+            one.finish("ok")
+
+        two.wait("deploy", 60, end)
+        assert len(said) == 1
+        assert "runs a deploy of r7" in said[0]
+        assert re.search(r"waits for it, \d+ s at most$", said[0])
+        with pytest.raises(LockedError):
+            run().take("deploy", {})
+        two.take("deploy", {"shop": "r8"})
+        claim = keys(agent).holder() or {}
+        assert claim["releases"] == {"shop": "r8"}
+        two.release()
+        # It changed nothing, so it is in nobody's way.
+        assert keys(agent).last()["releases"] == {"shop": "r7"}
+        assert is_free(agent)
+
+    def test_it_gives_up_in_time(self, run: Callable[[], lock.Lock]) -> None:
+        one, said = run(), list[str]()
+        one.take("deploy", {"shop": "r7"})
+        with pytest.raises(LockedError, match=r"a deploy of r7.*Waited 1 s") as raised:
+            run().wait("deploy", 1, said.append)
+        assert raised.value.exit_code == 75
+        assert len(said) == 1
+
+    def test_who_lost_it_while_it_decided_is_overtaken(
+        self, agent: Agent, run: Callable[[], lock.Lock]
+    ) -> None:
+        one, two = run(), run()
+        one.wait("deploy", 1, str)
+        keys(agent).destroy((keys(agent).holder() or {})["session"])
+        two.take("deploy", {"shop": "r8"})
+        two.finish("ok")
+        with pytest.raises(LockedError, match="was changed while this run looked at it"):
+            one.take("deploy", {"shop": "r9"})
+        assert is_free(agent)
+
+    def test_without_consul_it_goes_on(
+        self,
+        new_agent: Callable[..., Agent],
+        session: Start,
+        run: Callable[[], lock.Lock],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        nobody = new_agent()  # never started
+        monkeypatch.setattr(keeper, "Session", sessions_at_hand(session, {"s1": nobody}))
+        run().wait("deploy", 60, str)
 
 
 def test_what_was_done_without_consul_is_written_there_by_who_comes_next(

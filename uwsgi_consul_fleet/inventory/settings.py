@@ -20,6 +20,7 @@ from pydantic import (
     ValidationError,
 )
 
+from uwsgi_consul_fleet import durations
 from uwsgi_consul_fleet.host.consul import ADDRESS
 from uwsgi_consul_fleet.inventory import uwsgi_options
 
@@ -66,8 +67,13 @@ Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
 # Where a secret is: a file on this machine, or $NAME for a variable of its environment.
 Secret = Annotated[str, StringConstraints(pattern=r"^(\$[A-Za-z_][A-Za-z0-9_]*|[^$\s][^\n]*)$")]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
-# What a host can't have of its own: there is one roll-out over all hosts.
-FLEET_WIDE = ("fleet", "canary", "batch", "on_failure", "max_unavailable", "max_failed_hosts")
+Duration = Annotated[str, AfterValidator(lambda text: _duration(text))]
+# What a host can't have of its own: it is about the whole run, or about the one roll-out over all
+# hosts.
+OF_A_RUN = ("fleet", "wait")
+FLEET_WIDE = (
+    *OF_A_RUN, "canary", "batch", "on_failure", "max_unavailable", "max_failed_hosts",
+)  # fmt: skip
 # Of agents that are there already: without effect on one that is brought.
 OF_AN_AGENT = tuple(
     f"consul_{key}"
@@ -154,6 +160,11 @@ def split_entry_point(text: str) -> tuple[str, str]:
     return (found[1], found[2] or "") if found else ("", "")
 
 
+def _duration(text: str) -> str:
+    durations.seconds(text)
+    return text
+
+
 def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
@@ -175,6 +186,10 @@ class HostSettings(BaseModel):
     """What the fleet is called, such as shop-production; a run stops where the hosts carry another
     name. None takes what they carry, and at the first deploy the application's name; a fleet keeps
     the name that it got then."""
+
+    wait: Annotated[Duration, BeforeValidator(_text)] | None = None
+    """How long a deploy waits for another one to end, such as 10m; None stops at once, with status
+    75. Mostly typed: --data wait=10m."""
 
     purge: bool = True
     """Whether a retired host also loses its releases and Consul's data."""

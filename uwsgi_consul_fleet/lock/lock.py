@@ -7,15 +7,17 @@ server.
 
 import getpass
 import json
+import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+from uwsgi_consul_fleet import durations
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import (
     FleetError,
@@ -31,6 +33,8 @@ from uwsgi_consul_fleet.ownership.identity import ForeignError, Identity
 from uwsgi_consul_fleet.ssh.options import plain
 
 INTERVAL = 0.25  # seconds between two tries while waiting for Consul
+POLL = 1.0  # seconds between two looks at who has the lock
+REMIND = 30.0  # seconds after which it is said again who is waited for
 PATIENCE = 30.0  # seconds in which Consul must confirm the lock before the next step
 CHECKED = 1.0  # seconds for which an answer of the keeper holds
 ANSWER = 5.0  # seconds for what the keeper knows by itself
@@ -70,6 +74,38 @@ class Lock:
         self._seen = reply.get("seen")
         if refuse and (holder := reply.get("holder")):
             raise _locked(holder)
+
+    def wait(self, what: str, seconds: float, report: Callable[[str], None]) -> None:
+        """Take the lock when whoever has it has ended, before anything is decided: what is read
+        from here on, nobody overtakes. :meth:`take` says later what is done under it. Where Consul
+        can't be asked, nothing is taken: that is for :meth:`take` to judge.
+
+        :param what: what is done under it, such as ``deploy``
+        :param seconds: at most
+        :param report: is told whom it waits for, and again once in a while
+        :raises LockedError: where somebody has it even then
+        """
+        deadline = time.monotonic() + seconds
+        reminded = -math.inf
+        while True:
+            # Only looked at: each try to take it would write into Consul.
+            if not (holder := self._keeper.ask({"do": "look"}, FAR_ANSWER).get("holder")):
+                try:
+                    return self.take(what, {})
+                except LockedError:  # by who else has waited
+                    continue
+                except (UnreachableError, RefusedError):
+                    if math.isinf(reminded):
+                        return None
+                    # Whoever is waited for may be restarting Consul's servers.
+            now = time.monotonic()
+            if now > deadline:
+                why = told(holder) if holder else "no Consul server answers"
+                raise LockedError(f"{why}. Waited {durations.told(seconds)}")
+            if holder and now - reminded >= REMIND:
+                reminded = now
+                report(f"{told(holder)}; waits for it, {durations.told(deadline - now)} at most")
+            time.sleep(POLL)
 
     def take(
         self,
@@ -118,6 +154,7 @@ class Lock:
         self._held = True
         self._checked = time.monotonic()
         self._expect_seen(reply["last"])
+        self._seen = reply["last"].get("id", "")
 
     def _expect_seen(self, last: Message) -> None:
         if self._seen not in (None, last.get("id", "")):
@@ -264,7 +301,7 @@ def told(held: Message) -> str:
     since = held.get("since", "")
     return (
         f"locked: {_run(held, 'runs')}"
-        f"{f', since {since[:19]}Z ({_ago(since)} ago)' if since else ''}"
+        f"{f', since {since[:19]}Z ({durations.told(seconds_since(since))} ago)' if since else ''}"
     )
 
 
@@ -285,11 +322,6 @@ def _lost(reply: Message) -> str:
         reply.get("reason") or "somebody removed it, or nothing was heard from here for too long"
     )
     return f"the lock was lost: {told(reply['holder']) if reply.get('holder') else reason}"
-
-
-def _ago(since: str) -> str:
-    seconds = max(0, round(seconds_since(since)))
-    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
 
 
 def _operator() -> Message:

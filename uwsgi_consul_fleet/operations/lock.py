@@ -16,6 +16,7 @@ import gevent
 from pyinfra import host, logger
 from pyinfra.api import operation
 
+from uwsgi_consul_fleet import durations
 from uwsgi_consul_fleet.errors import (
     FleetError,
     LockedError,
@@ -64,7 +65,8 @@ class Guard:
         atexit.register(self.end)
 
     def look(self) -> None:
-        """Before anything is read of a host: what another run changes from here on is noticed.
+        """Before anything is read of a host: what another run changes from here on is noticed; or
+        with ``wait`` nobody changes anything any more.
 
         :raises SystemExit: where somebody has the lock, and nobody is to be shown anything first
         """
@@ -73,10 +75,17 @@ class Guard:
             if self._looked or not self.lock or self._servers() <= self._run.pyinfra.failed:
                 return
             self._looked = True
+            wait = self._run.fleet.hosts[0].settings.wait
             try:
-                self.lock.look(refuse=not self._run.pyinfra.asks_first)
+                if wait:
+                    self.lock.wait("deploy", durations.seconds(wait), self._say)
+                else:
+                    self.lock.look(refuse=not self._run.pyinfra.asks_first)
             except LockedError as error:
                 self._end_by(error, error.exit_code, f"{error}. Nothing was touched")
+
+    def _say(self, line: str) -> None:
+        logger.info(f"    {line}")
 
     def _end_by(self, error: FleetError, code: int, message: str) -> NoReturn:
         self._stop = _exit(code, message)
@@ -136,7 +145,8 @@ class Guard:
         if self.lock is None:
             return
         try:
-            if outcome := self._outcome():
+            # One that began nothing may have waited for its turn, and has nothing to tell.
+            if outcome := self._began and self._outcome():
                 changed, failed = map(sorted, (self._run.pyinfra.changed, self._run.pyinfra.failed))
                 self.lock.finish(outcome, changed=changed, failed=failed, detail=self._lost())
             else:
