@@ -382,12 +382,13 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     contents = {"shop": {"on": [r6], "refused": [r7]}}
     told = json.dumps({"releases": {"shop": "r6"}, "contents": contents, "entry": back})
     unwritten.keep(told)
+    keys(agent).record({**ANNA, "what": "exec", "since": lock_session.now()})  # changes nothing
     # Who looked before is told that something happened since.
     assert ask("look")["seen"] == "anna"
     assert take("carl")["last"]["id"] == "anna"
     assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop")[0]["Value"] == encoded("r6")
     assert contents["shop"].items() <= keys(agent).value(f"{CONTENTS}shop").items()
-    assert [entry.get("id") for entry in audit(agent)] == ["bert", "anna"]
+    assert [entry.get("id") for entry in audit(agent)] == ["bert", "anna", None]
     assert not unwritten.read()
     ask("expect", releases={"shop": "r8"})
     ask("finish", entry={"outcome": "ok"})
@@ -396,7 +397,7 @@ def test_what_was_done_without_consul_is_written_there_by_who_comes_next(
     assert ask("look")["seen"] == "carl"
     assert take("dora")["last"]["id"] == "carl"
     assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop")[0]["Value"] == encoded("r8")
-    assert len(audit(agent)) == 3
+    assert len(audit(agent)) == 4
     assert not unwritten.read()
 
 

@@ -2,7 +2,18 @@
 
 from invoke import Collection
 
-from uwsgi_consul_fleet.commands import adopt, audit, build, client, lab, lock, releases, verify
+from uwsgi_consul_fleet.commands import (
+    adopt,
+    audit,
+    build,
+    client,
+    execute,
+    lab,
+    lock,
+    logs,
+    releases,
+    verify,
+)
 
 namespace = Collection(
     build.build_plugin,
@@ -10,6 +21,8 @@ namespace = Collection(
     client.client,
     releases.releases,
     releases.rollback,
+    logs.logs,
+    execute.execute,
     audit.audit,
     lock.unlock,
     adopt.adopt,

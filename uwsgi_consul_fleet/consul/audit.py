@@ -47,6 +47,17 @@ def read(fleet: Fleet, last: int) -> list[Entry]:
     return found[-last:]
 
 
+def note(fleet: Fleet, entry: Mapping[str, Any]) -> None:
+    """Write an entry of something that needs no lock; again under the same ``since`` replaces it.
+
+    :raises UnreachableError: where no Consul server can be asked
+    :raises ForeignError: where it is not that of the inventory and its hosts
+    """
+    with catalog.api(fleet) as way, catalog.client(way) as asked:
+        catalog.refuse_other(fleet, asked)
+        asked.kv.put(fleet.keys + AUDIT + str(entry["since"]), json.dumps(entry))
+
+
 def _entry(value: bytes) -> Entry:
     """As it was written; what another version knows beside it is left out."""
     known = {"machine" if key == "from" else key: said for key, said in json.loads(value).items()}

@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     text = "keep what was done without Consul, for who holds the fleet's lock next"
     one = commands.add_parser("unwritten", help=text, description=text)
     one.add_argument("told", metavar="JSON")
+    text = "run a command as the units do, whose words come at standard input"
+    one = command("exec", text)
+    one.add_argument("unit", metavar="UNIT", help="what the command's own unit is called")
+    one.add_argument("who", metavar="WHO", help="for whom it is run")
+    one.add_argument("--terminal", action="store_true", help="standard input is a terminal")
     commands.add_parser("lock-session", help="hold the fleet's lock for who is at the other end")
     about = "ask the Consul agent of this host, or change its cluster"
     consul = commands.add_parser("consul", help=about, description=about)

@@ -64,6 +64,10 @@ def _run(access: Access, token: str, command: str, **options: Any) -> None:
         from . import store
 
         store.show(**options)
+    elif command == "exec":
+        from . import execution
+
+        execution.run(**options)
     elif command in ("describe", "pack"):
         from . import content
 

@@ -125,7 +125,7 @@ class Lock:
         :raises RefusedError: where a token does not allow it
         :raises UnreachableError: where no Consul server can be asked
         """
-        claim: Message = {"id": self._id, **_operator(), "what": what, "releases": dict(releases)}
+        claim: Message = {"id": self._id, **operator(), "what": what, "releases": dict(releases)}
         if identity:
             claim["fleet"] = identity.as_dict()
         self._claim = {"since": now(), **claim}
@@ -275,7 +275,7 @@ def unlock(fleet: Fleet, held: Message) -> None:
             consul.session.destroy(held["session"])
         else:  # written by hand
             consul.kv.delete(fleet.keys + LOCK)
-        consul.kv.put(fleet.keys + AUDIT + entry["since"], json.dumps({**_operator(), **entry}))
+        consul.kv.put(fleet.keys + AUDIT + entry["since"], json.dumps({**operator(), **entry}))
 
 
 @contextmanager
@@ -324,7 +324,8 @@ def _lost(reply: Message) -> str:
     return f"the lock was lost: {told(reply['holder']) if reply.get('holder') else reason}"
 
 
-def _operator() -> Message:
+def operator() -> Message:
+    """Who runs this, and where."""
     try:
         who = os.environ.get("SUDO_USER") or getpass.getuser()
     except (OSError, KeyError):  # a user without a name

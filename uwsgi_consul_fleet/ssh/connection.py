@@ -2,13 +2,13 @@
 
 import codecs
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from socket import IPPROTO_TCP, TCP_NODELAY, create_server, socket
 from threading import Event, Thread
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import paramiko
 from fabric import Config, Connection
@@ -36,6 +36,12 @@ class Host(Protocol):
 
     @property
     def data(self) -> Mapping[str, Any]: ...
+
+
+class Writer(Protocol):
+    """What takes output in pieces, as they come."""
+
+    def writelines(self, pieces: Iterable[bytes], /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -119,18 +125,20 @@ class Running:
                 raise self._lost("")
             raise self._failed(f"cannot become root: {self._dialog.reason()}")
 
-    def finish(self, stdin: bytes = b"", into: IO[bytes] | None = None) -> Result:
+    def finish(self, stdin: bytes | None = b"", into: Writer | None = None) -> Result:
         """Let it read this, and wait for its end.
 
+        :param stdin: None where somebody else writes to it, and ends it
         :param into: takes its output, of which the result has nothing then
         :raises UnreachableError: where it can't become root, or the connection is lost
         """
         try:
             if root.may_ask(self._options.root):
                 self.begin()
-            with suppress(OSError):  # it may end without reading all of it
-                self.channel.sendall(stdin)
-            self.channel.shutdown_write()
+            if stdin is not None:
+                with suppress(OSError):  # it may end without reading all of it
+                    self.channel.sendall(stdin)
+                self.channel.shutdown_write()
             pieces = iter(lambda: self.channel.recv(65536), b"")
             stdout = b"" if into else b"".join(pieces)
             if into:
@@ -145,6 +153,23 @@ class Running:
             raise self._lost(error) from error
         finally:
             self.channel.close()
+
+    def output(self) -> Iterator[bytes]:
+        """Each line of its standard output, as it comes; it must have begun.
+
+        :raises UnreachableError: where the connection is lost meanwhile, or the script fails
+        """
+        try:
+            yield from self.channel.makefile("rb")
+            code = self.channel.recv_exit_status()
+        except LOST as error:
+            raise self._lost(error) from error
+        finally:
+            self.channel.close()
+        if code == -1:  # the channel was closed without one
+            raise self._lost("")
+        if code:
+            raise self._failed(self.last_words() or f"exit status {code}")
 
     def last_words(self) -> str:
         """The last line of its standard error, when it has ended."""
@@ -203,7 +228,7 @@ def run_script(
     script: str,
     stdin: bytes = b"",
     on_line: Follow = lambda line: None,
-    into: IO[bytes] | None = None,
+    into: Writer | None = None,
 ) -> Result:
     """Run a shell script as root, without leaving a file behind.
 

@@ -1,0 +1,1 @@
+"""What the instances say, and commands beside them in the release that serves."""

@@ -1,0 +1,222 @@
+"""A command beside the instances, in the release that serves."""
+
+import os
+import shlex
+import signal
+import sys
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Thread
+from typing import Self
+from uuid import uuid4
+
+from fabric import Connection
+from paramiko import Channel
+
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.host.execution import READY
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.ssh import connection as ssh
+from uwsgi_consul_fleet.ssh import terminal
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FAILED = 255  # as ssh has it, where the command could not be run
+# It may not have begun.
+KILL = """\
+for _ in 1 2 3 4 5 6 7 8 9; do
+    systemctl kill --signal={} {} 2>/dev/null && break
+    sleep 0.5
+done
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is to be run, for an application; ``who`` is told to the host's journal."""
+
+    app: str
+    words: Sequence[str]
+    who: str
+
+    @property
+    def line(self) -> bytes:
+        """As the host program reads it: quoted for a shell, as it was typed byte by byte."""
+        return b64encode(os.fsencode(shlex.join(self.words))) + b"\n"
+
+    def script(self, unit: str, *options: str) -> str:
+        """What runs it on a host, in a unit of this name."""
+        program = (*host_program.carried(), "exec", *options, self.app, unit, self.who)
+        return f"exec {shlex.join(program)}"
+
+
+def first(hosts: Sequence[Host]) -> Host:
+    """The first that can be reached.
+
+    :raises UnreachableError: where none can
+    """
+    problems = []
+    for host in hosts:
+        try:
+            with ssh.connect(host):
+                return host
+        except UnreachableError as error:
+            problems.append(str(error))
+    raise UnreachableError("\n".join(problems))
+
+
+def run(hosts: Sequence[Host], command: Command) -> int:
+    """On these hosts; returns the worst exit status.
+
+    :raises UnreachableError: where the only one can't be asked
+    """
+    if len(hosts) > 1:
+        return side_by_side(hosts, command)
+    return (interactively if terminal.is_there() else alone)(hosts[0], command)
+
+
+def interactively(host: Host, command: Command) -> int:
+    """With this terminal; returns its exit status.
+
+    :raises UnreachableError: where the host can't be asked
+    """
+    with ssh.connect(host) as connection:
+        script = command.script(_unit(), "--terminal")
+        return terminal.attach(connection, script, READY, command.line)
+
+
+def alone(host: Host, command: Command) -> int:
+    """On one host, with this process's standard input and output; returns its exit status.
+
+    :raises UnreachableError: where the host can't be asked
+    """
+    with _Signals() as signals, ssh.connect(host) as connection:
+        return _run(connection, command, signals, _Through(), _complain, feeds=True)
+
+
+def side_by_side(hosts: Sequence[Host], command: Command) -> int:
+    """On several, with nothing to read, each line behind its host; the worst exit status."""
+    width = max(len(host.name) for host in hosts) + 2
+    with _Signals() as signals, ssh.side_by_side(len(hosts)) as pool:
+
+        def run(host: Host) -> int:
+            prefix = f"{f'[{host.name}]':{width}} "
+
+            def told(line: str) -> None:
+                _complain(prefix + line)
+
+            try:
+                with ssh.connect(host) as connection:
+                    code = _run(connection, command, signals, _Lines(prefix), told)
+            except UnreachableError as error:
+                _complain(str(error))
+                return FAILED
+            if code:
+                told(f"exit status {code}")
+            return code
+
+        return max(pool.map(run, hosts))
+
+
+def _run(
+    connection: Connection,
+    command: Command,
+    signals: "_Signals",
+    output: ssh.Writer,
+    errors: ssh.Follow,
+    feeds: bool = False,
+) -> int:
+    unit = _unit()
+    with signals.reach(connection, unit):
+        if signals.received:
+            return 128 + signals.received
+        running = ssh.Running(connection, command.script(unit), errors)
+        running.begin()
+        if feeds:
+            Thread(target=_feed, args=(running.channel, command.line), daemon=True).start()
+        return running.finish(None if feeds else command.line, output).exit_code
+
+
+def _feed(channel: Channel, first: bytes) -> None:
+    with suppress(*ssh.LOST):
+        channel.sendall(first)
+        while piece := os.read(0, 65536):
+            channel.sendall(piece)
+        channel.shutdown_write()
+
+
+def _unit() -> str:
+    return f"uwsgi-consul-fleet-exec-{uuid4().hex[:12]}.service"
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Through:
+    """Output as it is."""
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+
+
+class _Lines:
+    """Output line by line, each behind a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        rest = b""
+        for piece in pieces:
+            *lines, rest = (rest + piece).split(b"\n")
+            self._print(lines)
+        if rest:
+            self._print([rest])
+
+    def _print(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            print(self._prefix + line.decode(errors="replace"), flush=True)
+
+
+class _Signals:
+    """Ctrl-C and the like go to the commands on the hosts, and this process waits for their end.
+
+    ``received`` is the number of the first; a command that has not begun begins no more.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._reached: dict[str, Connection] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def reach(self, connection: Connection, unit: str) -> Iterator[None]:
+        self._reached[unit] = connection
+        try:
+            yield
+        finally:
+            del self._reached[unit]
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        # Who asks again means it.
+        name = signal.Signals(number).name if not self.received else "SIGKILL"
+        self.received = self.received or number
+        for unit, connection in [*self._reached.items()]:
+            Thread(target=_kill, args=(connection, unit, name), daemon=True).start()
+
+
+def _kill(connection: Connection, unit: str, name: str) -> None:
+    with suppress(UnreachableError):
+        ssh.run_script(connection, KILL.format(name, unit))
