@@ -3,7 +3,7 @@
 import pytest
 
 from uwsgi_consul_fleet import durations
-from uwsgi_consul_fleet.inventory.settings import DEMO, parse
+from uwsgi_consul_fleet.inventory.settings import DEMO, Settings, parse
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_it_is_told(count: float, told: str) -> None:
 
 
 def test_a_wait_that_is_none_names_the_setting() -> None:
-    found = parse("web1", {**DEMO, "wait": 10})
+    found = parse({**DEMO, "wait": 10}, Settings, lambda _key: "web1")
     assert found.settings is None
     [problem] = found.problems
     assert problem.startswith("web1: wait = ")
