@@ -56,10 +56,10 @@ def accept_folders(_event: object) -> None:
     if "debug-inventory" in sys.argv:
         from pyinfra_cli import prints  # type: ignore[import-untyped]
 
-        from uwsgi_consul_fleet.inventory import reading
+        from uwsgi_consul_fleet.inventory.told import told
 
         # With what its own does not tell.
-        prints._host_to_dict = reading.described
+        prints._host_to_dict = told
 
 
 def _reached(name: str, groups: list[str], data: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import wheel
 from checkout import BIN
 from lab_commands import Lab
 
-pytestmark = pytest.mark.takes(75)
+pytestmark = pytest.mark.takes(90)
 
 SHOP = """
 from flask import Flask

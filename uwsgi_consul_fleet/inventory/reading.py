@@ -38,25 +38,13 @@ def read(file: str | Path, resolve: Resolve) -> model.Fleet:
     return build(path, json.loads(result.stdout), resolve)
 
 
-def described(host: Any) -> dict[str, Any]:
-    """One of pyinfra's hosts, as `debug-inventory --json` prints it (see pyinfra_cli.py), and
-    which of its data are not all hosts', and which groups there are, those without hosts too."""
-    return {
-        "name": host.name,
-        "groups": list(host.groups),
-        "data": host.data,
-        "own": [*host.group_data, *host.host_data],
-        "all_groups": list(host.inventory.group_data),
-    }
-
-
 def build(
     path: Path,
     hosts: Sequence[Mapping[str, Any]],
     resolve: Resolve,
     typed: Mapping[str, Any] | None = None,
 ) -> model.Fleet:
-    """The fleet from hosts as :func:`described`.
+    """The fleet from hosts as :func:`.told.told` has them.
 
     :param path: the inventory file; pyinfra makes a group of its name
     :param typed: what comes before their data

@@ -11,6 +11,7 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading as fleet_inventory
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.inventory.settings import TYPED
+from uwsgi_consul_fleet.inventory.told import told
 from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
 from uwsgi_consul_fleet.ssh import options
 
@@ -25,9 +26,7 @@ def read(pyinfra: PyinfraRun) -> Fleet:
     :raises DeployError: with every mistake in it
     """
     refuse_own_order(sys.argv)
-    hosts = [
-        {**fleet_inventory.described(each), "data": pyinfra.untyped(each.name)} for each in pyinfra
-    ]
+    hosts = [{**told(each), "data": pyinfra.untyped(each.name)} for each in pyinfra]
     typed = {key: value for key, value in pyinfra.typed.items() if key not in TYPED}
     try:
         found = fleet_inventory.build(inventory_file(sys.argv), hosts, options.address, typed)
