@@ -68,9 +68,13 @@ for service in host.loop(fleet.services):  # type: ignore[no-untyped-call]
     if service not in apps:
         continue
     its, package, title = apps[service].here, apps[service].package, here.run.title(service)
+    if its.me.settings.app_packages:
+        app.packages(name=f"{title}: install its Debian packages", here=its)
     if package.release.resolution:
         app.bring(name=f"{title}: bring its dependencies", here=its, release=package.release)
     app.install(name=f"{title}: install the release", here=its, package=package)
+    if its.me.settings.app_release:
+        app.run_once(name=f"{title}: run app_release, once", here=its, package=package)
     for batch in host.loop(here.run.rollouts[service].batches):  # type: ignore[no-untyped-call]
         if its.me in batch.hosts:
             app.switch(

@@ -132,6 +132,30 @@ app_uwsgi = {}
 # {"/static": "staticfiles"}; what is not in them is the application's to answer.
 app_static = {}
 
+# Debian packages that it runs with, such as ["libpq5", "gettext"]; installed on its hosts,
+# where they stay.
+app_packages = []
+
+# Debian packages that its dependencies are compiled with and app_build runs with, such as
+# ["libpq-dev", "nodejs"]; they come into a scratch layer, and do not stay.
+app_build_packages = []
+
+# Commands that make a release ready on each host before it is tried, such as
+# ["python manage.py collectstatic --noinput"]: in the folder where the application works, as its
+# user, with its environment, and its virtual environment first on the PATH.
+app_build = []
+
+# Commands that run once for each release, on one host, before the first one is switched, such
+# as ["python manage.py migrate --noinput"]; as app_build.
+app_release = []
+
+# Seconds that each command of app_build and app_release may take.
+app_step_timeout = 900
+
+# Files and folders (with a slash at the end) that releases share, such as ["media/",
+# "db.sqlite3"]: each lies in /srv/NAME/shared, and a link in its place. Nothing removes them.
+app_shared = []
+
 # The uWSGI servers on each host: a name (the id in Consul) and a port.
 instances = {"server1": 2001, "server2": 2002}
 

@@ -51,7 +51,16 @@ def install(
     host: Path, resolution: str = "", environment: str = "-"
 ) -> "subprocess.CompletedProcess[str]":
     stdin = subprocess.run(["gzip"], input=packed(**{"release.json": "{}"}), stdout=-1, check=True)
-    words = ("shop", "r1", environment, resolution, "/none/plugin.so", sys.executable, "")
+    words = (
+        "shop",
+        "r1",
+        environment,
+        resolution,
+        "/none/plugin.so",
+        sys.executable,
+        "",
+        "release.json",
+    )
     script = "".join((APPLICATIONS / name).read_text() for name in INSTALL)
     return run(host, script, *words, stdin=base64.b64encode(stdin.stdout))
 
@@ -132,6 +141,7 @@ def test_other_versions_are_taken_only_where_these_do_not_fit(
     scripts = (SCRIPTS / "build/scratch.sh", *map(APPLICATIONS.joinpath, RESOLVE))
     given = {"app": "shop", "id": "0123", "kind": "cp311", "python": sys.executable}
     given |= {"main": "main.txt", "like": "drakar", "frozen": "", "keep_toolchain": "yes"}
+    given |= {"build_packages": ""}
     stdin = b"\n" + packed(**{"main.txt": "none\n", "resolved.txt": "none==1 --hash=sha256:0\n"})
     pip = {"PIP_INDEX_URL": index, "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
     text = "".join(path.read_text() for path in scripts)

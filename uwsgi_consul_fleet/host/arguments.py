@@ -54,6 +54,14 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="so many are allowed to (default: 0)",
     )
+    one = command("finish", "make a release complete that was unpacked: app_shared, app_build")
+    one.add_argument("generation", metavar="RELEASE")
+    one.add_argument("about", metavar="JSON", help="where and how its commands run")
+    one = command("once", "run app_release, unless it went well here before")
+    one.add_argument("generation", metavar="RELEASE", help="as `list` names it")
+    one.add_argument("release", metavar="WHICH", help="its name and its content")
+    one.add_argument("commands", metavar="COMMANDS", help="a list in JSON")
+    one.add_argument("about", metavar="JSON", help="where and how its commands run")
     one = command("stop", "take the application out of service")
     one.add_argument("--undo", action="store_true", help=undo)
     one = command("remove", "remove what belongs to the application; it must be out of service")

@@ -27,8 +27,10 @@ TAR_BLOCK = 512  # bytes
 LINK = 0o120000  # as git calls it
 # Where requirements lie in a release: alone, or if they are several.
 ALONE, FOLDER = "requirements.txt", "requirements.d"
+# Its sources as they were sent, where a release has something else beside or instead of them.
+AS_SENT = "as-sent"
 # What else a release has; the folder that is none of these holds its sources.
-TAKEN = frozenset({"consul_plugin.so", "environment", "units", "venv", FOLDER})
+TAKEN = frozenset({"consul_plugin.so", "environment", "units", "venv", FOLDER, AS_SENT})
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,19 @@ def digest_of(requirements: Mapping[str, bytes]) -> str:
 # --- On a host -----------------------------------------------------------------------
 
 
+def top(folder: Path) -> Path:
+    """The folder with the sources, in that of a release."""
+    tops = (x for x in folder.iterdir() if not x.is_symlink() and x.is_dir())
+    return next(each for each in tops if each.name not in TAKEN)
+
+
 def sources(folder: Path) -> list[Entry]:
     """Those in the folder of a release, in the order in which they were sent."""
+    as_sent = folder / AS_SENT
+    return _files(as_sent if as_sent.is_dir() else folder)
+
+
+def _files(folder: Path) -> list[Entry]:
     found: list[Entry] = []
     for top in folder.iterdir():
         if top.name in TAKEN or top.is_symlink() or not top.is_dir():
@@ -104,9 +117,10 @@ def sources(folder: Path) -> list[Entry]:
 
 
 def touch(folder: Path) -> None:
-    """Make the sources in the folder of a release new. In an archive they have no time, and whoever
-    has a file of what served before asks for one that is newer; also where this is gone back to."""
-    for each in sources(folder):
+    """Make an application's files in the folder of a release new. In an archive they have no time,
+    and whoever has a file of what served before asks for one that is newer; also where this is gone
+    back to."""
+    for each in _files(folder):
         os.utime(each.place, follow_symlinks=False)
 
 

@@ -28,11 +28,13 @@ LOCK = "lock"
 LAST = "last"  # who had the lock last and may have changed something under it
 AUDIT = "audit/"
 RELEASES = "releases/"
+RAN = "ran/"  # below it, for which releases of each service app_release ran
 HELD = "held"  # instead of the id of who had it last
 REFUSED = 50  # contents that were rolled back from
 WITHOUT_IT = ("exec", "unlock")  # what the audit has, and needs no lock
 AND = ", "  # between the releases of a service, where hosts differ
 KEPT = 200  # audit entries
+RAN_KEPT = 50  # releases of a service
 TIMEOUT = 2  # seconds for an answer of the agent
 TTL = "10s"  # Consul's minimum; it lets a session go after at most twice that
 SILENCE = 15  # seconds without a message after which whoever deploys is given up
@@ -282,18 +284,49 @@ class Lock:
 
         :param contents: of each service: see merged()
         """
-        at = self.keys.at
-        ours = {"Verb": "check-session", "Key": at + LOCK, "Session": self.session}
 
-        def write() -> bool:
+        def written() -> Message:
             written: Message = {RELEASES + service: to for service, to in releases.items()}
             for service, said in (contents or {}).items():
                 before = self.keys.value(CONTENTS + service)
                 if said["on"] or before.get("on"):
                     written[CONTENTS + service] = merged(before, **said)
+            return written
+
+        return self._write(written)
+
+    def do_begin(self, service: str, release: Message, host: str) -> Message:
+        """Note that app_release begins on a host; ``before`` in the reply says when that was done,
+        or where it was begun and nobody knows how it ended, and nothing is noted then.
+
+        :param release: its ``release`` and its ``content``
+        """
+        ran = self.keys.value(RAN + service).get("ran", [])
+        before: Message = next((each for each in ran if release.items() <= each.items()), {})
+        if before.get("state") in ("begun", "done"):
+            return {"state": "held", "before": before}
+        return {**self.do_ended(service, release, host, "begun"), "before": {}}
+
+    def do_ended(self, service: str, release: Message, host: str, state: str) -> Message:
+        """Note how it ended there: ``done`` or ``failed``."""
+
+        def written() -> Message:
+            ran = self.keys.value(RAN + service).get("ran", [])
+            others = [each for each in ran if not release.items() <= each.items()]
+            mine = {**release, "host": host, "state": state, "since": now()}
+            return {RAN + service: {"ran": [*others, mine][-RAN_KEPT:]}}
+
+        return self._write(written)
+
+    def _write(self, written: Callable[[], Message]) -> Message:
+        """Put these values under our keys, if the lock is ours."""
+        at = self.keys.at
+        ours = {"Verb": "check-session", "Key": at + LOCK, "Session": self.session}
+
+        def write() -> bool:
             steps = [
                 {"Verb": "set", "Key": at + key, "Value": encoded(to)}
-                for key, to in written.items()
+                for key, to in written().items()
             ]
             return self.keys.transact(ours, *steps)
 

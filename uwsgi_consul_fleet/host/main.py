@@ -94,7 +94,7 @@ def _ask(consul: Consul, action: str, **options: Any) -> None:
 
 
 def _change(consul: Consul, command: str, **options: Any) -> None:
-    from . import ownership, retire, switch
+    from . import ownership, retire, steps, switch
 
     if command == "mark":
         ownership.mark(**options)
@@ -102,6 +102,8 @@ def _change(consul: Consul, command: str, **options: Any) -> None:
         switch.switch(consul, **options)
     elif command == "passing":
         switch.expect_passing(consul, **options)
+    elif command in ("finish", "once"):
+        getattr(steps, command)(**options)
     elif command == "stop":
         retire.stop(**options)
     elif command == "remove":

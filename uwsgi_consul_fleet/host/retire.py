@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 from . import ownership, store, systemd, units
 from .says import say
@@ -40,12 +43,42 @@ def running(app: str) -> list[str]:
 
 
 def remove(app: str, purge: bool) -> None:
-    """Remove its user and, where ``purge``, its releases."""
+    """Remove its user and, where ``purge``, its releases; what they shared stays."""
     ownership.expect(app)
+    folder = store.folder(app)
+    shared = _close(folder / store.SHARED)
     if purge:
-        shutil.rmtree(store.folder(app), ignore_errors=True)
+        _clear(folder)
     # By the user, and then by the record, the next deploy looks here again.
     ownership.remove_user(app)
-    if purge:
+    if not folder.exists():
         ownership.forget(app)
-    say(f"{app}: removed" + ("" if purge else f", but for {store.folder(app)}"))
+    left = "" if purge else str(folder)
+    if shared:
+        left = f"{left} and in it {shared} (app_shared)" if left else f"{shared} (app_shared)"
+    say(f"{app}: removed" + (f", but for {left}" if left else ""))
+
+
+def _close(shared: Path) -> Path | None:
+    """Keep what releases shared from whoever gets the number of the application's user next; None
+    where there is nothing."""
+    with suppress(OSError):
+        shared.rmdir()
+    if not shared.exists():
+        return None
+    os.chown(shared, 0, 0)
+    shared.chmod(0o700)
+    return shared
+
+
+def _clear(folder: Path) -> None:
+    """Remove an application's folder, but for what releases shared."""
+    for each in folder.glob("*") if folder.exists() else ():
+        if each.name == store.SHARED:
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+        else:
+            each.unlink()
+    with suppress(OSError):
+        folder.rmdir()

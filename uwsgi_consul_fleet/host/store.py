@@ -19,6 +19,8 @@ from .says import ReleaseError
 ROOT = Path("/srv")
 # Not below /srv, which may be mounted late: systemd reads it early in a boot.
 POINTERS = Path("/etc/uwsgi-consul-fleet")
+# In an application's folder, what its releases share: it outlives all of them, and the application.
+SHARED = "shared"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ GitRef = Annotated[str, StringConstraints(pattern=r"^[^-\s~^:?*\[\\][^\s~^:?*\[\
 # Of a URL, for what uWSGI's static-map takes.
 Mount = Annotated[str, StringConstraints(pattern=r"^/[^\s=%$]*$")]
 Served = Annotated[Inside, AfterValidator(lambda path: _served(path))]
+# Below the folder in which the application works; a folder ends with a slash.
+Shared = Annotated[Plain, AfterValidator(lambda path: _shared(path))]
+# A line for a shell, which messages show.
+Command = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")]
+DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 UwsgiOptions = Annotated[
     dict[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")],
@@ -128,6 +133,21 @@ def _served(path: str) -> str:
     if path == ".":
         raise ValueError("would serve the application itself to everybody; name a folder in it")
     return path
+
+
+def _shared(path: str) -> str:
+    found = _inside(path)
+    if found == ".":
+        raise ValueError("would share the application itself; name a file or a folder in it")
+    return f"{found}/" if path.endswith("/") else found
+
+
+def _apart(paths: tuple[str, ...]) -> tuple[str, ...]:
+    for one in paths:
+        for other in paths:
+            if one is not other and f"{one}/".startswith(f"{other.rstrip('/')}/"):
+                raise ValueError(f"{one} is in {other}: name the outer one alone")
+    return paths
 
 
 def _allowed(
@@ -308,6 +328,30 @@ class Settings(HostSettings):
     app_static: dict[Mount, Served] = {}
     """Folders that uWSGI serves by itself, by the beginning of the URL, such as
     {"/static": "staticfiles"}; what is not in them is the application's to answer."""
+
+    app_packages: tuple[DebianPackage, ...] = ()
+    """Debian packages that it runs with, such as ["libpq5", "gettext"]; installed on its hosts,
+    where they stay."""
+
+    app_build_packages: tuple[DebianPackage, ...] = ()
+    """Debian packages that its dependencies are compiled with and app_build runs with, such as
+    ["libpq-dev", "nodejs"]; they come into a scratch layer, and do not stay."""
+
+    app_build: tuple[Command, ...] = ()
+    """Commands that make a release ready on each host before it is tried, such as
+    ["python manage.py collectstatic --noinput"]: in the folder where the application works, as its
+    user, with its environment, and its virtual environment first on the PATH."""
+
+    app_release: tuple[Command, ...] = ()
+    """Commands that run once for each release, on one host, before the first one is switched, such
+    as ["python manage.py migrate --noinput"]; as app_build."""
+
+    app_step_timeout: int = Field(default=900, ge=1, le=86400)
+    """Seconds that each command of app_build and app_release may take."""
+
+    app_shared: Annotated[tuple[Shared, ...], AfterValidator(_apart)] = ()
+    """Files and folders (with a slash at the end) that releases share, such as ["media/",
+    "db.sqlite3"]: each lies in /srv/NAME/shared, and a link in its place. Nothing removes them."""
 
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
     """The uWSGI servers on each host: a name (the id in Consul) and a port."""

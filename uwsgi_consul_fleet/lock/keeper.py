@@ -27,7 +27,7 @@ ANSWER = 6.0  # seconds for an answer from the server, which grants Consul a thi
 CERTAIN = 11.0
 # A sign of life may wait until an agent has restarted; these go on elsewhere, and the server
 # is more patient with the last two of them. Less than the silence after which it gives a run up.
-URGENT = ("look", "take", "expect", "finish")
+URGENT = ("look", "take", "expect", "begin", "ended", "finish")
 LAST_ANSWER = 11.0  # seconds
 
 

@@ -198,11 +198,34 @@ class Lock:
         :raises UnreachableError: where Consul does not answer
         """
         message = {"do": "expect", "releases": dict(releases), "contents": contents or {}}
+        self._note(message, "the releases")
+
+    def begin(self, service: str, release: Message, host: str) -> Message:
+        """Write down that app_release begins on a host. Where it was done for this release, or was
+        begun and nobody knows how it ended, nothing is written.
+
+        :param release: its ``release`` and its ``content``
+        :returns: the record of that: its ``state`` (done, begun), ``host`` and ``since``; else
+            nothing
+        :raises LostLockError: where the lock is gone
+        :raises UnreachableError: where Consul does not answer
+        """
+        message = {"do": "begin", "service": service, "release": release, "host": host}
+        before: Message = self._note(message, "the begin of app_release")["before"]
+        return before
+
+    def ended(self, service: str, release: Message, host: str, state: str) -> None:
+        """Write down how it ended there: ``done`` or ``failed``; raises as :meth:`begin` does."""
+        message = {"do": "ended", "service": service, "release": release, "host": host}
+        self._note({**message, "state": state}, "the end of app_release")
+
+    def _note(self, message: Message, what: str) -> Message:
         reply = self._keeper.ask(message, FAR_ANSWER)
         if reply["state"] == "lost":
             raise LostLockError(_lost(reply))
         if reply["state"] != "held":
-            raise UnreachableError(f"the releases could not be written down: {reply['reason']}")
+            raise UnreachableError(f"{what} could not be written down: {reply['reason']}")
+        return reply
 
     def finish(self, outcome: str, **detail: Any) -> None:
         """Write into the audit how it went, and let the lock go.

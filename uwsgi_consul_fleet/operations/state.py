@@ -293,6 +293,7 @@ def about(host: Host) -> dict[str, Any]:
     for its in host.applications:
         ports = " ".join(str(instance.port) for instance in its.instances)
         words += [its.app, ports, identity.binary(its.settings), its.settings.app_python]
+        words.append(" ".join(its.settings.app_packages))
     return {"asks": asks(host), "applications": tuple(words)}
 
 

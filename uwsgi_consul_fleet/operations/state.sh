@@ -1,9 +1,9 @@
 # Prints the state of this host, a line for each thing; see parse() in state.py.
-# usage: sh -c SCRIPT state KIND PROGRAM DIGEST RUN ASK [APP PORTS UWSGI PYTHON]...
+# usage: sh -c SCRIPT state KIND PROGRAM DIGEST RUN ASK [APP PORTS UWSGI PYTHON PACKAGES]...
 # DIGEST is that of the host PROGRAM as it should be, which RUN starts; ASK what it is asked about
 # Consul where the agent was here before us, else ''. Of each application that should be here, UWSGI
-# is the one to look at, '' for the one on the PATH, and PYTHON its own, '' for none; KIND is the
-# program by which that says what it is.
+# is the one to look at, '' for the one on the PATH, PYTHON its own, '' for none, and PACKAGES
+# those of Debian that it needs; KIND is the program by which its Python says what it is.
 kind=$1 program=$2 digest=$3 run=$4 ask=$5
 shift 5
 export LC_ALL=C
@@ -38,7 +38,7 @@ echo "architecture $(dpkg --print-architecture)"
 # Whose this host is; it sets these.
 unit='' made='' marks=''
 look_around
-wanted='' pythons='' asked=none
+wanted='' pythons='' packages='' asked=none
 while [ $# -gt 0 ]; do
     name=$1 wanted="$wanted $1"
     look_for "$name" "$2"
@@ -46,15 +46,16 @@ while [ $# -gt 0 ]; do
     echo "$identity" | sed "s/^/of $name /"
     echo "of $name app_python_at $4"
     case $pythons in *" $4 "*) ;; *) if [ -x "$4" ]; then look_at_python "$4" & fi ;; esac
-    pythons="$pythons $4 "
-    shift 4
+    pythons="$pythons $4 " packages="$packages $5"
+    shift 5
 done
 
 # shellcheck disable=SC2086 # a word for each
 getent passwd consul $wanted | sed 's/^\([^:]*\):.*/user \1/'
 
+# shellcheck disable=SC2086 # as above
 dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
-    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv 2>/dev/null |
+    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv $packages 2>/dev/null |
     sed -n 's/^installed /package /p'
 
 find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |
@@ -88,7 +89,7 @@ for name in $recorded; do
     if getent passwd "$name" >/dev/null || [ -e "/etc/uwsgi-consul-fleet/$name.conf" ]; then
         echo "application $name $ports"
         sed -n "s/^ *\"id\": \"\(.*\)\",*$/id $name \1/p" "/srv/$name/current/release.json" 2>/dev/null
-    elif [ -e "/srv/$name" ]; then
+    elif [ -n "$(find "/srv/$name" -mindepth 1 -maxdepth 1 ! -name shared 2>/dev/null)" ]; then
         echo "kept $name"
     fi
 done

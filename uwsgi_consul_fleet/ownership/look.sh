@@ -94,7 +94,7 @@ look_for_application() {
     if is_our_user "$1"; then user=ours; fi
     # An installation that failed has left these.
     if [ -e "/srv/$1" ]; then
-        more=$(find "/srv/$1" -mindepth 1 -maxdepth 1 ! -name releases ! -name venvs ! -name resolutions)
+        more=$(find "/srv/$1" -mindepth 1 -maxdepth 1 ! -name releases ! -name venvs ! -name resolutions ! -name shared)
         if [ $user = theirs ] || [ -n "$more" ]; then echo "stranger app:$1 /srv/$1"; fi
     fi
     for place in "/lib/systemd/system/$1.target" "/etc/systemd/system/$1.target"; do

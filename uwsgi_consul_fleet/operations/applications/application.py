@@ -12,10 +12,13 @@ from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.host.store import SHARED
 from uwsgi_consul_fleet.inventory.model import AppHost
-from uwsgi_consul_fleet.operations.applications import decided, resolution
+from uwsgi_consul_fleet.operations import packages as debian
+from uwsgi_consul_fleet.operations.applications import decided, resolution, steps
 from uwsgi_consul_fleet.operations.applications.decided import mistaken
 from uwsgi_consul_fleet.operations.applications.dependencies import GIVE_WAY, VENV, bring
+from uwsgi_consul_fleet.operations.applications.once import Once
 from uwsgi_consul_fleet.operations.applications.package import Package
 from uwsgi_consul_fleet.operations.applications.step import of_one, step
 from uwsgi_consul_fleet.operations.files import Base64, fail
@@ -37,9 +40,11 @@ __all__ = [
     "conclude",
     "install",
     "mistaken",
+    "packages",
     "prepare",
     "refuse_what_is_taken",
     "retire",
+    "run_once",
     "settle",
     "switch",
 ]
@@ -96,6 +101,18 @@ def prepare(here: Here) -> dict[str, Prepared]:
 
 @of_one
 @operation()
+def packages(here: AppHere) -> Generator[Any, None, None]:
+    """The Debian packages that an application runs with (app_packages)."""
+    lacking = [x for x in here.me.settings.app_packages if x not in here.known.packages]
+    if not lacking:
+        host.noop("its Debian packages are installed")
+        return
+    yield debian.install(*lacking)
+    here.changed()
+
+
+@of_one
+@operation()
 def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment, ini and unit files."""
     me, its = here.me, here.its
@@ -107,7 +124,11 @@ def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
     # Also where the release is there: a host that was retired may have kept it.
-    yield from system_user(here, me.app)
+    if me.app not in here.known.users:
+        yield from system_user(here, me.app)
+        # What its releases shared, when it had another user.
+        shared = f"/srv/{me.app}/{SHARED}"
+        yield StringCommand("[", "!", "-e", shared, "]", "||", "chown", "-hR", f"{me.app}:", shared)
     name = package.generation(plugin, its.python)
     if name in its.generations:
         host.noop(f"release {name} is installed")
@@ -123,10 +144,26 @@ def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
         "sh", "-c", QuoteString(INSTALL), "install",
         me.app, name, package.environment(its.python),
         QuoteString(resolution.place(package.release.resolution, its.python)),
-        plugin.path, me.settings.app_python, QuoteString(wheels),
+        plugin.path, me.settings.app_python, QuoteString(wheels), steps.manifest(me.settings),
         _stdin=Base64(package.archive),
     )  # fmt: skip
+    yield from steps.finish(here, name)
     here.changed()
+
+
+@of_one
+@operation()
+def run_once(here: AppHere, package: Package) -> Generator[Any, None, None]:
+    """What a release does once for all hosts (app_release), on the first that is to be switched."""
+    me, its = here.me, here.its
+    plugin = plugin_file(its)
+    if here.run.has_failed(me) or plugin is None:
+        host.noop(f"{me.app} failed before, and stays as it was")
+        return
+    if _serves(here, package.generation(plugin, its.python)):
+        host.noop("what it is about serves")
+        return
+    yield FunctionCommand(_run_once, (here, package), {})
 
 
 @of_one
@@ -175,6 +212,17 @@ def _count_missed(run: Run, app: str) -> set[str]:
 
 
 # pyinfra passes these two to a function that has arguments of these names.
+def _run_once(state: Any, host: Any, here: AppHere, package: Package) -> bool:
+    if _blocked(here.run, here.me.app):
+        return True
+    try:
+        return here.run.once(Once).went_well(here, package)
+    except (DeployError, FleetError) as error:
+        host.log_styled(str(error), fg="red")
+        here.run.rollouts[here.me.app].stop(f"at app_release on {here.me.name}", here.me)
+        return False
+
+
 def _switch(state: Any, host: Any, run: Run, step: Step) -> bool:
     return run.rollouts[step.app].run(step)
 

@@ -199,6 +199,7 @@ class Supply:
             main=written.main,
             like=like,
             frozen="" if like else _frozen(self._run, on, release),
+            build_packages=" ".join(on.settings.app_build_packages),
         )
         log = self._run.pyinfra.host(on.name).log
         say = stages(on.name, lambda _, stage: log(stage))

@@ -1,13 +1,14 @@
 # Unpacks a release beside the others; it appears under its name only when it is complete. Runs after
 # give_way.sh and venv.sh.
-# usage: install.sh APP RELEASE ENVIRONMENT RESOLUTION PLUGIN PYTHON WHEELS <ARCHIVE
+# usage: install.sh APP RELEASE ENVIRONMENT RESOLUTION PLUGIN PYTHON WHEELS MANIFEST <ARCHIVE
 #   ENVIRONMENT  names the virtual environment; - for none
 #   RESOLUTION   of its requirements, as ID/KIND (see resolution.sh); '' where it has none
 #   WHEELS       a folder with the wheel of PyPI's uWSGI; '' where uWSGI is Debian's
+#   MANIFEST     what its release.json is called for now: another name where more is to be done
 #   ARCHIVE      a .tar.gz in base64. It holds secrets: it comes on standard input and
 #                never lies in a file
 set -eu
-base=/srv/$1 name=$2 environment=$3 resolved=/srv/$1/resolutions/$4 plugin=$5 python=$6 wheels=$7
+base=/srv/$1 name=$2 environment=$3 resolved=/srv/$1/resolutions/$4 plugin=$5 python=$6 wheels=$7 manifest=$8
 venv=$base/venvs/$environment part=$base/releases/.part-$name
 
 fail() {
@@ -30,9 +31,11 @@ clean() {
 }
 mkdir -p "$base/releases" "$base/venvs" || fail "can't make $base"
 clean
+for left in "$base"/releases/*/unfinished.json; do rm -rf "${left%/*}"; done
 trap clean EXIT
 mkdir "$part" || fail "can't make $part"
 base64 -d | tar -xzf - -C "$part" --no-same-owner || fail "the release does not fit into $base"
+[ "$manifest" = release.json ] || mv "$part/release.json" "$part/$manifest"
 ln -s "$plugin" "$part/consul_plugin.so"
 
 # Nothing but what is here: neither an index nor this host's own configuration of pip decides.

@@ -14,7 +14,7 @@ from pyinfra import logger
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory import uwsgi_options
 from uwsgi_consul_fleet.inventory.model import AppHost
-from uwsgi_consul_fleet.operations.applications import archive, environment, loading
+from uwsgi_consul_fleet.operations.applications import archive, environment, loading, steps
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
 from uwsgi_consul_fleet.operations.applications.release import INI, Release
 from uwsgi_consul_fleet.operations.consul.existing import plugins_keys
@@ -116,7 +116,7 @@ def settings_alone(me: AppHost, template: Path) -> str:
     me, none = _nowhere(me), Release("", Sources(()), None, template)
     variables = environment.render(environment.variables(me.settings))
     inis = _inis(me, none)
-    texts = {**inis, **_units(me, inis), "release.json": json.dumps(_health(me))}
+    texts = {**inis, **_units(me, inis), "release.json": json.dumps({**_health(me), **_steps(me)})}
     files = {path: File(text.encode()) for path, text in texts.items()}
     return Package(none, files, variables, _virtualenv(me, none)).digest()
 
@@ -249,8 +249,20 @@ def _manifest(me: AppHost, release: Release, settings: Mapping[str, str]) -> str
         "node": me.node,
         "instances": [{"id": each.id, "port": each.port} for each in me.instances],
         **_health(me),
+        **_steps(me),
     }
     return json.dumps(fields, indent=2) + "\n"
+
+
+def _steps(me: AppHost) -> dict[str, Any]:
+    """What else is a part of it; nothing of what is not set, so that releases of before stay."""
+    settings = me.settings
+    found: dict[str, Any] = {}
+    if settings.app_packages:
+        found["packages"] = sorted(settings.app_packages)
+    if steps.has_some(settings):
+        found["steps"] = {"shared": settings.app_shared, "build": settings.app_build}
+    return found
 
 
 def _health(me: AppHost) -> dict[str, Any]:

@@ -83,7 +83,14 @@ def read(settings: Settings) -> Release:
     with _one_at_a_time:
         release = _read(_folder(settings), *how)
     for mount, path in settings.app_static.items():
-        _look_at_static(release.sources, f"{SOURCE}/{path}" if settings.app_root else path, mount)
+        where = f"{SOURCE}/{path}" if settings.app_root else path
+        _expect_inside(release.sources, where, f"app_static: {mount}")
+        if not (settings.app_build or settings.app_shared):
+            _tell_static(release.sources, where, mount)
+    for path in settings.app_shared:
+        where = f"{SOURCE}/{path}" if settings.app_root else path
+        _expect_inside(release.sources, where, "app_shared")
+        _look_at_shared(release.sources, where)
     return release
 
 
@@ -130,19 +137,36 @@ def _read(
     return Release(source.name(folder, sources.digest), sources, wanted, ini)
 
 
-@cache
-def _look_at_static(sources: Sources, path: str, mount: str) -> None:
-    """:raises DeployError: where a folder is not in the source"""
+def _expect_inside(sources: Sources, path: str, key: str) -> None:
+    """:raises DeployError: where a path is not in the source"""
     (top,) = {each.path.split("/")[0] for each in sources.entries}
     if path.split("/")[0] != top:
         raise DeployError(
-            f"app_static: {mount}: {path} is not in app_source, which lands as {top}/: write "
+            f"{key}: {path} is not in app_source, which lands as {top}/: write "
             f"{top}/{path}, or set app_root; nothing was changed"
         )
+
+
+@cache
+def _tell_static(sources: Sources, path: str, mount: str) -> None:
     if not any(f"{each.path}/".startswith(f"{path}/") for each in sources.entries):
         logger.warning(
             f"    Warning: app_static: {mount}: nothing is sent of {path}: the application answers"
         )
+
+
+@cache
+def _look_at_shared(sources: Sources, path: str) -> None:
+    """:raises DeployError: where a link can't take its place"""
+    kept = path.rstrip("/")
+    for each in sources.entries:
+        behind = kept.startswith(f"{each.path}/") or (each.path == kept and each.link)
+        if behind or (each.path == kept and path.endswith("/")):
+            what = "a link" if each.link else "a file"
+            raise DeployError(
+                f"app_shared: {path}: {each.place} is {what}; a folder ends with a slash, a file "
+                "does not, and a link is neither; nothing was changed"
+            )
 
 
 def _has(sources: Sources, path: str) -> bool:

@@ -6,6 +6,7 @@
 #   $python         the application's Python
 #   $main           the requirements, by their path in the archive
 #   $like           on which host they were resolved for another kind, or ''
+#   $build_packages Debian packages that it is compiled with, beside the compiler
 #   $frozen         the release here whose versions are to stay, or ''
 # Its standard input: pip's own variables, one a line, an empty line, and a .tar with the
 # requirements and, where another kind was first, what they were resolved to in resolved.txt.
@@ -50,7 +51,8 @@ give_up() {
 
 attempt_with_compiler() {
     if [ -z "${build:-}" ]; then
-        use_compiler gcc g++ make pkgconf libc6-dev python3-dev
+        # shellcheck disable=SC2086 # names of packages
+        use_compiler gcc g++ make pkgconf libc6-dev python3-dev $build_packages
         # The wheels may be larger than the layer; and no mount may outlive this script.
         [ -n "${own_namespace:-}" ] && mount --bind "$work" "$build" || cp -a "$work/." "$build/"
     fi
