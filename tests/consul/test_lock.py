@@ -597,3 +597,35 @@ class TestWhatIsWritten:
         found = Record.parse(known["shop"])
         assert found
         assert (found.on, found.refused) == ((Content("r1", "1"),), (Content("r2", "2"),))
+
+
+def test_app_release_is_written_down_for_each_release(agent: Agent) -> None:
+    one = Lock(keys(agent))
+    r6, r7 = ({"release": f"r{each}", "content": str(each)} for each in (6, 7))
+
+    def begin(release: dict[str, str], host: str) -> dict[str, Any]:
+        told = {"do": "begin", "service": "shop", "release": release, "host": host}
+        reply = one.answer(told)
+        assert reply.pop("state") == "held", reply
+        return dict(reply["before"])
+
+    def ended(release: dict[str, str], state: str) -> dict[str, Any]:
+        told = {"service": "shop", "release": release, "host": "drakar", "state": state}
+        return one.answer({"do": "ended", **told})
+
+    assert (
+        one.answer({"do": "begin", "service": "shop", "release": r6, "host": "drakar"})["state"]
+        == "lost"
+    )
+    one.answer({"do": "take", "claim": {**ANNA, "id": "anna", "attempt": 1}})
+    assert begin(r6, "drakar") == {}
+    # Of which nobody knows how it ended.
+    known = {"state": "begun", "host": "drakar", **r6}
+    assert known.items() <= begin(r6, "cheetah").items()
+    assert ended(r6, "failed") == {"state": "held"}
+    assert begin(r6, "cheetah") == {}
+    ended(r6, "done")
+    assert begin(r7, "cheetah") == {}
+    assert begin(r6, "cheetah")["state"] == "done"
+    # The same content under a new name is a release of its own.
+    assert begin({**r6, "release": "again"}, "cheetah") == {}

@@ -120,6 +120,7 @@ def test_settings_in_parts_below_a_folder_of_its_own(folder: Path) -> None:
     assert "app_env" not in {**found.settings, **found.todo}
     assert found.settings["app_requirements"] == "backend/requirements/production.txt"
     assert found.settings["app_static"] == {"/static": "backend/static"}
+    assert found.settings["app_build"] == ["python backend/manage.py collectstatic --noinput"]
     assert "health_headers" not in found.settings
 
 

@@ -217,11 +217,11 @@ def _build(steps: Steps, top: Path, commands: Sequence[str]) -> None:
     """The sources are the application's user's for as long as they are built, and root's again."""
     if not commands:
         return
-    name = steps.user.pw_name
-    subprocess.run(["chown", "-hR", f"{name}:", top], check=True)
+    user = steps.user
+    subprocess.run(["chown", "-hR", f"{user.pw_uid}:{user.pw_gid}", top], check=True)
     for command in commands:
         steps.expect("app_build", command)
-    subprocess.run(["chown", "-hR", f"root:{name}", top], check=True)
+    subprocess.run(["chown", "-hR", f"0:{user.pw_gid}", top], check=True)
     subprocess.run(["chmod", "-R", "u+rwX,g+rX,go-w,ug-s", top], check=True)
 
 

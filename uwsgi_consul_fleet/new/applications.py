@@ -98,15 +98,12 @@ def _application(
         "instances": {"server1": first, "server2": first + 1},
         **seen.settings,
     }
-    todo = dict(seen.todo)
-    if "app_build" in settings and "app_build" not in OWN:
-        todo["app_static"] = f"before each deploy: {'; '.join(settings['app_build'])}"
     return Application(
         name,
         place,
         seen.said,
         {key: value for key, value in settings.items() if key in OWN},
-        {key: text for key, text in todo.items() if key in OWN},
+        {key: text for key, text in seen.todo.items() if key in OWN},
     )
 
 

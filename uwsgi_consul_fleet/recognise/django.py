@@ -84,7 +84,7 @@ def _project(tree: Tree, manage: str, root: str, name: str) -> Candidate:
         settings["app_env"] = {"DJANGO_SETTINGS_MODULE": used}
     has = _constants(tree, module_path(tree, used, root))
     if not any("whitenoise" in text for text in _texts(tree, root, used)):
-        _static(has, root, settings, todo)
+        _static(has, root, manage, settings, todo)
     _hosts(has, settings, todo)
     if has.get("DEBUG") is True:
         todo["app_env"] = f"{used} has DEBUG = True, which shows its inside to visitors"
@@ -113,14 +113,16 @@ def _texts(tree: Tree, root: str, name: str) -> Iterator[str]:
         yield from strings(tree.python[path]) if path in tree.python else ()
 
 
-def _static(has: dict[str, Any], root: str, settings: dict[str, Any], todo: dict[str, str]) -> None:
+def _static(
+    has: dict[str, Any], root: str, manage: str, settings: dict[str, Any], todo: dict[str, str]
+) -> None:
     """Files that uWSGI can send instead of the application."""
     url, folder = has.get("STATIC_URL"), has.get("STATIC_ROOT")
     if not isinstance(url, str) or "//" in url:
         return
     if isinstance(folder, str) and folder and not folder.startswith(("/", "..")):
         settings["app_static"] = {f"/{url.strip('/')}": (Path(root) / folder).as_posix()}
-        settings["app_build"] = ["python manage.py collectstatic --noinput"]
+        settings["app_build"] = [f"python {manage} collectstatic --noinput"]
     elif folder is UNKNOWN:
         todo["app_static"] = (
             f'STATIC_ROOT is not known before it runs: {{"/{url.strip("/")}": "…"}}'
