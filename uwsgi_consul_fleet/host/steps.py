@@ -73,12 +73,12 @@ class Steps:
         status, lines = self.run(["/bin/sh", "-c", command], show)
         if status == 0:
             return
-        seconds = f"{self._timeout:g}"
-        how = f"ended with status {status}"
         if status is None:
-            how = f"took more than {seconds} s (app_step_timeout), and was ended"
+            how = f"took more than {self._timeout:g} s (app_step_timeout), and was ended"
         elif status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
+        else:
+            how = f"ended with status {status}"
         told = "" if show else "".join(f"    {line}\n" for line in lines[-SHOWN:])
         raise ReleaseError(f"{told}{key}: {command!r} {how} on {os.uname().nodename}")
 

@@ -1,0 +1,219 @@
+"""A Django project with what it does besides serving: Debian packages, a build, migrations that run
+once, and files that outlive its releases.
+
+The tests run in the order in which they stand here, on one fleet: each starts from what the one
+before it left. On each host sqlite has a file of its own, which tells where a migration ran.
+"""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from applications import commit
+from fleet_commands import output
+from lab_commands import Lab
+from shared_fleet import HOSTS, SharedFleet
+from uv import find_uv_bin
+
+pytestmark = pytest.mark.takes(100)
+
+APP = "consul-demo-server"
+SETTINGS = """
+import os
+SECRET_KEY = os.environ["SECRET_KEY"]
+ALLOWED_HOSTS = ["*"]
+STATIC_ROOT = BASE_DIR / "staticfiles"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+INSTALLED_APPS.append("log")
+if "SINK" in os.environ and "RELEASE_TRIAL" in os.environ:
+    raise RuntimeError("a leak below the waterline")
+"""
+URLS = """
+from django.http import HttpResponse
+from log.models import Entry
+urlpatterns.append(path("healthz", lambda request: HttpResponse("well")))
+urlpatterns.append(path("entries", lambda request: HttpResponse(Entry.objects.count())))
+"""
+MODELS = """
+from django.db import models
+
+class Entry(models.Model):
+    text = models.TextField()
+"""
+FIRST = """
+from django.db import migrations, models
+
+class Migration(migrations.Migration):
+    dependencies = []
+    operations = [
+        migrations.CreateModel("Entry", [("id", models.BigAutoField(primary_key=True)),
+                                         ("text", models.TextField())]),
+    ]
+"""
+NEXT = """
+from django.db import migrations
+
+def sail(apps, schema_editor):
+    {code}
+
+class Migration(migrations.Migration):
+    dependencies = [("log", "{before}")]
+    operations = [migrations.RunPython(sail)]
+"""
+
+
+class Project:
+    """The project in its folder, and its settings."""
+
+    def __init__(self, fleet: SharedFleet, lab: Lab, folder: Path) -> None:
+        self.fleet, self.lab, self.folder = fleet, lab, folder
+        self.settings = {
+            "app_source": str(folder),
+            "app_root": ".",
+            "app_entry_point": "mysite.wsgi:application",
+            "app_requirements": "requirements.txt",
+            "app_ini": None,
+            "app_env": {},
+            "app_secrets": ["SECRET_KEY"],
+            "app_secrets_file": str(folder.with_name("secrets.env")),
+            "app_packages": ["hello"],
+            "app_build": ["python manage.py collectstatic --noinput"],
+            "app_release": ["python manage.py migrate --noinput", "echo $APP_RELEASE >>media/ran"],
+            "app_shared": ["db.sqlite3", "media/"],
+            "app_static": {"/static": "staticfiles"},
+            "min_healthy_time": 0,
+        }
+
+    def write(self, path: str, text: str) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with (self.folder / path).open("a") as file:
+            file.write(text)
+
+    def migration(self, name: str, before: str, code: str) -> None:
+        self.write(f"log/migrations/{name}.py", NEXT.format(code=code, before=before))
+
+    def release(self, name: str, hosts: tuple[str, ...] = HOSTS, **changed: object) -> str:
+        """Deploy it under a name; returns what is said, whether or not it goes well."""
+        commit(self.folder, name)
+        return self.deploy("--data", f"release={name}", hosts=hosts, **changed)
+
+    def deploy(self, *options: str, hosts: tuple[str, ...] = HOSTS, **changed: object) -> str:
+        data = {**self.settings, **changed}
+        retired = [host for host in HOSTS if host not in hosts]
+        self.fleet.hosts(["drakar"], [(host, data) for host in hosts], retired)
+        return output(self.fleet.deploy(*options, check=False))
+
+    def serving(self) -> set[str]:
+        return {*self.fleet.releases().values()}
+
+    def ran(self) -> dict[str, list[str]]:
+        """For which releases app_release ran, on each host."""
+        listed = {host: self.on(host, "cat media/ran 2>/dev/null || true") for host in HOSTS}
+        return {host: text.split() for host, text in listed.items() if text}
+
+    def on(self, host: str, command: str) -> str:
+        folder = f"/srv/{APP}/current/source"
+        return str(self.lab.ssh(host, f"sudo sh -c 'cd {folder} && {command}'").stdout)
+
+
+@pytest.fixture(scope="module")
+def project(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    top = tmp_path_factory.mktemp("django")
+    install = [find_uv_bin(), "pip", "install", "--system-certs", "--quiet", "--target", top / "d"]
+    subprocess.run([*install, "--python", sys.executable, "django"], check=True)
+    make = [sys.executable, "-m", "django", "startproject", "mysite", top / "site"]
+    (top / "site").mkdir()
+    subprocess.run(make, check=True, env={"PYTHONPATH": str(top / "d")})
+    (top / "secrets.env").write_text("SECRET_KEY=rum-in-the-hold\n")
+    found = Project(fleet, lab, top / "site")
+    found.write("requirements.txt", "django\n")
+    found.write("mysite/settings.py", SETTINGS)
+    found.write("mysite/urls.py", URLS)
+    found.write("log/__init__.py", "")
+    found.write("log/models.py", MODELS)
+    found.write("log/migrations/__init__.py", "")
+    found.write("log/migrations/0001_first.py", FIRST)
+    found.write("static/note.txt", "well\n")
+    found.write("media/chart.txt", "here be dragons\n")
+    return found
+
+
+def fetch(lab: Lab, host: str, path: str) -> str:
+    with urllib.request.urlopen(f"http://{lab.address(host)}:2001{path}", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def test_it_is_built_everywhere_and_migrated_once(project: Project, lab: Lab) -> None:
+    build = ["tree -o static/tree.txt", "python manage.py collectstatic --noinput"]
+    said = project.release("r1", app_build=build, app_build_packages=["tree"])
+    assert "Applying log.0001_first... OK" in said, said
+    project.fleet.verify("--wait", "10", "--probe")
+    (first,) = project.ran()
+    assert project.ran() == {first: ["r1"]}
+    assert fetch(lab, first, "/entries") == "0"
+    for host in HOSTS:
+        assert "DJANGO" in fetch(lab, host, "/static/admin/css/base.css")
+        assert "manage.py" in fetch(lab, host, "/static/tree.txt")
+        assert lab.ssh(host, "hello && ! command -v tree").stdout == "Hello, world!\n"
+        owned = project.on(host, "stat -Lc %U:%a media media/chart.txt; stat -c %U staticfiles")
+        assert owned.split() == [f"{APP}:750", f"{APP}:640", "root"]
+    assert project.fleet.changes("--data", "release=r1") == {}
+
+
+def test_what_it_began_with_is_kept_and_a_second_try_migrates_nothing(
+    project: Project, lab: Lab
+) -> None:
+    (first,) = project.ran()
+    project.on(first, "echo rum >media/upload")
+    project.migration("0002_second", "0001_first", 'apps.get_model("log.Entry").objects.create()')
+    said = project.release("r2", app_env={"SINK": "1"})
+    assert "a leak below the waterline" in said and "Applying log.0002_second... OK" in said, said
+    assert "rum-in-the-hold" not in said
+    assert project.serving() == {"r1"}
+    said = project.deploy("--data", "release=r2")
+    assert f"app_release: ran for r2 on {first} at " in said, said
+    assert project.serving() == {"r2"}
+    assert project.ran() == {first: ["r1", "r2"]}
+    assert fetch(lab, first, "/entries") == "1"
+    assert project.on(first, "cat media/upload") == "rum\n"
+
+
+def test_a_migration_that_fails_switches_nothing_and_a_build_that_fails_neither(
+    project: Project, lab: Lab
+) -> None:
+    failing = ["python manage.py collectstatic --noinput", "echo $SECRET_KEY; exit 7"]
+    said = project.deploy("--data", "release=r3", app_build=failing)
+    for host in HOSTS:
+        assert f"app_build: 'echo $SECRET_KEY; exit 7' ended with status 7 on {host}" in said, said
+        assert not project.on(host, f"ls -d /srv/{APP}/releases/r3-* 2>/dev/null || true")
+    assert "[SECRET_KEY]" in said and "rum-in-the-hold" not in said
+    (first,) = project.ran()
+    project.migration("0003_third", "0002_second", 'raise RuntimeError("the anchor drags")')
+    said = project.release("r4")
+    assert "RuntimeError: the anchor drags" in said, said
+    assert "app_release: 'python manage.py migrate --noinput' ended with status 1 on" in said
+    assert "nothing was switched" in said
+    assert project.serving() == {"r2"}
+    known = lab.ssh("drakar", f"consul kv get uwsgi-consul-fleet/ran/{APP}").stdout
+    assert [each["state"] for each in json.loads(known)["ran"]] == ["done", "done", "failed"]
+    project.fleet.rollback()
+    assert project.serving() == {"r1"}
+    assert project.ran() == {first: ["r1", "r2"]}
+    assert fetch(lab, first, "/entries") == "1"
+
+
+def test_a_host_that_retires_keeps_what_was_shared_until_it_is_back(
+    project: Project, lab: Lab
+) -> None:
+    said = project.deploy("--data", "release=current", hosts=("drakar",))
+    shared = f"/srv/{APP}/shared"
+    assert f"{APP}: removed, but for {shared} (app_shared)" in said, said
+    assert lab.ssh("cheetah", f"sudo ls {shared} /srv/{APP}").stdout.split()[-1] == "shared"
+    again = project.deploy("--data", "release=current", hosts=("drakar",))
+    assert "removed" not in again, again
+    project.deploy("--data", "release=current")
+    project.fleet.verify("--wait", "10", "--probe")
+    assert project.on("cheetah", "stat -Lc %U media/chart.txt").split() == [APP]
