@@ -30,6 +30,7 @@ from uwsgi_consul_fleet.operations.state import UnitState
 from uwsgi_consul_fleet.operations.users import system_user
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, plugin_file
 from uwsgi_consul_fleet.releases.rollout import Step
+from uwsgi_consul_fleet.ssh.client import LOST
 
 HERE = Path(__file__).parent
 INSTALL = GIVE_WAY + VENV + (HERE / "install.sh").read_text()
@@ -227,6 +228,15 @@ def _switch(state: Any, host: Any, run: Run, step: Step) -> bool:
     return run.rollouts[step.app].run(step)
 
 
+def _show(state: Any, host: Any, here: Here, command: StringCommand) -> bool:
+    """Run it with all that it says on the screen."""
+    try:
+        return here.run.pyinfra.executor(here.me.name)(command, True)[0]
+    except LOST as error:
+        host.log_styled(f"connection lost: {error}", fg="red")
+        return False
+
+
 def _lost(state: Any, host: Any, here: AppHere) -> bool:
     host.log_styled("can't be reached any more, or lost its plugin: not switched", fg="red")
     _count_missed(here.run, here.me.app)
@@ -342,7 +352,8 @@ def retire(here: Here) -> Generator[Any, None, None]:
     keep = () if me.settings.purge else ("--keep-data",)
     for name in names:
         yield command(here, "stop", name)
-        yield command(here, "remove", *keep, name)
+        # It says what it leaves there.
+        yield FunctionCommand(_show, (here, command(here, "remove", *keep, name)), {})
     if not me.instances and START in known.files and {*known.applications} <= {*names}:
         yield StringCommand("rm", "-rf", f"{FOLDER}/plugins", f"{FOLDER}/uwsgi", START)
     elif not names:
