@@ -49,6 +49,43 @@ KINDS = {
     "offload": ["offload-threads = 1", "enable-threads = true", "static-map = /large=large"],
 }
 KINDS["asyncio"].append("greenlet = true")
+# Other languages: uWSGI's plugin, what loads the application, and the application.
+PERL = f"""
+sub {{
+    my $path = shift->{{PATH_INFO}};
+    my %seconds = ("/quick" => 0.002, "/slow" => 0.4);
+    select(undef, undef, undef, $seconds{{$path}} // 0.02);
+    return [200, [], ["x" x ($path eq "/large" ? {LARGE} : 100)]];
+}}
+"""
+RUBY = f"""
+run lambda {{ |env|
+  path = env["PATH_INFO"]
+  sleep({{"/quick" => 0.002, "/slow" => 0.4}}.fetch(path, 0.02))
+  [200, {{}}, ["x" * (path == "/large" ? {LARGE} : 100)]]
+}}
+"""
+PHP = f"""<?php
+$path = $_SERVER["REQUEST_URI"];
+usleep(["/quick" => 2000, "/slow" => 400000][$path] ?? 20000);
+echo str_repeat("x", $path == "/large" ? {LARGE} : 100);
+"""
+LUA = f"""
+return function(env)
+  local path = env.PATH_INFO
+  os.execute("sleep " .. (({{["/quick"] = 0.002, ["/slow"] = 0.4}})[path] or 0.02))
+  local body = string.rep("x", path == "/large" and {LARGE} or 100)
+  return 200, {{}}, coroutine.wrap(function() coroutine.yield(body) end)
+end
+"""
+MODIFIER = "http-socket-modifier1 = {}"
+LANGUAGES = {
+    "psgi": ("psgi", ["psgi = %danswers.psgi"], PERL),
+    "rack": ("rack_ruby31", ["rack = %danswers.ru"], RUBY),
+    "php": ("php", ["php-app = %danswers.php", MODIFIER.format(14)], PHP),
+    "lua": ("lua51", ["lua = %danswers.lua", MODIFIER.format(6)], LUA),
+}
+KINDS |= {kind: options for kind, (_, options, _) in LANGUAGES.items()}
 # systemd's protocol, but for the variables: descriptor 3.
 ACTIVATE = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.execvp(sys.argv[2], sys.argv[2:])"
 CLIENTS = [("/quick", "/", "/")] * 4 + [("/slow",)] * 2 + [("/large",)]
@@ -96,6 +133,8 @@ class Load:
 
 def prepare(folder: Path) -> None:
     (folder / "answers.py").write_text(APPLICATION)
+    for _, options, text in LANGUAGES.values():
+        (folder / options[0].rpartition("%d")[2]).write_text(text)
     (folder / "large").write_bytes(b"x" * LARGE)
 
 
@@ -103,8 +142,11 @@ def measure(folder: Path, plugin: Path, agent: Agent, kind: str, options: Any) -
     """Prints a line, and returns how many requests failed."""
     line = f"url={agent.url},name={kind},port=PORT,drain=0"
     line += ",worker_handler=false" if options.without else ""
-    how: dict[str, Any] = {"socket": "", "module": "answers", "before": prepare}
-    common = ["socket = fd://3", "protocol = http", "exit-on-reload = true", "need-app = true"]
+    language, is_python = LANGUAGES.get(kind, ("python3",))[0], kind not in LANGUAGES
+    how: dict[str, Any] = {"socket": "", "language": language, "before": prepare}
+    how["module"] = "answers" if is_python else None
+    common = ["socket = fd://3", "protocol = http", "exit-on-reload = true"]
+    common += ["need-app = true"] if is_python or "psgi" in kind or "rack" in kind else []
     how["options"] = [*common, "worker-reload-mercy = 60", *KINDS[kind]]
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         how |= {"port": listener.getsockname()[1], "pass_fds": [listener.fileno()]}
@@ -147,6 +189,7 @@ def main() -> int:
         lost = 0
         for kind in options.kinds:
             needs = {line.partition("= ")[2] for line in KINDS[kind] if line.startswith("plugin")}
+            needs |= {LANGUAGES[kind][0]} if kind in LANGUAGES else set()
             if {f"{each}_plugin.so" for each in needs} <= there:
                 lost += measure(Path(name), plugin, agent, kind, options)
         agent.kill()
