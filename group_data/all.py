@@ -96,16 +96,22 @@ app_ref = None
 # seen from the folder that holds app_source, so that modules begin with its name.
 app_root = None
 
+# The language that uWSGI runs, with Debian's plugin for it: wsgi (Python), psgi (Perl), rack
+# (Ruby), php or lua; all but wsgi take app_root. go is refused: Debian's plugin does not work.
+app_type = "wsgi"
+
 # What uWSGI loads: MODULE:CALLABLE, MODULE:FACTORY(), a file (wsgi.py, or wsgi.py:app where
 # its callable is not called application), or an ini of PasteDeploy (production.ini, or
-# production.ini#shop for a section other than main).
+# production.ini#shop for a section other than main). Of another app_type than wsgi: a file
+# (app.psgi, config.ru, app.lua, public/index.php for everything), or PHP's folder of files.
 app_entry_point = "app.server:application"
 
 # What is installed into a virtual environment on each host, resolved once, the same on all of
 # them: a requirements file, with those that it includes (-r, -c), or the project's pyproject.toml
 # (or pyproject.toml[extra]), as uv.lock or poetry.lock beside it has it. ${NAME} in it is read
 # from this machine's environment or from app_secrets_file. None where the application needs
-# nothing.
+# nothing. Of another app_type than wsgi: cpanfile, Gemfile or composer.json, installed as the
+# lock file beside it has it (cpanfile.snapshot may be missing).
 app_requirements = "app/requirements.txt"
 
 # The Jinja2 template of each instance's uWSGI configuration; None for the one that is shipped,

@@ -29,8 +29,11 @@ LINK = 0o120000  # as git calls it
 ALONE, FOLDER = "requirements.txt", "requirements.d"
 # Its sources as they were sent, where a release has something else beside or instead of them.
 AS_SENT = "as-sent"
+# Where what was installed for another language than Python lies, and how PHP calls it: a link among
+# the sources, which is none of them.
+BROUGHT, CALLED = "vendor.d", "vendor"
 # What else a release has; the folder that is none of these holds its sources.
-TAKEN = frozenset({"consul_plugin.so", "environment", "units", "venv", FOLDER, AS_SENT})
+TAKEN = frozenset({"consul_plugin.so", "environment", "units", "venv", FOLDER, AS_SENT, BROUGHT})
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def _files(folder: Path) -> list[Entry]:
     for top in folder.iterdir():
         if top.name in TAKEN or top.is_symlink() or not top.is_dir():
             continue
-        places = (each for each in top.rglob("*") if each.is_symlink() or each.is_file())
+        ours = top / CALLED if (folder / BROUGHT).exists() else None
+        every = (each for each in top.rglob("*") if each != ours)
+        places = (each for each in every if each.is_symlink() or each.is_file())
         found += [entry_of(str(each.relative_to(folder)), each, each.lstat()) for each in places]
     return sorted(found, key=lambda each: each.path.split("/"))
 

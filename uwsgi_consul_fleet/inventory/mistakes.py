@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from uwsgi_consul_fleet.inventory.groups import ROLES, Groups
+from uwsgi_consul_fleet.inventory.languages import IMPOSSIBLE, NOT_FOR, PYTHON
 from uwsgi_consul_fleet.inventory.settings import (
     FLEET_WIDE,
     KNOWN_KEYS,
@@ -16,6 +17,7 @@ from uwsgi_consul_fleet.inventory.settings import (
 
 if TYPE_CHECKING:
     from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
+    from uwsgi_consul_fleet.inventory.settings import Settings
 
 DEBIANS_PYTHON = "/usr/bin/python3"
 RESERVED = {22: "sshd's"} | dict.fromkeys((8300, 8301, 8302, 8500, 8600), "Consul's")
@@ -135,9 +137,38 @@ def _instance_problems(host: "Host") -> list[str]:
                 f"{host.name}: app_python = {its.app_python!r}: Debian's uWSGI brings its "
                 'own Python; set uwsgi_source = "pypi" for another one'
             )
+        problems += [f"{host.name}: {problem}" for problem in _of_language(its)]
         if not each.instances:
             whose = f"serves {each.app}" if each.is_described else "is in app_servers"
             problems.append(f"{host.name}: {whose} but `instances` is empty")
+    return problems
+
+
+def _of_language(its: "Settings") -> list[str]:
+    """What an application's language can't have."""
+    if its.app_type == PYTHON:
+        return []
+    said, language = f"app_type = {its.app_type!r}", its.language
+    if its.app_type in IMPOSSIBLE:
+        return [f"{said}: {IMPOSSIBLE[its.app_type]}"]
+    problems = [
+        f"app_uwsgi: {name}: not with {said}: {language.name}'s plugin can't"
+        for name, types in NOT_FOR.items()
+        if name in its.app_uwsgi and its.app_type in types
+    ]
+    if its.uwsgi_source == "pypi":
+        problems.append(
+            f'uwsgi_source = "pypi": PyPI\'s uWSGI has Python alone: leave it out with {said}'
+        )
+    if not its.app_root:
+        problems.append(f'{said}: takes app_root: "." where app_source is the project itself')
+    if ":" in its.app_entry_point:
+        problems.append(f"app_entry_point = {its.app_entry_point!r}: with {said}, {language.entry}")
+    wanted = its.app_requirements
+    if wanted and wanted.rpartition("/")[2] != (language.manifest or wanted):
+        problems.append(f"app_requirements = {wanted!r}: with {said}, {language.manifest} or None")
+    if wanted and not language.manifest:
+        problems.append(f"app_requirements: None with {said}: say app_packages, or keep them in it")
     return problems
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 from uwsgi_consul_fleet import durations
 from uwsgi_consul_fleet.host.consul import ADDRESS
 from uwsgi_consul_fleet.inventory import uwsgi_options
+from uwsgi_consul_fleet.inventory.languages import LANGUAGES, PYTHON, Language
 
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 # A DNS label: the service is looked up as NAME.service.consul, and systemd units,
@@ -293,17 +294,23 @@ class Settings(HostSettings):
     itself. The paths in these settings are then app_source's own, app_requirements too. None: as
     seen from the folder that holds app_source, so that modules begin with its name."""
 
+    app_type: Literal["wsgi", "psgi", "rack", "php", "lua", "go"] = "wsgi"
+    """The language that uWSGI runs, with Debian's plugin for it: wsgi (Python), psgi (Perl), rack
+    (Ruby), php or lua; all but wsgi take app_root. go is refused: Debian's plugin does not work."""
+
     app_entry_point: EntryPoint
     """What uWSGI loads: MODULE:CALLABLE, MODULE:FACTORY(), a file (wsgi.py, or wsgi.py:app where
     its callable is not called application), or an ini of PasteDeploy (production.ini, or
-    production.ini#shop for a section other than main)."""
+    production.ini#shop for a section other than main). Of another app_type than wsgi: a file
+    (app.psgi, config.ru, app.lua, public/index.php for everything), or PHP's folder of files."""
 
     app_requirements: str | None
     """What is installed into a virtual environment on each host, resolved once, the same on all of
     them: a requirements file, with those that it includes (-r, -c), or the project's pyproject.toml
     (or pyproject.toml[extra]), as uv.lock or poetry.lock beside it has it. ${NAME} in it is read
     from this machine's environment or from app_secrets_file. None where the application needs
-    nothing."""
+    nothing. Of another app_type than wsgi: cpanfile, Gemfile or composer.json, installed as the
+    lock file beside it has it (cpanfile.snapshot may be missing)."""
 
     app_ini: str | None = None
     """The Jinja2 template of each instance's uWSGI configuration; None for the one that is shipped,
@@ -433,6 +440,17 @@ class Settings(HostSettings):
 
     uwsgi_version: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)+$")] = "2.0.31"
     """The version that is taken from PyPI."""
+
+    @property
+    def language(self) -> Language:
+        """That of app_type."""
+        return LANGUAGES[self.app_type]
+
+    @property
+    def entry(self) -> tuple[str, str]:
+        """The file that app_entry_point is, and what is named in it; see split_entry_point."""
+        is_python = self.app_type == PYTHON
+        return split_entry_point(self.app_entry_point) if is_python else (self.app_entry_point, "")
 
 
 # Of the demo. Until 0.2 these were the defaults of the settings that have none now.

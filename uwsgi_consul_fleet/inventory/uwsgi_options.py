@@ -33,10 +33,11 @@ REFUSED = {
     """,
     "say app_entry_point": """
         module wsgi wsgi-file file callable test eval wsgi-lite web3 pump pecan paste* ini-paste*
+        psgi rack rails php-app php-docroot lua lua-load go-load gccgo-load
     """,
     "say app_processes": "processes workers",
     "say app_lazy": "lazy lazy-apps",
-    "say app_requirements": "virtualenv venv home pyhome",
+    "say app_requirements": "virtualenv venv home pyhome perl-local-lib gemset rvm",
     "say app_env": "env",
     "say app_static": "static-map",
     "say stop_timeout": "reload-mercy worker-reload-mercy",

@@ -6,10 +6,17 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet.build.identity import PACKAGES
 
 INSTALL = 'install_packages "$@"'
-# Many of uWSGI's plugins are in uwsgi-core, the others in packages of their own.
+# Many of uWSGI's plugins are in uwsgi-core, the others in packages of their own; of Ruby's the name
+# has its version.
 PLUGINS = """
+set -f
 set -- $(for name; do
-    [ -e "/usr/lib/uwsgi/plugins/${name}_plugin.so" ] || echo "uwsgi-plugin-$name" | tr _ -
+    [ ! -e "/usr/lib/uwsgi/plugins/${name}_plugin.so" ] || continue
+    case $name in
+    rack) echo 'uwsgi-plugin-rack-ruby*' ;;
+    lua51) echo uwsgi-plugin-lua5.1 ;;
+    *) echo "uwsgi-plugin-$name" | tr _ - ;;
+    esac
 done)
 [ $# = 0 ] || """
 

@@ -55,7 +55,8 @@ getent passwd consul $wanted | sed 's/^\([^:]*\):.*/user \1/'
 
 # shellcheck disable=SC2086 # as above
 dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
-    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv $packages 2>/dev/null |
+    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv \
+    libplack-perl ruby-rack bundler php-cli $packages 2>/dev/null |
     sed -n 's/^installed /package /p'
 
 find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |

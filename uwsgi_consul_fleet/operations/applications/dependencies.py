@@ -22,6 +22,8 @@ from uwsgi_consul_fleet.build.builder import assignments, stages, why
 from uwsgi_consul_fleet.build.identity import SCRATCH
 from uwsgi_consul_fleet.build.places import Place
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
+from uwsgi_consul_fleet.host.content import BROUGHT
+from uwsgi_consul_fleet.inventory.languages import PYTHON
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.archive import pieces, temporary
@@ -46,6 +48,7 @@ KEEP = (HERE / "resolution.sh").read_text()
 RECEIVE = KEEP + (HERE / "receive.sh").read_text()
 GIVE_WAY = (HERE / "give_way.sh").read_text()
 VENV = (HERE / "venv.sh").read_text()
+BRING = GIVE_WAY + SCRATCH + KEEP + (HERE / "bring.sh").read_text()
 RESOLVE = GIVE_WAY + SCRATCH + KEEP + VENV + (HERE / "resolve.sh").read_text()
 TRIED = 2  # hosts of a kind, where the first can't do it
 RESOLVED = "resolved.txt"
@@ -190,6 +193,7 @@ class Supply:
         for other, holder in others.items():
             like, resolved = holder.name, _resolved(holder, release, other)
             break
+        script = RESOLVE
         variables = assignments(
             keep_toolchain="no",
             app=on.app,
@@ -201,9 +205,26 @@ class Supply:
             frozen="" if like else _frozen(self._run, on, release),
             build_packages=" ".join(on.settings.app_build_packages),
         )
+        if on.settings.app_type != PYTHON:
+            variables, script = _to_bring(on, release, kind), BRING
         log = self._run.pyinfra.host(on.name).log
         say = stages(on.name, lambda _, stage: log(stage))
-        return Place(on).run(variables + RESOLVE, _given(on, written, resolved), say)
+        return Place(on).run(variables + script, _given(on, written, resolved), say)
+
+
+def _to_bring(on: AppHost, release: Release, kind: str) -> str:
+    """What bring.sh is told."""
+    language = on.settings.language
+    return assignments(
+        keep_toolchain="no",
+        app=on.app,
+        id=release.resolution,
+        kind=kind,
+        type=on.settings.app_type,
+        tools=" ".join(language.tools),
+        compiler=" ".join(language.compiler),
+        folder=BROUGHT,
+    )
 
 
 def _frozen(run: Run, on: AppHost, release: Release) -> str:

@@ -56,6 +56,13 @@ if [ "$environment" != - ]; then
         touch "$venv/complete"
     fi
     ln -s "../../venvs/$environment" "$part/venv"
+elif [ -n "$4" ]; then
+    [ -e "$resolved/requirements.txt" ] ||
+        fail "the application's dependencies are gone from $resolved: deploy again"
+    # The same files, unless another file system has the releases.
+    cp -al "$resolved/vendor.d" "$part/" 2>/dev/null || cp -a "$resolved/vendor.d" "$part/" ||
+        fail "the application's dependencies do not fit into $base"
+    [ ! -d "$part/vendor.d/composer" ] || ln -s ../vendor.d "$part/source/vendor"
 fi
 sync -f "$part"
 rm -rf "$base/releases/${name:?}" # what a version before 0.3 had half removed

@@ -1,9 +1,15 @@
 """What uWSGI is told of an application: lines of its ini, from the settings alone."""
 
+from uwsgi_consul_fleet.host.content import BROUGHT
+from uwsgi_consul_fleet.host.content import FOLDER as REQUIREMENTS
 from uwsgi_consul_fleet.inventory import uwsgi_options
-from uwsgi_consul_fleet.inventory.settings import Settings, split_entry_point
+from uwsgi_consul_fleet.inventory.languages import PYTHON
+from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.operations.applications.source import SOURCE
 from uwsgi_consul_fleet.operations.plan import DeployError
+
+# What its own command would ask for, or write.
+BUNDLER = {"FROZEN": "true", "WITHOUT": "development:test", "USER_HOME": "/nonexistent"}
 
 
 def folder(settings: Settings) -> str:
@@ -24,19 +30,23 @@ def plugins(settings: Settings) -> str:
                     '"debian", or use gevent; nothing was changed'
                 )
         return ""
+    if settings.app_type != PYTHON:
+        return f"{settings.language.plugin},"
     asked = (uwsgi_options.PLUGINS.get(name, ()) for name in settings.app_uwsgi)
     return "".join(f"{name}," for name in dict.fromkeys(("python3", *sum(asked, ()))))
 
 
 def loading(settings: Settings) -> list[str]:
     """What loads it. In an ini %d is the release."""
+    if settings.app_type != PYTHON:
+        return _other(settings)
     root = [] if settings.app_root in (None, ".") else [settings.app_root]
     path = [f"pythonpath = %d{folder(settings)}{''.join(root)}"] if settings.app_root else []
     return path + _entry(settings)
 
 
 def _entry(settings: Settings) -> list[str]:
-    file, named = split_entry_point(settings.app_entry_point)
+    file, named = settings.entry
     place = f"%d{folder(settings)}{file}"
     if not file:
         return [f"module = {settings.app_entry_point}"]
@@ -45,6 +55,43 @@ def _entry(settings: Settings) -> list[str]:
         section = [f"paste-name = {named[1:]}"] if named else []
         return [f"paste = config:{place}", "paste-logger = true", *section]
     return [f"wsgi-file = {place}", *([f"callable = {named[1:]}"] if named else [])]
+
+
+def _other(settings: Settings) -> list[str]:
+    """What loads an application that is not Python's. Its dependencies are in a folder beside it,
+    and what is needed to install them is not asked for again."""
+    place, brought = f"%d{SOURCE}/{settings.app_entry_point}", f"%d{BROUGHT}"
+    root = f"%d{SOURCE}/{settings.app_root}" if settings.app_root != "." else ""
+    wanted, kind = settings.app_requirements, settings.app_type
+    modifier = settings.language.modifier
+    lines = [f"http-socket-modifier1 = {modifier}"] if modifier else []
+    if kind == "psgi":
+        path = [root, f"{brought}/lib/perl5" if wanted else ""]
+        lines += [f"env = PERL5LIB={':'.join(filter(None, path))}"] if any(path) else []
+    elif kind == "rack":
+        lines += [f"rb-lib = {root}"] if root else []
+        if wanted:
+            said = {"GEMFILE": f"%d{REQUIREMENTS}/Gemfile", "PATH": brought} | BUNDLER
+            lines += [f"env = BUNDLE_{name}={value}" for name, value in said.items()]
+            lines.append("rb-require = bundler/setup")
+    elif kind == "php":
+        return lines + _php(place)
+    return [*lines, f"{kind} = {place}"]
+
+
+def _php(place: str) -> list[str]:
+    """One file that answers everything; or a folder, of which the files that are not PHP are sent
+    as they are."""
+    if place.endswith(".php"):
+        return [f"php-docroot = {place.rpartition('/')[0]}", f"php-app = {place}"]
+    return [
+        f"php-docroot = {place}",
+        "php-index = index.php",
+        "php-allowed-ext = .php",
+        f"check-static = {place}",
+        "static-skip-ext = .php",
+        "static-index = index.html",
+    ]
 
 
 def options(settings: Settings) -> list[str]:
@@ -69,7 +116,10 @@ def asked(settings: Settings) -> dict[str, list[str]]:
         "app_static": _static(settings),
     }
     if settings.app_root:
-        found["app_root"] = [f"chdir = %d{folder(settings)}", loading(settings)[0]]
-    if split_entry_point(settings.app_entry_point)[0]:
+        path = [line for line in loading(settings) if line.startswith("pythonpath")]
+        found["app_root"] = [f"chdir = %d{folder(settings)}", *path]
+    if settings.app_type != PYTHON:
+        found["app_type"] = _other(settings)
+    elif settings.entry[0]:
         found["app_entry_point"] = _entry(settings)
     return found

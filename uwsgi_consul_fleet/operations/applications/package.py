@@ -13,6 +13,7 @@ from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory import uwsgi_options
+from uwsgi_consul_fleet.inventory.languages import PYTHON
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import archive, environment, loading, steps
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
@@ -138,6 +139,8 @@ def _files(me: AppHost, release: Release, settings: Mapping[str, str]) -> dict[s
 
 def _has_virtualenv(me: AppHost, release: Release) -> bool:
     """For its requirements, or for its uWSGI."""
+    if me.settings.app_type != PYTHON:
+        return False
     return release.requirements is not None or me.settings.uwsgi_source == "pypi"
 
 

@@ -10,6 +10,6 @@ refuse() {
 }
 base64 -d | tar -xf - -C "$half_done" --no-same-owner || refuse "do not fit into ${wanted%/*}"
 # An archive that was cut between two files is one for tar.
-[ "$(find "$half_done/wheels" -name '*.whl' | wc -l)" = "$(wc -l <"$half_done/requirements.txt")" ] ||
+[ "$(find "$half_done" -mindepth 2 ! -type d | wc -l)" = "$(wc -l <"$half_done/requirements.txt")" ] ||
     refuse "did not arrive whole: deploy again"
 keep

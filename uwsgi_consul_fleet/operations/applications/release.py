@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from pyinfra import logger
 
-from uwsgi_consul_fleet.host.content import TAKEN
+from uwsgi_consul_fleet.host.content import CALLED, TAKEN
 from uwsgi_consul_fleet.host.store import content_of
-from uwsgi_consul_fleet.inventory.settings import Settings, split_entry_point
+from uwsgi_consul_fleet.inventory.languages import LANGUAGES, PYTHON
+from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.operations.applications import (
     environment,
     locked,
@@ -70,7 +71,8 @@ def described(settings: Settings) -> tuple[str | None, ...]:
         settings.app_root,
         settings.app_requirements,
         settings.app_ini,
-        split_entry_point(settings.app_entry_point)[0],
+        settings.entry[0],
+        settings.app_type,
     )
 
 
@@ -117,6 +119,7 @@ def _read(
     requirements_file: str | None,
     template: str | None,
     entry_file: str,
+    kind: str,
 ) -> Release:
     if folder.name in TAKEN and not root:
         raise DeployError(
@@ -133,8 +136,23 @@ def _read(
             f"app_entry_point: {entry_file} is not sent: no such file in {where}; "
             "nothing was changed"
         )
-    wanted = requirements.read(written, extras) if written else None
+    wanted = None
+    if written and kind == PYTHON:
+        wanted = requirements.read(written, extras)
+    elif written:
+        _refuse_what_is_brought(sources, kind)
+        wanted = requirements.read_others(written, LANGUAGES[kind])
     return Release(source.name(folder, sources.digest), sources, wanted, ini)
+
+
+def _refuse_what_is_brought(sources: Sources, kind: str) -> None:
+    """:raises DeployError: where what is to be installed lies in the source already"""
+    if kind == "php" and _has(sources, f"{SOURCE}/{CALLED}"):
+        raise DeployError(
+            f"app_requirements: app_source has a folder {CALLED} of its own, which Composer would "
+            "make: take it out of the repository, or set app_requirements = None; "
+            "nothing was changed"
+        )
 
 
 def _expect_inside(sources: Sources, path: str, key: str) -> None:
@@ -170,7 +188,7 @@ def _look_at_shared(sources: Sources, path: str) -> None:
 
 
 def _has(sources: Sources, path: str) -> bool:
-    return any(each.path == path for each in sources.entries)
+    return any(each.path == path or each.path.startswith(f"{path}/") for each in sources.entries)
 
 
 def _file(key: str, name: str, folder: Path = Path()) -> Path:

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uwsgi_consul_fleet.host.content import ALONE, FOLDER, digest_of
+from uwsgi_consul_fleet.inventory.languages import LANGUAGES, Language
 from uwsgi_consul_fleet.operations.applications import locked
 from uwsgi_consul_fleet.operations.plan import DeployError
 
+MANIFESTS = {each.manifest for each in LANGUAGES.values() if each.manifest}
+# In a lock file of Bundler's or Composer's.
+ELSEWHERE = re.compile(r'^PATH$|"type": "path"', re.MULTILINE)
 COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
 # pip puts values of its environment there.
 VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
@@ -42,6 +46,8 @@ class Requirements:
     @property
     def are_pinned(self) -> bool:
         """Whether each has its version: pip then wants hashes for all of them."""
+        if len(self.files) > 1 and self.main.rpartition("/")[2] in MANIFESTS:
+            return True
         return any(re.search(rb"(^|\s)--hash[= ]", text) for text in self.files.values())
 
 
@@ -70,6 +76,39 @@ def read(main: Path, extras: Sequence[str] = ()) -> Requirements:
     return Requirements(next(iter(files)), files)
 
 
+def read_others(main: Path, language: Language) -> Requirements:
+    """Those of another language than Python, with what its lock file has.
+
+    :raises DeployError: where one is missing, or has a password or a path in it
+    """
+    files = {}
+    for path in (main, main.with_name(language.lock)):
+        if not path.exists() and path != main and not language.is_locked:
+            continue
+        try:
+            files[f"{FOLDER}/{path.name}"] = content = path.read_bytes()
+            text = content.decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DeployError(f"app_requirements: {path}: {error}; nothing was changed") from error
+        _refuse_passwords(path, text)
+        if ELSEWHERE.search(text):
+            raise DeployError(
+                f"app_requirements: {path}: has a package that is a path, which the hosts do not "
+                "have: name a version of it, or put it into app_source; nothing was changed"
+            )
+    return Requirements(next(iter(files)), files)
+
+
+def _refuse_passwords(path: Path, text: str) -> None:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if PASSWORD.search(COMMENT.sub("", line)):
+            raise DeployError(
+                f"app_requirements: {path}:{number}: has a password or a token in a URL: write "
+                "${NAME} in its place, and let this machine's environment or app_secrets_file have "
+                "the value; nothing was changed"
+            )
+
+
 def _follow(path: Path, found: dict[Path, bytes], including: tuple[Path, ...], where: str) -> None:
     if path in including:
         raise DeployError(f"{where}: {path} includes itself; nothing was changed")
@@ -90,13 +129,7 @@ def _check(
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DeployError(f"{where}: {path}: is not UTF-8; nothing was changed") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if PASSWORD.search(COMMENT.sub("", line)):
-            raise DeployError(
-                f"app_requirements: {path}:{number}: has a password or a token in a URL: write "
-                "${NAME} in its place, and let this machine's environment or app_secrets_file have "
-                "the value; nothing was changed"
-            )
+    _refuse_passwords(path, text)
     for line, number in _lines(text):
         here = f"app_requirements: {path}:{number}"
         included, places = _named(line) if line.startswith("-") else ([], [line])

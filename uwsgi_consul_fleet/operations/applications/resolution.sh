@@ -1,6 +1,7 @@
 # Functions for scripts that run as root on a host and put a resolution there:
 # /srv/APP/resolutions/ID/KIND has the wheels of an application's dependencies for a kind of Python,
-# and in requirements.txt their names, versions and hashes. It appears when it is complete.
+# and in requirements.txt their names, versions and hashes; of another language vendor.d, with the
+# names of its files. It appears when it is complete.
 
 # begin APP ID KIND: makes $half_done, a folder that keep() puts in its place; ends the script where
 # that is there.

@@ -13,6 +13,7 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet.build.builder import pypi_script
 from uwsgi_consul_fleet.build.identity import IDENTIFY, PLUGIN, available
 from uwsgi_consul_fleet.inventory.model import AppHost
+from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.operations import packages
 from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail
 from uwsgi_consul_fleet.operations.run import Here
@@ -20,10 +21,6 @@ from uwsgi_consul_fleet.operations.state import AppState
 
 FOLDER = "/opt/uwsgi-consul-fleet"
 START = f"{FOLDER}/start-uwsgi"
-NEEDED = {
-    "debian": ("uwsgi-core", "uwsgi-plugin-python3", "python3-venv"),
-    "pypi": ("python3-venv",),
-}
 LIBCURL = ("libcurl4", "libcurl4t64")  # Debian 13 renamed it
 
 
@@ -35,9 +32,9 @@ def install(here: Here, wanted: set[str]) -> Generator[Any, None, None]:
     """
     known, apps = here.known, list(here.applications)
     sources = {each.me.settings.uwsgi_source for each in apps}
-    # PyPI's has all that it can have.
+    # PyPI's has all that it can have; Python's plugin comes with what else Python needs.
     lacks = wanted - known.uwsgi_plugins - {"python3"} if "debian" in sources else set()
-    needed = [*dict.fromkeys(name for source in sorted(sources) for name in NEEDED[source])]
+    needed = [*dict.fromkeys(name for each in apps for name in _needed(each.me.settings))]
     missing = [package for package in needed if package not in known.packages]
     if not known.packages.intersection(LIBCURL):
         missing.append(LIBCURL[0])
@@ -56,6 +53,13 @@ def install(here: Here, wanted: set[str]) -> Generator[Any, None, None]:
         host.noop("uWSGI is installed")
         return
     here.changed()
+
+
+def _needed(settings: Settings) -> tuple[str, ...]:
+    """Packages that an application of these settings takes."""
+    if settings.uwsgi_source == "pypi":
+        return ("python3-venv",)
+    return ("uwsgi-core", *settings.language.packages)
 
 
 def plugin_file(its: AppState) -> RemoteFile | None:
