@@ -17,7 +17,7 @@ from checkout import ROOT
 from fleet_commands import changed, output, run
 from lab_commands import Lab
 from load import Load
-from registries import PROJECTS, SETTINGS, packages
+from registries import PROJECTS, SETTINGS, packages, rack_version
 from shared_fleet import SharedFleet
 
 pytestmark = pytest.mark.takes(70)
@@ -39,7 +39,7 @@ INSTALLERS = "carton composer gcc make"
 class Folder:
     """An operator's, with a project of each language."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, words: dict[str, str]) -> None:
         self.folder = folder
         for name in ("applications", "group_data"):
             (folder / name).mkdir()
@@ -49,7 +49,9 @@ class Folder:
             for name, text in files.items():
                 path = folder / "projects" / language / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text.replace("URL", url))
+                for word, value in words.items():
+                    text = text.replace(word, value)
+                path.write_text(text)
             self.describe(language)
 
     def entry(self, language: str) -> Path:
@@ -87,13 +89,15 @@ class Folder:
 @pytest.fixture(scope="module")
 def own(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
     folder = tmp_path_factory.mktemp("own")
-    for path, content in packages().items():
+    found = packages(tmp_path_factory.mktemp("rack"))
+    for path, content in found.items():
         (folder / "registry" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "registry" / path).write_bytes(content)
     lab.run("scp", "-q", "-r", "-F", str(lab.config), str(folder / "registry"), "drakar:registry")
     serve = "--working-directory=$HOME/registry python3 -m http.server 8099"
     lab.ssh("drakar", f"sudo systemd-run --quiet --unit=registry {serve}")
-    made = Folder(folder, f"http://{lab.address('drakar')}:8099")
+    url = f"http://{lab.address('drakar')}:8099"
+    made = Folder(folder, {"URL": url, "RACK": rack_version(found)})
     yield made
     lab.ssh("drakar", "sudo systemctl stop registry; rm -r registry")
     made.deploy(gone=True, check=False)

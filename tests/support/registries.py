@@ -9,9 +9,13 @@ import gzip
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 import zipfile
+from collections.abc import Mapping
+from pathlib import Path
 
+VERSION = "1.5"
 PERL = {
     "Ahoy-1.5/Makefile.PL": """
 use ExtUtils::MakeMaker;
@@ -27,14 +31,14 @@ sub word { 'ahoy from Perl' }
 }
 GEMSPEC = """\
 --- !ruby/object:Gem::Specification
-name: ahoy
+name: NAME
 version: !ruby/object:Gem::Version
-  version: '1.5'
+  version: 'VERSION'
 platform: ruby
 authors: [A]
 date: 2020-01-01 00:00:00.000000000 Z
 dependencies: []
-extensions: [ext/extconf.rb]
+extensions: EXTENSIONS
 files: []
 require_paths: [lib]
 specification_version: 4
@@ -57,31 +61,64 @@ PHP = {
 }
 
 
-def packages() -> dict[str, bytes]:
-    """What a web server has to have, by its path."""
-    gem = _tar(
-        {
-            "metadata.gz": gzip.compress(GEMSPEC.encode()),
-            "data.tar.gz": _tar(RUBY, "w:gz"),
-        },
-        "w",
-    )
-    info = f"---\n1.5 |checksum:{hashlib.sha256(gem).hexdigest()}\n".encode()
-    listed = f"ahoy 1.5 {hashlib.md5(info, usedforsecurity=False).hexdigest()}"
+def packages(folder: Path) -> dict[str, bytes]:
+    """What a web server has to have, by its path.
+
+    :param folder: where Debian's Rack is unpacked, which is one of the gems
+    """
+    rack = _rack(folder)
+    gems = {
+        f"ahoy-{VERSION}": _gem("ahoy", VERSION, RUBY, "[ext/extconf.rb]"),
+        rack.name: _gem("rack", rack.name.removeprefix("rack-"), _files(rack), "[]"),
+    }
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as opened:
         for name, text in PHP.items():
             opened.writestr(name, text)
-    return {
+    found = {
         "authors/id/S/SE/SEA/Ahoy-1.5.tar.gz": _tar(PERL, "w:gz"),
-        "gems/ahoy-1.5.gem": gem,
-        "info/ahoy": info,
-        "versions": f"created_at: 2020-01-01T00:00:00Z\n---\n{listed}\n".encode(),
         "ahoy.zip": zipped.getvalue(),
     }
+    listed = ["created_at: 2020-01-01T00:00:00Z", "---"]
+    for full, gem in gems.items():
+        name, _, version = full.partition("-")
+        info = f"---\n{version} |checksum:{hashlib.sha256(gem).hexdigest()}\n".encode()
+        listed.append(f"{name} {version} {hashlib.md5(info, usedforsecurity=False).hexdigest()}")
+        found |= {f"gems/{full}.gem": gem, f"info/{name}": info}
+    found["versions"] = "".join(f"{line}\n" for line in listed).encode()
+    return found
 
 
-def _tar(files: dict[str, str] | dict[str, bytes], mode: str) -> bytes:
+def _rack(folder: Path) -> Path:
+    """Rack as a gem has it, out of Debian's package."""
+    subprocess.run(["apt-get", "-qq", "download", "ruby-rack"], cwd=folder, check=True)
+    (package,) = folder.glob("ruby-rack_*.deb")
+    subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
+    (found,) = folder.glob("usr/share/rubygems-integration/all/gems/rack-*")
+    return found
+
+
+def rack_version(found: dict[str, bytes]) -> str:
+    """Among these packages."""
+    (path,) = (path for path in found if path.startswith("gems/rack-"))
+    return path.removeprefix("gems/rack-").removesuffix(".gem")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def _gem(name: str, version: str, files: Mapping[str, str | bytes], extensions: str) -> bytes:
+    said = {"NAME": name, "VERSION": version, "EXTENSIONS": extensions}
+    text = GEMSPEC
+    for word, value in said.items():
+        text = text.replace(word, value)
+    packed = {"metadata.gz": gzip.compress(text.encode()), "data.tar.gz": _tar(files, "w:gz")}
+    return _tar(packed, "w:")
+
+
+def _tar(files: Mapping[str, str | bytes], mode: str) -> bytes:
     found = io.BytesIO()
     with tarfile.open(fileobj=found, mode=mode) as opened:  # type: ignore[call-overload]
         for name, text in files.items():
@@ -131,18 +168,20 @@ run lambda { |env|
   [200, {"Content-Type" => "application/json"}, [found.to_json]]
 }
 """,
-        "Gemfile": 'source "URL"\ngem "ahoy"\n',
+        "Gemfile": 'source "URL"\ngem "ahoy"\ngem "rack", "< 3"\n',
         "Gemfile.lock": """\
 GEM
   remote: URL/
   specs:
     ahoy (1.5)
+    rack (RACK)
 
 PLATFORMS
   ruby
 
 DEPENDENCIES
   ahoy
+  rack (< 3)
 """,
     },
     "php": {

@@ -163,15 +163,15 @@ def test_a_password_is_neither_shown_nor_written(tmp_path: Path) -> None:
         ("nowhere", "--app nowhere: there is no such folder"),
         ("ext::sh -c true", "--app ext::sh -c true: there is no such folder"),
         ("file:///nowhere/shop.git", "--app file:///nowhere/shop.git: git can't clone it: "),
-        ("perl", "--app perl: a Perl application (PSGI): app.psgi, which can't be deployed yet"),
+        ("go", "--app go: a Go module: go.mod: Debian's uWSGI can't load its plugin for Go"),
     ],
 )
 def test_what_is_no_application_leaves_nothing(tmp_path: Path, app: str, says: str) -> None:
-    (tmp_path / "perl").mkdir()
-    (tmp_path / "perl/app.psgi").touch()
+    (tmp_path / "go").mkdir()
+    (tmp_path / "go/go.mod").touch()
     said = run(tmp_path, "new", "fleet", "--app", app, code=1)
     assert says in said
-    assert [path.name for path in tmp_path.iterdir()] == ["perl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["go"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

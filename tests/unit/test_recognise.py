@@ -324,21 +324,42 @@ def test_a_path_that_may_be_a_part_of_one_is_left_to_be_checked(folder: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("files", "settings"),
     [
-        ("app.psgi", "a Perl application (PSGI)"),
-        ("config.ru", "a Ruby application (Rack)"),
-        ("index.php", "a PHP application"),
-        ("go.mod", "a Go module"),
+        (["app.psgi", "cpanfile"],
+         {"app_type": "psgi", "app_entry_point": "app.psgi", "app_requirements": "cpanfile"}),
+        (["config.ru", "Gemfile", "Gemfile.lock"],
+         {"app_type": "rack", "app_entry_point": "config.ru", "app_requirements": "Gemfile"}),
+        (["index.php"],
+         {"app_type": "php", "app_entry_point": "index.php", "app_requirements": None}),
+        (["public/index.php", "public/.htaccess", "public/a.css", "public/img/a.png",
+          "composer.json", "composer.lock"],
+         {"app_type": "php", "app_entry_point": "public/index.php",
+          "app_requirements": "composer.json",
+          "app_static": {"/a.css": "public/a.css", "/img": "public/img"}}),
     ],
-)
-def test_other_languages_are_recognised_as_not_yet_possible(
-    folder: Path, name: str, what: str
+)  # fmt: skip
+def test_other_languages_are_recognised(
+    folder: Path, files: list[str], settings: dict[str, Any]
 ) -> None:
-    assert look(folder, **{name: ""}).impossible == f"{what}: {name}"
-    beside = look(folder, **{name: "", "app.py": "app = Flask('')"})
-    assert not beside.impossible
-    assert entry(beside) == (".", "app:app")
+    found = look(folder, **dict.fromkeys(files, ""))
+    assert found.settings == {"app_root": ".", "health_path": "/", **settings}
+    assert {*found.todo} == {"health_path"} and not found.impossible
+    # What Python has comes first.
+    beside = look(folder, **{"app.py": "app = Flask('')"})
+    assert entry(beside) == (".", "app:app") and "app_type" not in beside.settings
+
+
+def test_what_other_languages_leave_open(folder: Path) -> None:
+    found = look(folder, **{"index.php": "", "about.php": "", "composer.json": ""})
+    assert found.todo["app_requirements"].startswith("composer.lock is missing")
+    assert "(as about.php)" in found.todo["app_entry_point"]
+
+
+def test_a_go_module_is_recognised_as_impossible(folder: Path) -> None:
+    found = look(folder, **{"go.mod": ""})
+    assert found.impossible.startswith("a Go module: go.mod: Debian's uWSGI can't load its plugin")
+    assert not look(folder, **{"app.py": "app = Flask('')"}).impossible
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"def f(:", b"\0", b""])

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from uwsgi_consul_fleet.inventory.groups import ROLES, Groups
-from uwsgi_consul_fleet.inventory.languages import IMPOSSIBLE, NOT_FOR, PYTHON
 from uwsgi_consul_fleet.inventory.settings import (
     FLEET_WIDE,
     KNOWN_KEYS,
@@ -14,6 +14,7 @@ from uwsgi_consul_fleet.inventory.settings import (
     HostSettings,
     nearest,
 )
+from uwsgi_consul_fleet.languages import IMPOSSIBLE, NOT_FOR, PYTHON
 
 if TYPE_CHECKING:
     from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
@@ -162,7 +163,8 @@ def _of_language(its: "Settings") -> list[str]:
         )
     if not its.app_root:
         problems.append(f'{said}: takes app_root: "." where app_source is the project itself')
-    if ":" in its.app_entry_point:
+    path = PurePosixPath(its.app_entry_point)
+    if ":" in str(path) or path.is_absolute() or ".." in path.parts or not path.parts:
         problems.append(f"app_entry_point = {its.app_entry_point!r}: with {said}, {language.entry}")
     wanted = its.app_requirements
     if wanted and wanted.rpartition("/")[2] != (language.manifest or wanted):

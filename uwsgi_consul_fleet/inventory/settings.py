@@ -23,7 +23,7 @@ from pydantic import (
 from uwsgi_consul_fleet import durations
 from uwsgi_consul_fleet.host.consul import ADDRESS
 from uwsgi_consul_fleet.inventory import uwsgi_options
-from uwsgi_consul_fleet.inventory.languages import LANGUAGES, PYTHON, Language
+from uwsgi_consul_fleet.languages import LANGUAGES, PYTHON, Language
 
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 # A DNS label: the service is looked up as NAME.service.consul, and systemd units,

@@ -50,10 +50,7 @@ def look(places: Iterable[str], folder: Path) -> list[Application]:
         with _opened(place) as source:
             seen = recognise(source)
         if seen.impossible:
-            raise FleetError(
-                f"--app {place}: {seen.impossible}, which can't be deployed yet: only Python's "
-                "applications can; nothing was made"
-            )
+            raise FleetError(f"--app {place}: {seen.impossible}; nothing was made")
         name = _name(place, {each.name for each in found})
         found.append(_application(name, place, folder, seen, len(found)))
     return found

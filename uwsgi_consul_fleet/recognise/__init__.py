@@ -5,18 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uwsgi_consul_fleet.recognise import dependencies, django, modules, paste
+from uwsgi_consul_fleet.recognise import dependencies, django, modules, others, paste
 from uwsgi_consul_fleet.recognise.candidate import Candidate
 from uwsgi_consul_fleet.recognise.tree import Tree, strings
 
-# By what other languages' applications are known.
-OTHERS = {
-    "app.psgi": "a Perl application (PSGI)",
-    "config.ru": "a Ruby application (Rack)",
-    "index.php": "a PHP application",
-    "public/index.php": "a PHP application",
-    "go.mod": "a Go module",
-}
 HEALTH = re.compile(
     r"\^?/?(_?health(z|[-_]?check)?|livez|readyz|ping|status|_?heartbeat|up)/?\$?", re.IGNORECASE
 )
@@ -43,15 +35,17 @@ def recognise(folder: Path) -> Recognised:
     """What a folder has in it."""
     tree = Tree(folder)
     found = sorted(_candidates(tree).values(), key=lambda each: each.order)
-    other = next((name for name in OTHERS if tree.has(name)), "")
-    if not found and other:
-        return Recognised([f"{OTHERS[other]}: {other}"], {}, {}, f"{OTHERS[other]}: {other}")
+    if not found and (reason := others.impossible(tree)):
+        return Recognised([reason], {}, {}, reason)
     said = [found[0].said] if found else []
     if found[1:]:
         said.append(f"taken of several; also there: {', '.join(each.entry for each in found[1:])}")
     best = found[0] if found else _nothing()
     settings = {"app_root": best.root, "app_entry_point": best.entry, **best.settings}
     todo = dict(best.todo)
+    if "app_type" in best.settings:
+        _take_front_page(settings, todo)
+        return Recognised(said, settings, todo)
     _require(tree, best.root, said, settings, todo)
     _check_health(tree, best.routes, said, settings, todo)
     _look_at_python(tree, todo)
@@ -61,7 +55,8 @@ def recognise(folder: Path) -> Recognised:
 def _candidates(tree: Tree) -> dict[tuple[str, str], Candidate]:
     """By entry point; the likelier where two say the same."""
     found: dict[tuple[str, str], Candidate] = {}
-    everything = [*django.projects(tree), *paste.inis(tree), *modules.applications(tree)]
+    python = [*django.projects(tree), *paste.inis(tree), *modules.applications(tree)]
+    everything = [*python, *others.applications(tree)]
     for each in sorted(everything, key=lambda each: each.order):
         found.setdefault((each.root, each.entry), each)
     return found
@@ -96,6 +91,10 @@ def _check_health(
                 if path != routes:
                     todo["health_path"] = f"{path} has it as {found}: does anything come before?"
                 return
+    _take_front_page(settings, todo)
+
+
+def _take_front_page(settings: dict[str, Any], todo: dict[str, str]) -> None:
     settings["health_path"] = "/"
     todo["health_path"] = "a path that answers 200 when it is well, without a log-in"
 

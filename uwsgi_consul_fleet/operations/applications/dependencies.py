@@ -23,8 +23,8 @@ from uwsgi_consul_fleet.build.identity import SCRATCH
 from uwsgi_consul_fleet.build.places import Place
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.host.content import BROUGHT
-from uwsgi_consul_fleet.inventory.languages import PYTHON
 from uwsgi_consul_fleet.inventory.model import AppHost
+from uwsgi_consul_fleet.languages import PYTHON
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.archive import pieces, temporary
 from uwsgi_consul_fleet.operations.applications.release import Release

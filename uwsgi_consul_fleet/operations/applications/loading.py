@@ -3,8 +3,8 @@
 from uwsgi_consul_fleet.host.content import BROUGHT
 from uwsgi_consul_fleet.host.content import FOLDER as REQUIREMENTS
 from uwsgi_consul_fleet.inventory import uwsgi_options
-from uwsgi_consul_fleet.inventory.languages import PYTHON
 from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.languages import PYTHON
 from uwsgi_consul_fleet.operations.applications.source import SOURCE
 from uwsgi_consul_fleet.operations.plan import DeployError
 

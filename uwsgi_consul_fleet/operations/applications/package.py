@@ -13,8 +13,8 @@ from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.inventory import uwsgi_options
-from uwsgi_consul_fleet.inventory.languages import PYTHON
 from uwsgi_consul_fleet.inventory.model import AppHost
+from uwsgi_consul_fleet.languages import PYTHON
 from uwsgi_consul_fleet.operations.applications import archive, environment, loading, steps
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
 from uwsgi_consul_fleet.operations.applications.release import INI, Release

@@ -11,8 +11,8 @@ from pyinfra import logger
 
 from uwsgi_consul_fleet.host.content import CALLED, TAKEN
 from uwsgi_consul_fleet.host.store import content_of
-from uwsgi_consul_fleet.inventory.languages import LANGUAGES, PYTHON
 from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.languages import LANGUAGES, PYTHON
 from uwsgi_consul_fleet.operations.applications import (
     environment,
     locked,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uwsgi_consul_fleet.host.content import ALONE, FOLDER, digest_of
-from uwsgi_consul_fleet.inventory.languages import LANGUAGES, Language
+from uwsgi_consul_fleet.languages import LANGUAGES, Language
 from uwsgi_consul_fleet.operations.applications import locked
 from uwsgi_consul_fleet.operations.plan import DeployError
 
@@ -23,6 +23,10 @@ VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 PASSWORD = re.compile(r"https?://(?:[^/@\s:]*:)?(?!\$\{)[^/@\s:]+@")
 # A path below the file's own folder; what is elsewhere may be there on the hosts.
 RELATIVE = re.compile(r"\.|file:(?!/)|[^/$:@ ;]+/")
+VARIABLES = (
+    ": write ${NAME} in its place, and let this machine's environment or app_secrets_file have the "
+    "value"
+)
 _options = ArgumentParser(add_help=False, exit_on_error=False)
 _options.add_argument("-r", "--requirement", action="append", default=[])
 _options.add_argument("-c", "--constraint", action="append", default=[])
@@ -90,22 +94,28 @@ def read_others(main: Path, language: Language) -> Requirements:
             text = content.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DeployError(f"app_requirements: {path}: {error}; nothing was changed") from error
-        _refuse_passwords(path, text)
+        _refuse_passwords(
+            path, text, ", which would lie on each host: name a registry that needs none"
+        )
         if ELSEWHERE.search(text):
             raise DeployError(
                 f"app_requirements: {path}: has a package that is a path, which the hosts do not "
                 "have: name a version of it, or put it into app_source; nothing was changed"
             )
+        if path.name == "Gemfile.lock" and not re.search(r"^    rack \(", text, re.MULTILINE):
+            raise DeployError(
+                f"app_requirements: {path}: has no rack, which uWSGI loads and Bundler would hide: "
+                'write gem "rack" into Gemfile, and bundle lock; nothing was changed'
+            )
     return Requirements(next(iter(files)), files)
 
 
-def _refuse_passwords(path: Path, text: str) -> None:
+def _refuse_passwords(path: Path, text: str, instead: str) -> None:
     for number, line in enumerate(text.splitlines(), start=1):
         if PASSWORD.search(COMMENT.sub("", line)):
             raise DeployError(
-                f"app_requirements: {path}:{number}: has a password or a token in a URL: write "
-                "${NAME} in its place, and let this machine's environment or app_secrets_file have "
-                "the value; nothing was changed"
+                f"app_requirements: {path}:{number}: has a password or a token in a URL{instead}; "
+                "nothing was changed"
             )
 
 
@@ -129,7 +139,7 @@ def _check(
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DeployError(f"{where}: {path}: is not UTF-8; nothing was changed") from error
-    _refuse_passwords(path, text)
+    _refuse_passwords(path, text, VARIABLES)
     for line, number in _lines(text):
         here = f"app_requirements: {path}:{number}"
         included, places = _named(line) if line.startswith("-") else ([], [line])
