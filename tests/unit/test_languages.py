@@ -112,6 +112,7 @@ def refused(folder: Path, kind: str, **settings: Any) -> str:
                 "check-static = %dsource/public",
                 "static-skip-ext = .php",
                 "static-index = index.html",
+                r"route = /\.(?!well-known/) break:403 Forbidden",
             ],
         ),
         ("lua", {}, "lua51", ["http-socket-modifier1 = 6", "lua = %dsource/app.lua"]),

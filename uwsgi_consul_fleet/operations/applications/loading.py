@@ -81,7 +81,7 @@ def _other(settings: Settings) -> list[str]:
 
 def _php(place: str) -> list[str]:
     """One file that answers everything; or a folder, of which the files that are not PHP are sent
-    as they are."""
+    as they are, but for hidden ones."""
     if place.endswith(".php"):
         return [f"php-docroot = {place.rpartition('/')[0]}", f"php-app = {place}"]
     return [
@@ -91,6 +91,7 @@ def _php(place: str) -> list[str]:
         f"check-static = {place}",
         "static-skip-ext = .php",
         "static-index = index.html",
+        r"route = /\.(?!well-known/) break:403 Forbidden",
     ]
 
 
