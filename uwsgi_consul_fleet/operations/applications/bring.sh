@@ -15,7 +15,7 @@ while IFS= read -r line && [ -n "$line" ]; do export "${line?}"; done
 
 # attempt: in $build, as it is seen from where the tools are, and with an empty home.
 attempt() {
-    rm -rf "${build:?}/${folder:?}" "$build/home" "$build/complete"
+    rm -rf "${build:?}/${folder:?}" "${build:?}/home" "${build:?}/complete"
     mkdir "$build/home"
     {
         inside env HOME="$here/home" TMPDIR="$here/home" sh -euc "$install" install "$here" "$here/$folder" &&
