@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
+from uwsgi_consul_fleet.host import content
+
 SCRIPTS = ROOT / "uwsgi_consul_fleet"
 APPLICATIONS = SCRIPTS / "operations/applications"
 
@@ -48,9 +50,10 @@ def packed(**files: str) -> bytes:
 
 
 def install(
-    host: Path, resolution: str = "", environment: str = "-"
+    host: Path, resolution: str = "", environment: str = "-", **files: str
 ) -> "subprocess.CompletedProcess[str]":
-    stdin = subprocess.run(["gzip"], input=packed(**{"release.json": "{}"}), stdout=-1, check=True)
+    archive = packed(**{"release.json": "{}", **files})
+    stdin = subprocess.run(["gzip"], input=archive, stdout=-1, check=True)
     words = (
         "shop",
         "r1",
@@ -100,6 +103,25 @@ def test_no_environment_is_made_of_dependencies_that_are_gone(tmp_path: Path) ->
     (there / "requirements.txt").touch()
     assert install(tmp_path, "0123/cp311", "v1").returncode == 0
     assert (tmp_path / "srv/shop/releases/r1/release.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["composer", "lib"])
+def test_what_other_languages_depend_on_lies_in_the_release(tmp_path: Path, kind: str) -> None:
+    source = {"source/public/index.php": "<?php", "source/lib/vendor": "a file of this name"}
+    gone = install(tmp_path, "0123/cp311", **source)
+    assert gone.returncode == 1 and "dependencies are gone" in gone.stderr
+    there = tmp_path / "srv/shop/resolutions/0123/cp311"
+    (there / "vendor.d" / kind).mkdir(parents=True)
+    (there / "vendor.d" / kind / "file").write_text("brought")
+    (there / "requirements.txt").write_text(f"vendor.d/{kind}/file\n")
+    done = install(tmp_path, "0123/cp311", **source)
+    assert done.returncode == 0, done.stderr
+    release = tmp_path / "srv/shop/releases/r1"
+    # It takes no room for each release, and PHP looks for it in the project.
+    assert (release / "vendor.d" / kind / "file").samefile(there / "vendor.d" / kind / "file")
+    assert (release / "source/vendor").exists() == (kind == "composer")
+    # What is sent on to other hosts is what was sent here.
+    assert [each.path for each in content.sources(release)] == sorted(source)
 
 
 def test_what_is_left_of_a_release_is_replaced(tmp_path: Path) -> None:
