@@ -114,11 +114,15 @@ def _files(folder: Path) -> list[Entry]:
     for top in folder.iterdir():
         if top.name in TAKEN or top.is_symlink() or not top.is_dir():
             continue
-        ours = top / CALLED if (folder / BROUGHT).exists() else None
-        every = (each for each in top.rglob("*") if each != ours)
-        places = (each for each in every if each.is_symlink() or each.is_file())
+        every = (each for each in top.rglob("*") if each.is_symlink() or each.is_file())
+        places = (each for each in every if not _is_brought(each))
         found += [entry_of(str(each.relative_to(folder)), each, each.lstat()) for each in places]
     return sorted(found, key=lambda each: each.path.split("/"))
+
+
+def _is_brought(place: Path) -> bool:
+    """No source has such a link, which leads out of it."""
+    return place.is_symlink() and os.readlink(place) == f"../{BROUGHT}"  # noqa: PTH115 - as above
 
 
 def touch(folder: Path) -> None:
