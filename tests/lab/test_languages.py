@@ -44,7 +44,8 @@ class Folder:
         for name in ("applications", "group_data"):
             (folder / name).mkdir()
         (folder / "group_data/all.py").write_text(ALL)
-        (folder / "plugin_build").symlink_to(ROOT / "plugin_build")
+        for name in ("plugin_build", "tasks.py"):
+            (folder / name).symlink_to(ROOT / name)
         for language, files in PROJECTS.items():
             for name, text in files.items():
                 path = folder / "projects" / language / name
@@ -82,7 +83,9 @@ class Folder:
         lines = (f"{name} = {hosts!r}\n" for name, hosts in groups.items())
         text = "".join(["consul_servers = ['drakar']\n", *lines])
         (self.folder / "inventory.py").write_text(text)
-        words = ("pyinfra", "-y", *options, "inventory.py", f"{ROOT}/deploy/")
+        return self.run("pyinfra", "-y", *options, "inventory.py", f"{ROOT}/deploy/", check=check)
+
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run(*words, check=check, cwd=self.folder)
 
 
@@ -119,6 +122,8 @@ def test_each_serves_with_what_it_depends_on(own: Folder, lab: Lab) -> None:
     # Once for both hosts.
     assert said.count("installing what it depends on, by carton") == 1
     assert said.count("installing a compiler too") == 1
+    words = ("--app", "ruby-shop", "--once", "--", "bundle", "exec", "ruby", "-rahoy")
+    assert own.run("invoke", "exec", *words, "-e", "puts Ahoy.word").stdout == "ahoy from Ruby\n"
     left = lab.ssh("cheetah", f"command -v {INSTALLERS}", check=False)
     assert left.stdout == ""
 

@@ -237,7 +237,9 @@ class TestOnTheHost:
         return store.load("consul-demo-server", "r1-1a2b3c4d")
 
     def test_its_unit_is_as_an_instances(self, release: store.Release) -> None:
-        assert execution._properties(release) == [
+        *found, name = execution._properties(release)
+        assert name.startswith("--setenv=APP_RELEASE=")
+        assert found == [
             f"--property={each}"
             for each in (
                 "User=consul-demo-server",
@@ -249,7 +251,15 @@ class TestOnTheHost:
                 f"WorkingDirectory={release.folder}",
                 "JoinsNamespaceOf=consul-demo-server-2001@r1-1a2b3c4d.service",
             )
+        ] + [
+            f"--setenv=APP_{each}"
+            for each in ("SERVICE=consul-demo-server", "NODE=web1", "PORT=2001")
         ]
+
+    def test_it_finds_what_other_languages_depend_on(self, release: store.Release) -> None:
+        with (release.folder / "2001.ini").open("a") as file:
+            file.write("env = BUNDLE_PATH=%dvendor.d\n")
+        assert f"--setenv=BUNDLE_PATH={release.folder}/vendor.d" in execution._properties(release)
 
     @pytest.mark.parametrize("has_venv", [True, False])
     def test_a_virtual_environment_comes_first(

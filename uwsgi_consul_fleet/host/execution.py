@@ -27,6 +27,9 @@ ALIKE = re.compile(
     re.MULTILINE,
 )
 
+# What uWSGI tells the application beside that: also where other languages find what they depend on.
+TOLD = re.compile(r"^env = (\w+=.*)$", re.MULTILINE)
+
 
 def run(app: str, unit: str, who: str, terminal: bool) -> None:
     """Run what standard input names in its first line, and end as it does; what follows there it
@@ -74,7 +77,11 @@ def _properties(release: Release) -> list[str]:
     alike = ALIKE.findall(text.replace("%i", release.generation))
     # With its /tmp.
     found = [*alike, f"WorkingDirectory={release.folder}", f"JoinsNamespaceOf={service}"]
-    return [f"--property={each}" for each in found]
+    told = TOLD.findall((release.folder / f"{release.instances[0].port}.ini").read_text())
+    return [
+        *(f"--property={each}" for each in found),
+        *(f"--setenv={each.replace('%d', f'{release.folder}/')}" for each in told),
+    ]
 
 
 def _shell(release: Release, words: str) -> list[str]:
