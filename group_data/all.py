@@ -162,6 +162,17 @@ app_step_timeout = 900
 # "db.sqlite3"]: each lies in /srv/NAME/shared, and a link in its place. Nothing removes them.
 app_shared = []
 
+# Other processes of a release, each by a name of its own, such as
+# {"celery": {"command": "celery -A shop worker", "count": 2},
+# "beat": {"command": "celery -A shop beat", "overlap": False, "hosts": ["web1"]}}:
+#   command       as a shell would run it in the release's folder: one program
+#   count         how many of it run on each host: 1
+#   hosts         those that it runs on; all of the application's where it is left out
+#   overlap       False for what must never run twice: the old one ends before the new one begins
+#   stop_signal   what asks it to finish: "SIGTERM"
+#   stop_timeout  seconds that it then has, before it is killed: the setting of that name
+app_workers = {}
+
 # The uWSGI servers on each host: a name (the id in Consul) and a port.
 instances = {"server1": 2001, "server2": 2002}
 

@@ -1,5 +1,6 @@
 """Projects as their teams have them, by settings alone: docs/frameworks.md says which."""
 
+import json
 import subprocess
 import time
 import urllib.request
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 from applications import commit
+from consul_processes import until
 from fleet_commands import output
 from lab_commands import Lab
+from load import SERVICE
+from releasing import UNITS
 from shared_fleet import SharedFleet
 from uv import find_uv_bin
 
-pytestmark = pytest.mark.takes(80)
+pytestmark = pytest.mark.takes(140)
 
 API = """
 import asyncio
@@ -204,3 +208,108 @@ def installed(lab: Lab, host: str) -> list[str]:
 def fetch(address: str) -> str:
     with urllib.request.urlopen(f"http://{address}:2001/", timeout=5) as answer:
         return str(answer.read().decode())
+
+
+CELERY = {
+    "shop/__init__.py": "",
+    "shop/tasks.py": """
+import os, time
+from celery import Celery
+
+app = Celery("shop", broker=os.environ["BROKER"])
+app.conf.beat_schedule = {"tick": {"task": "shop.tasks.tick", "schedule": 1}}
+
+def note(*words):
+    with open("/srv/notes/all", "a") as file:
+        print(*words, os.environ["APP_RELEASE"], os.getpid(), file=file)
+
+@app.task
+def slow(number):
+    note("began", number)
+    time.sleep(4)
+    note("ended", number)
+
+@app.task
+def tick():
+    note("ticked")
+""",
+    "shop/wsgi.py": """
+from shop.tasks import slow
+
+def application(environ, start_response):
+    if environ["PATH_INFO"].startswith("/add/"):
+        slow.delay(environ["PATH_INFO"][5:])
+    start_response("200 OK", [])
+    return [b"added"]
+""",
+    "requirements.txt": "celery[redis]",
+}
+REDIS = """sudo apt-get -qq -y --no-install-recommends install redis-server >/dev/null
+sudo systemctl stop redis-server
+sudo systemd-run --quiet --unit=broker redis-server --protected-mode no --save ''"""
+# A second one ends with 42: so a switch with two would fail.
+BEAT = (
+    "flock --no-fork --nonblock --conflict-exit-code 42 /srv/notes/beat celery -A shop.tasks beat"
+)
+WORKERS = {
+    "celery": {"command": "celery -A shop.tasks worker -c 1 -n $APP_WORKER@%h", "count": 2},
+    "beat": {"command": f"{BEAT} -s /tmp/schedule", "overlap": False, "hosts": ["cheetah"]},
+}
+
+
+def test_celery(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
+    """A task that runs when a release takes over ends, and none runs twice; nor does beat."""
+    celery = {
+        "app_source": str(project(tmp_path / "a-celery-shop", CELERY)),
+        "app_root": ".",
+        "app_entry_point": "shop.wsgi:application",
+        "app_requirements": "requirements.txt",
+        "app_env": {"BROKER": f"redis://{lab.address('drakar')}/0"},
+        "app_ini": None,
+        "app_workers": WORKERS,
+    }
+    lab.ssh("drakar", REDIS)
+    for host in ("drakar", "cheetah"):
+        lab.ssh(host, f"sudo install -d -o {SERVICE} /srv/notes")
+    fleet.hosts(["drakar"], [(host, celery) for host in ("drakar", "cheetah")])
+    fleet.deploy("--data", "release=one")
+    numbers = [str(number) for number in range(8)]
+    for number in numbers:  # two rounds of four processes
+        urllib.request.urlopen(f"http://{lab.address('drakar')}:2001/add/{number}").close()
+    until(lambda: len(notes(lab, "began")) == 4, "they have begun")
+    fleet.deploy("--data", "release=two")
+    assert workers(lab) == {"drakar": ["two"] * 2, "cheetah": ["two"] * 3}
+    until(lambda: len(notes(lab, "ended")) == len(numbers), "they have ended")
+    began, ended = sorted(notes(lab, "began")), sorted(notes(lab, "ended"))
+    assert began == ended and [words[0] for words in began] == numbers
+    assert {release for _, release, _ in began} == {"one", "two"}
+    broken = {**celery, "app_workers": {**WORKERS, "celery": "celery -A shop.nothing worker"}}
+    fleet.hosts(["drakar"], [(host, broken) for host in ("drakar", "cheetah")])
+    said = output(fleet.deploy(check=False))
+    assert "shop.nothing" in said and "two still serves" in said, said
+    fleet.hosts(["drakar"], [(host, celery) for host in ("drakar", "cheetah")])
+    lab.reboot("cheetah")
+    rows = json.loads(fleet.verify("--json", "--wait", "30").stdout)["rows"]
+    states = {row["state"] for row in rows if row["id"] in ("celery.1", "celery.2", "beat.1")}
+    assert states == {"running"}
+    assert workers(lab) == {"drakar": ["two"] * 2, "cheetah": ["two"] * 3}
+    assert fleet.changes() == {}
+    journal = f"sudo journalctl -o cat -u '{SERVICE}.beat.1@*'"
+    assert "status=42" not in lab.ssh("cheetah", journal).stdout
+    assert notes(lab, "ticked")
+
+
+def notes(lab: Lab, kind: str) -> list[list[str]]:
+    """What tasks wrote down on both hosts, of one kind."""
+    texts = [lab.ssh(host, "cat /srv/notes/all").stdout for host in ("drakar", "cheetah")]
+    return [line.split()[1:] for line in "".join(texts).splitlines() if line.startswith(kind)]
+
+
+def workers(lab: Lab) -> dict[str, list[str]]:
+    """The release of each worker that runs, or is on its way."""
+    listing = f"{UNITS} '{SERVICE}.*@*'"
+    return {
+        host: [unit.split("@")[1].rpartition("-")[0] for unit in said.splitlines()]
+        for host in ("drakar", "cheetah")
+        if (said := lab.ssh(host, f"{listing} | cut -d' ' -f1").stdout)
+    }

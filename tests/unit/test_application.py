@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from uwsgi_consul_fleet.errors import InventoryError
-from uwsgi_consul_fleet.inventory.model import Host, InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import metadata
 from uwsgi_consul_fleet.operations.applications.package import Package, make
@@ -36,11 +36,11 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def host(folder: Path, **settings: Any) -> Host:
+def host(folder: Path, **settings: Any) -> AppHost:
     data = {**DEMO, "app_source": str(folder), "app_requirements": None, "app_ini": None}
     groups = frozenset({"consul_servers", "app_servers"})
     hosts = [InventoryHost("drakar", groups, {**data, **settings})]
-    return build(hosts, (), (), lambda _: "10.0.3.11").host("drakar")
+    return build(hosts, (), (), lambda _: "10.0.3.11").applications[0]
 
 
 def package(folder: Path, **settings: Any) -> Package:

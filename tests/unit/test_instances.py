@@ -228,7 +228,7 @@ class TestOnTheHost:
     @pytest.fixture
     def release(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> store.Release:
         monkeypatch.setattr(store, "ROOT", tmp_path)
-        host = fleet().host("web1")
+        host = fleet().applications[0]
         host = replace(host, settings=host.settings.model_copy(update={"app_requirements": None}))
         folder = tmp_path / "consul-demo-server/releases/r1-1a2b3c4d"
         for name, file in make(host, read(host.settings)).files.items():

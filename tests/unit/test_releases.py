@@ -220,6 +220,7 @@ def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
     monkeypatch.setattr(switch, "SIDE_BY_SIDE", lock)
     monkeypatch.setattr(switch, "units", Mock(closed_ports=lambda _: []))
     monkeypatch.setattr(switch, "health", Mock())
+    monkeypatch.setattr(switch, "workers", Mock(others=lambda _: []))
     monkeypatch.setattr(switch, "_try", Mock())
     monkeypatch.setattr(switch.retire, "running", lambda _: old.services)
     stopped = Mock(side_effect=lambda _: held.append(("stop", is_held())))

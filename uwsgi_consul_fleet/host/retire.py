@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from . import ownership, store, systemd, units
+from . import ownership, store, systemd, units, workers
 from .says import say
 
 
@@ -22,18 +22,19 @@ def stop(app: str, undo: bool = False) -> None:
     """
     ownership.expect(app)
     mistake = store.current(app) if undo else None
-    services = running(app)
+    services, others = running(app), workers.running(app)
     # First: an interruption must not leave something that a boot starts again.
     store.pointer(app).unlink(missing_ok=True)
     units.close_sockets(app, units.all_ports(app))
-    systemd.stop(services)
+    systemd.stop([*services, *others])
     units.remove_target(app)
     units.remove_unused(app)
     systemd.systemctl("daemon-reload")
     (store.folder(app) / "current").unlink(missing_ok=True)
     if mistake:
         store.forget(mistake)
-    say(f"{app}: out of service ({len(services)} instances stopped)")
+    more = f", {len(others)} workers" if others else ""
+    say(f"{app}: out of service ({len(services)} instances{more} stopped)")
 
 
 def running(app: str) -> list[str]:

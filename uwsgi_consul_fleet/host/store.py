@@ -32,6 +32,17 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Worker:
+    """Another process of the application on this host; its name is KIND.NUMBER.
+
+    ``overlap`` is whether two releases' may run side by side.
+    """
+
+    name: str
+    overlap: bool
+
+
+@dataclass(frozen=True)
 class Release:
     """A release in its folder; the fields are those of its release.json."""
 
@@ -49,6 +60,7 @@ class Release:
     content: str
     settings_alone: str
     resolution: str = ""
+    workers: tuple[Worker, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -60,6 +72,11 @@ class Release:
     @property
     def services(self) -> list[str]:
         return [self.service(instance.port) for instance in self.instances]
+
+    @property
+    def worker_units(self) -> list[str]:
+        # No application's name has a dot.
+        return [f"{self.app}.{each.name}@{self.generation}.service" for each in self.workers]
 
     @property
     def trial(self) -> str:
@@ -100,6 +117,7 @@ def _made_of(app: str, generation: str, fields: dict[str, Any]) -> Release:
         content=content_of(fields),
         settings_alone=fields.get("settings_alone", ""),
         resolution=fields.get("resolution") or "",
+        workers=tuple(Worker(each["name"], each["overlap"]) for each in fields.get("workers", ())),
     )
 
 
@@ -133,10 +151,11 @@ def pointer(app: str) -> Path:
     return POINTERS / f"{app}.conf"
 
 
-def drop_in(generation: str) -> str:
+def drop_in(release: Release, with_workers: bool) -> str:
+    units = [f"%N@{release.generation}.service", *(release.worker_units if with_workers else ())]
     return (
         "# Written by uwsgi-consul-fleet: which release a boot and a connection start.\n"
-        f"[Unit]\nWants=%N@{generation}.service\n\n[Socket]\nService=%N@{generation}.service\n"
+        f"[Unit]\nWants={' '.join(units)}\n\n[Socket]\nService={units[0]}\n"
     )
 
 
@@ -151,7 +170,7 @@ def current(app: str) -> Release | None:
 
 def point_to(release: Release) -> None:
     """The moment of the switch."""
-    text = drop_in(release.generation)
+    text = drop_in(release, with_workers=True)
     path = pointer(release.app)
     if not path.exists() or path.read_text() != text:
         write(path, text)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from . import content, health, retire, store, systemd, units
+from . import content, health, retire, store, systemd, units, workers
 from .consul import Consul, UnavailableError
 from .says import ReleaseError, say
 from .store import Release
@@ -49,7 +49,7 @@ def switch(
             if not store.has_served(new):
                 _try(new)
             units.open_sockets(new, opened)
-            _replace_by(new, lock)
+            _replace_by(new, lock, watched=old == new or not store.has_served(new))
             if not without_consul:
                 _wait_for_consul(consul, new)
         except (ReleaseError, OSError) as error:
@@ -95,15 +95,24 @@ def _told(new: Release, services: list[str], error: ReleaseError) -> ReleaseErro
     return ReleaseError(f"{lines}\n{new.release} is not fit to serve: {error}")
 
 
-def _replace_by(new: Release, lock: IO[str]) -> None:
+def _replace_by(new: Release, lock: IO[str], watched: bool) -> None:
     """Start it beside what serves, which it leaves timers, daemons and the like to until that has
     stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit). Where it does not come
-    up the lock stays held: a rejected release begins none of them until it is gone."""
+    up the lock stays held: a rejected release begins none of them until it is gone.
+
+    :param watched: whether its workers must stay up, which nobody can try before
+    """
     _hold(lock)
     content.touch(new.folder)
     _start(new)
+    began = workers.start(new)
+    if watched:
+        workers.watch(new, began)
     _take_over(new)
     fcntl.flock(lock, fcntl.LOCK_UN)
+    if ending := workers.others(new):
+        say(f"{new.release}: {len(ending)} workers of the release before finish what they are at")
+        systemd.stop(ending)
 
 
 def _hold(lock: IO[str]) -> None:
@@ -163,7 +172,7 @@ def _undo(
             _go_back(old, lock)
             _discard(new)
         elif ran:  # by what, nobody knows: leave it alone
-            systemd.stop(systemd.active(f"{new.app}-*@{new.generation}.service"))
+            _stop_all(new)
         else:
             _stop(new, old, opened)
             _discard(new)
@@ -182,7 +191,12 @@ def _go_back(old: Release, lock: IO[str]) -> None:
     """The old one may run still, or be stopped already; its sockets may be closed."""
     units.install(old)
     units.open_sockets(old, units.closed_ports(old))
-    _replace_by(old, lock)
+    _replace_by(old, lock, watched=False)
+
+
+def _stop_all(new: Release) -> None:
+    its = systemd.active(f"{new.app}-*@{new.generation}.service")
+    systemd.stop([*its, *(unit for unit in new.worker_units if unit in workers.running(new.app))])
 
 
 def _stop(new: Release, old: Release | None, opened: list[int]) -> None:
@@ -193,7 +207,7 @@ def _stop(new: Release, old: Release | None, opened: list[int]) -> None:
     store.point_to(old)
     known = [instance.port for instance in old.instances]
     systemd.stop(f"{new.app}-{port}.socket" for port in opened if port in known)
-    systemd.stop(systemd.active(f"{new.app}-*@{new.generation}.service"))
+    _stop_all(new)
     units.close_sockets(new.app, [port for port in opened if port not in known])
 
 

@@ -101,6 +101,12 @@ def port_of(app: str, unit: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def worker_kind(app: str, unit: str) -> str:
+    """Of which kind the unit of a worker of this application is; '' for any other unit."""
+    found = re.match(re.escape(app) + r"\.([a-z0-9-]+)\.\d+@.+\.service$", unit)
+    return found.group(1) if found else ""
+
+
 def journal(units: Iterable[str]) -> str:
     """The lines of these units that say why something failed, and the last of the others."""
     subprocess.run(["journalctl", "--sync"], capture_output=True, check=False)

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from . import store, systemd
+from . import store, systemd, workers
 from .store import Release
 from .systemd import RUNTIME, UNITS
 
@@ -20,6 +20,8 @@ def install(release: Release) -> None:
     for port in _ports(release):
         wanted[f"{port}.service"] = UNITS / release.service(port)
         wanted[f"{port}.socket"] = UNITS / _socket(release, port)
+    for worker, unit in zip(release.workers, release.worker_units):
+        wanted[f"{worker.name}.service"] = UNITS / unit
     copied = [_copy(folder / name, path) for name, path in wanted.items()]
     # A reload takes systemd a good part of a second on a busy host.
     if any(copied):
@@ -60,7 +62,8 @@ def open_sockets(release: Release, ports: list[int]) -> None:
     """Listen on these ports; those that are new know this release alone until the switch."""
     for port in ports:
         if not _drop_in(release.app, port).is_symlink():
-            store.write(_drop_in(release.app, port), store.drop_in(release.generation))
+            text = store.drop_in(release, with_workers=False)  # whose turn has not come
+            store.write(_drop_in(release.app, port), text)
     if ports:
         systemd.systemctl("daemon-reload")
         systemd.start([_socket(release, port) for port in ports])
@@ -114,10 +117,12 @@ def remove_unused(app: str) -> None:
     """The units of releases that neither run nor should; they come back from a release's
     folder when it is to run, and systemd reads that then."""
     current = store.current(app)
-    kept = {*systemd.active(f"{app}-*@*.service"), *(current.services if current else ())}
-    services = re.compile(re.escape(app) + r"-(\d+|trial)@.+\.service")
+    kept = {*systemd.active(f"{app}-*@*.service"), *workers.running(app)}
+    if current:
+        kept |= {*current.services, *current.worker_units}
+    services = re.compile(re.escape(app) + r"(-(\d+|trial)|\.[a-z0-9-]+\.\d+)@.+\.service")
     for folder in (UNITS, RUNTIME):
-        for path in folder.glob(f"{app}-*@*.service"):
+        for path in folder.glob(f"{app}[-.]*@*.service"):
             if services.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
 

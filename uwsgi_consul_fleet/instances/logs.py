@@ -48,7 +48,7 @@ Problem = Callable[[str], None]
 
 
 def read(chosen: Chosen, since: int, follow: bool, problem: Problem) -> Iterator[Line]:
-    """Every line of these instances, and of trials where all of a host's are meant.
+    """Every line of these instances, and of trials and workers where all of a host's are meant.
 
     :param since: seconds ago at which to begin, by each host's clock
     :param follow: go on for ever
@@ -64,13 +64,15 @@ def read(chosen: Chosen, since: int, follow: bool, problem: Problem) -> Iterator
 
 def _labels(host: Host, instances: Iterable[Instance], several: bool) -> dict[str, str]:
     """What to call the instances, by the name of their units."""
-    found = {}
+    found: dict[str, str] = {}
     listed = list(instances)
+    workers = {its.app: its.worker_names for its in host.applications}
     for each in listed:
         app = f"{each.service}/" if several else ""
         found[f"{each.service}-{each.port}"] = f"{app}{each.name}"
         if {one for one in host.instances if one.service == each.service} <= {*listed}:
             found[f"{each.service}-{TRIAL}"] = f"{app}{TRIAL}"
+            found |= {f"{each.service}.{name}": f"{app}{name}" for name in workers[each.service]}
     return found
 
 

@@ -1,6 +1,6 @@
 """Mistakes in an inventory: a line for each, which names what is to be mended."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import PurePosixPath
@@ -17,7 +17,7 @@ from uwsgi_consul_fleet.inventory.settings import (
 from uwsgi_consul_fleet.languages import IMPOSSIBLE, NOT_FOR, PYTHON
 
 if TYPE_CHECKING:
-    from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
+    from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, Host, Instance
     from uwsgi_consul_fleet.inventory.settings import Settings
 
 DEBIANS_PYTHON = "/usr/bin/python3"
@@ -109,7 +109,31 @@ def of_fleet(fleet: "Fleet") -> list[str]:
     problems: list[str] = []
     for host in hosts:
         problems += _instance_problems(host) + _address_problems(host, hosts)
+    for app in fleet.services:
+        problems += _worker_problems(fleet.serving(app))
     return problems + _fleet_wide_problems(fleet) + _agent_problems(hosts)
+
+
+def _worker_problems(hosts: "Sequence[AppHost]") -> list[str]:
+    """Of an application's other processes, on all of its hosts."""
+    named = {each.name for each in hosts}
+    problems, once = [], defaultdict(list)
+    for host in hosts:
+        key = f"{host.app}: app_workers"
+        for name, its in host.settings.app_workers.items():
+            problems += [
+                f"{key}: {name}.hosts: {other!r} does not serve {host.app}{nearest(other, named)}"
+                for other in its.hosts or ()
+                if other not in named
+            ]
+            if not its.overlap and name in host.workers:
+                once[f"{key}: {name}"].append(host.name)
+    return problems + [
+        f"{key}: with overlap = False it runs on one host, and these would have it: "
+        f'{", ".join(names)}; name one of them: hosts = ["{names[0]}"]'
+        for key, names in once.items()
+        if len(names) > 1
+    ]
 
 
 def _instance_problems(host: "Host") -> list[str]:

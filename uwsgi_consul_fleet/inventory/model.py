@@ -16,6 +16,7 @@ from uwsgi_consul_fleet.inventory.settings import (
     HostSettings,
     Parsed,
     Settings,
+    WorkerSettings,
     nearest,
     parse,
     told_missing,
@@ -82,17 +83,28 @@ class AppHost(Host):
     application's instances alone. It is reached like any other, and stands for the pair.
 
     ``usual_release`` is what `release` is where none is typed; ``is_described`` whether the
-    application has a file in applications/.
+    application has a file in applications/. ``workers`` are those of
+    its settings that run here, by their kind.
     """
 
     settings: Settings
     usual_release: str | None = None
     is_described: bool = False
+    workers: Mapping[str, WorkerSettings] = field(default_factory=dict)
 
     @property
     def app(self) -> str:
         """The application's name."""
         return self.settings.app_name
+
+    @property
+    def worker_names(self) -> list[str]:
+        """Its other processes here, each as KIND.NUMBER, which its unit is called after."""
+        return [
+            f"{kind}.{number}"
+            for kind, worker in self.workers.items()
+            for number in range(1, worker.count + 1)
+        ]
 
 
 @dataclass(frozen=True)
@@ -332,4 +344,9 @@ def _app_host(host: Host, settings: Settings, usual: Settings, ids: Mapping[str,
         )
         for name, instance in settings.instances.items()
     )
-    return host.having(settings, instances=instances, usual_release=usual.release)
+    workers = {
+        name: each
+        for name, each in settings.app_workers.items()
+        if each.hosts is None or host.name in each.hosts
+    }
+    return host.having(settings, instances=instances, usual_release=usual.release, workers=workers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 
 from uwsgi_consul_fleet import durations
@@ -58,6 +59,8 @@ UwsgiOptions = Annotated[
     ],
     AfterValidator(lambda options: _allowed(options)),
 ]
+# Part of a unit's name.
+WorkerName = Annotated[str, StringConstraints(pattern=LABEL, max_length=32)]
 # Part of folder, unit and socket names; a unix socket's path has 107 bytes in all.
 ReleaseName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)
@@ -109,6 +112,36 @@ class InstanceSettings(BaseModel):
 def _port_alone(value: object) -> object:
     """``{"server1": 2001}`` is short for ``{"server1": {"port": 2001}}``."""
     return value if isinstance(value, dict) else {"port": value}
+
+
+class WorkerSettings(BaseModel):
+    """Another process of a release, or several of its kind."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: Annotated[str, StringConstraints(min_length=1), AfterValidator(lambda x: _line(x))]
+    count: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
+    hosts: tuple[str, ...] | None = None
+    overlap: bool = True
+    stop_signal: Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2"] = "SIGTERM"
+    stop_timeout: Annotated[int, Field(ge=1, le=86400, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if not self.overlap and self.count > 1:
+            raise ValueError("with overlap = False there is one process; leave count out")
+        return self
+
+
+def _command_alone(value: object) -> object:
+    """``{"celery": "celery worker"}`` is short for ``{"celery": {"command": "celery worker"}}``."""
+    return {"command": value} if isinstance(value, str) else value
+
+
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a command is one line of printable characters")
+    return text
 
 
 def _free(name: str) -> str:
@@ -360,6 +393,17 @@ class Settings(HostSettings):
     """Files and folders (with a slash at the end) that releases share, such as ["media/",
     "db.sqlite3"]: each lies in /srv/NAME/shared, and a link in its place. Nothing removes them."""
 
+    app_workers: dict[WorkerName, Annotated[WorkerSettings, BeforeValidator(_command_alone)]] = {}
+    """Other processes of a release, each by a name of its own, such as
+    {"celery": {"command": "celery -A shop worker", "count": 2},
+    "beat": {"command": "celery -A shop beat", "overlap": False, "hosts": ["web1"]}}:
+      command       as a shell would run it in the release's folder: one program
+      count         how many of it run on each host: 1
+      hosts         those that it runs on; all of the application's where it is left out
+      overlap       False for what must never run twice: the old one ends before the new one begins
+      stop_signal   what asks it to finish: "SIGTERM"
+      stop_timeout  seconds that it then has, before it is killed: the setting of that name"""
+
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
     """The uWSGI servers on each host: a name (the id in Consul) and a port."""
 
@@ -579,7 +623,6 @@ def _describe(detail: Any) -> str:
     if detail["loc"][-1] == "port":
         message = "a port is a number between 1 and 65535"
     if detail["type"] == "extra_forbidden":
-        message = (
-            f"unknown key{nearest(str(detail['loc'][-1]), set(InstanceSettings.model_fields))}"
-        )
+        kind = WorkerSettings if detail["loc"][0] == "app_workers" else InstanceSettings
+        message = f"unknown key{nearest(str(detail['loc'][-1]), set(kind.model_fields))}"
     return f"{key} = {detail['input']!r}: {message}"

@@ -127,7 +127,7 @@ set -- consul.service
 # shellcheck disable=SC2086 # as above
 for name in $(printf '%s\n' $wanted $recorded | sort -u); do
     look_at_releases "$name" | sed "s/^/of $name /"
-    set -- "$@" "$name.target" "$name-*.socket" "$name-*@*.service"
+    set -- "$@" "$name.target" "$name-*.socket" "$name-*@*.service" "$name.*@*.service"
 done
 
 print_unit() {

@@ -10,7 +10,7 @@ from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify import comparison as verification
-from uwsgi_consul_fleet.verify import plugins
+from uwsgi_consul_fleet.verify import plugins, workers
 from uwsgi_consul_fleet.verify.comparison import Difference, Report
 from uwsgi_consul_fleet.verify.probe import probe
 
@@ -43,9 +43,13 @@ def _look(fleet: Fleet, way: Way, deadline: float, with_probe: bool) -> Report:
     """What one server says, as soon as it agrees or the time is over."""
     while True:
         report = verification.compare(fleet, catalog.read(way, fleet.services))
+        is_over = time.monotonic() >= deadline
+        if report.agrees or is_over:
+            rows, wrong = workers.check(fleet)
+            report = _with(replace(report, rows=(*report.rows, *rows)), wrong)
         if with_probe and report.agrees:
             report = _with(report, probe(fleet))
-        if report.agrees or time.monotonic() >= deadline:
+        if report.agrees or is_over:
             return report
         time.sleep(INTERVAL)
 

@@ -248,7 +248,8 @@ def _serves(here: AppHere, generation: str) -> bool:
     me, known = here.me, here.known
     sockets = {f"{me.app}-{instance.port}.socket" for instance in me.instances}
     services = {f"{me.app}-{i.port}@{generation}.service" for i in me.instances}
-    ours = re.compile(rf"{re.escape(me.app)}-(\d+|trial)@.+\.service")
+    services |= {f"{me.app}.{name}@{generation}.service" for name in me.worker_names}
+    ours = re.compile(rf"{re.escape(me.app)}(-(\d+|trial)|\.[a-z0-9-]+\.\d+)@.+\.service")
     return (
         here.its.current_generation == generation
         and all(known.units.get(name) == LISTENING for name in sockets)

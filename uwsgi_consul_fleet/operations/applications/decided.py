@@ -10,7 +10,7 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.store import content_of
 from uwsgi_consul_fleet.inventory.model import AppHost, Host
 from uwsgi_consul_fleet.operations import ownership
-from uwsgi_consul_fleet.operations.applications import kept, resolution
+from uwsgi_consul_fleet.operations.applications import kept, resolution, workers
 from uwsgi_consul_fleet.operations.applications.dependencies import Supply
 from uwsgi_consul_fleet.operations.applications.package import Package, make, settings_alone
 from uwsgi_consul_fleet.operations.applications.release import Release, described, read
@@ -43,6 +43,7 @@ def prepare(here: AppHere) -> Package:
     its = here.run.once(_decide)[_source(me)]
     if _keeps_its_settings(known, me, its.release):
         return replace(make(me, its.release), stays=known.current_generation, refused=its.refused)
+    workers.refuse_a_move(here)
     release = replace(its.release, resolution=resolution.choose(here, its.release))
     package = replace(make(me, release), refused=its.refused)
     if package.virtualenv != "-" and known.python_closed:

@@ -40,9 +40,14 @@ def loading(settings: Settings) -> list[str]:
     """What loads it. In an ini %d is the release."""
     if settings.app_type != PYTHON:
         return _other(settings)
-    root = [] if settings.app_root in (None, ".") else [settings.app_root]
-    path = [f"pythonpath = %d{folder(settings)}{''.join(root)}"] if settings.app_root else []
+    path = [f"pythonpath = %d{imports(settings)}"] if settings.app_root else []
     return path + _entry(settings)
+
+
+def imports(settings: Settings) -> str:
+    """From where its modules are imported, below the release."""
+    root = "" if settings.app_root in (None, ".") else settings.app_root
+    return f"{folder(settings)}{root}"
 
 
 def _entry(settings: Settings) -> list[str]:

@@ -117,20 +117,22 @@ def settings_alone(me: AppHost, template: Path) -> str:
     me, none = _nowhere(me), Release("", Sources(()), None, template)
     variables = environment.render(environment.variables(me.settings))
     inis = _inis(me, none)
-    texts = {**inis, **_units(me, inis), "release.json": json.dumps({**_health(me), **_steps(me)})}
+    conduct = json.dumps({**_conduct(me), **_steps(me)})
+    texts = {**inis, **_units(me, none, inis), "release.json": conduct}
     files = {path: File(text.encode()) for path, text in texts.items()}
     return Package(none, files, variables, _virtualenv(me, none)).digest()
 
 
 def _nowhere(me: AppHost) -> AppHost:
     instances = tuple(replace(each, node="", address="") for each in me.instances)
-    return replace(me, name="", address="", node="", instances=instances)
+    workers = me.settings.app_workers
+    return replace(me, name="", address="", node="", instances=instances, workers=workers)
 
 
 def _files(me: AppHost, release: Release, settings: Mapping[str, str]) -> dict[str, File]:
     manifest = _manifest(me, release, settings)
     inis = _inis(me, release)
-    texts = {**inis, **_units(me, inis), "release.json": manifest}
+    texts = {**inis, **_units(me, release, inis), "release.json": manifest}
     files = {path: File(text.encode()) for path, text in texts.items()}
     if release.requirements is not None:
         files |= {path: File(text) for path, text in release.requirements.files.items()}
@@ -217,7 +219,7 @@ def _tell_what_runs(template: Path, inis: str) -> None:
         _told(template, found)
 
 
-def _units(me: AppHost, inis: dict[str, str]) -> dict[str, str]:
+def _units(me: AppHost, release: Release, inis: dict[str, str]) -> dict[str, str]:
     settings = me.settings
     app = settings.app_name
     pypi = settings.uwsgi_source == "pypi"
@@ -237,7 +239,36 @@ def _units(me: AppHost, inis: dict[str, str]) -> dict[str, str]:
         for kind in ("service", "socket"):
             text = render(UNITS / f"{kind}.j2", port=instance.port, **values)
             found[f"units/{instance.port}.{kind}"] = text
-    return found
+    return found | _worker_units(me, release)
+
+
+def _worker_units(me: AppHost, release: Release) -> dict[str, str]:
+    venv = f"/srv/{me.app}/releases/%i/venv"
+    before = f"export VIRTUAL_ENV={venv} PATH={venv}/bin:$PATH; "
+    before = before if _has_virtualenv(me, release) else ""
+    return {
+        f"units/{name}.service": render(
+            UNITS / "worker.j2",
+            app=me.app,
+            name=name,
+            instances=me.instances,
+            worker=me.workers[name.partition(".")[0]],
+            command=_word(before, me.workers[name.partition(".")[0]].command),
+            folder=loading.folder(me.settings),
+            imports=loading.imports(me.settings),
+            node=me.node,
+            release=release.name,
+            settings=me.settings,
+        )
+        for name in me.worker_names
+    }
+
+
+def _word(before: str, command: str) -> str:
+    """One word of a unit. In what stands before a command %i is systemd's; a shell that went on
+    beside it would be asked to finish in its place."""
+    text = f"{before}exec {command.replace('%', '%%')}".replace("$", "$$")
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _manifest(me: AppHost, release: Release, settings: Mapping[str, str]) -> str:
@@ -251,7 +282,7 @@ def _manifest(me: AppHost, release: Release, settings: Mapping[str, str]) -> str
         "resolution": release.resolution,
         "node": me.node,
         "instances": [{"id": each.id, "port": each.port} for each in me.instances],
-        **_health(me),
+        **_conduct(me),
         **_steps(me),
     }
     return json.dumps(fields, indent=2) + "\n"
@@ -268,9 +299,16 @@ def _steps(me: AppHost) -> dict[str, Any]:
     return found
 
 
-def _health(me: AppHost) -> dict[str, Any]:
+def _conduct(me: AppHost) -> dict[str, Any]:
+    """What the program on the host has to know of its settings."""
     settings = me.settings
+    workers = [
+        {"name": name, "overlap": me.workers[name.partition(".")[0]].overlap}
+        for name in me.worker_names
+    ]
     return {
+        # A release without any stays as versions before made it.
+        **({"workers": workers} if workers else {}),
         "health_path": settings.health_path,
         "health_timeout": settings.health_timeout,
         "min_healthy_time": settings.min_healthy_time,
