@@ -144,6 +144,15 @@ def test_they_make_another_generation_and_none_change_nothing() -> None:
     assert b"workers" not in package_of().files["release.json"].content
 
 
+def test_the_settings_of_a_release_have_one_name_on_all_hosts() -> None:
+    found = fleet("drakar", "cheetah", a="b", beat={**BEAT, "hosts": ["cheetah"]})
+    made = [make(each, read(each.settings)) for each in found.applications]
+    one, other = (json.loads(each.files["release.json"].content) for each in made)
+    for key in ("settings", "settings_alone"):
+        assert one[key] == other[key]
+    assert [each["name"] for each in other["workers"]] == ["a.1", "beat.1"] != one["workers"]
+
+
 # --- Their part in a switch ----------------------------------------------------------
 
 
@@ -209,6 +218,7 @@ def host(srv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(systemd, "is_active", lambda unit: unit in found.runs)
     monkeypatch.setattr(systemd, "systemctl", lambda *_: "")
     monkeypatch.setattr(systemd, "abandon", lambda _: None)
+    monkeypatch.setattr(systemd, "timed_out", lambda _: [])
     monkeypatch.setattr(systemd, "journal", lambda _: "no broker")
     monkeypatch.setattr(switch, "health", Mock())
     monkeypatch.setattr(switch, "SIDE_BY_SIDE", tmp_path / "lock")

@@ -110,9 +110,7 @@ def _replace_by(new: Release, lock: IO[str], watched: bool) -> None:
         workers.watch(new, began)
     _take_over(new)
     fcntl.flock(lock, fcntl.LOCK_UN)
-    if ending := workers.others(new):
-        say(f"{new.release}: {len(ending)} workers of the release before finish what they are at")
-        systemd.stop(ending)
+    workers.end_others(new)
 
 
 def _hold(lock: IO[str]) -> None:

@@ -71,6 +71,13 @@ def stop(units: Iterable[str]) -> None:
         subprocess.run(["systemctl", "reset-failed", *listed], capture_output=True, check=False)
 
 
+def timed_out(units: list[str]) -> list[str]:
+    """Those that had to be killed when they were last stopped."""
+    words = ["systemctl", "show", "--value", "--property=Result", *units]
+    output = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    return [unit for unit, result in zip(units, output.split()) if result == "timeout"]
+
+
 def abandon(units: Iterable[str]) -> None:
     """End those that are not ready yet at once: while it loads its application uWSGI hears no
     signal, and would serve when it has."""

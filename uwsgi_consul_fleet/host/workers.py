@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from . import systemd
-from .says import ReleaseError
+from .says import ReleaseError, say
 from .store import Release
 
 INTERVAL = 0.25  # seconds between two looks
@@ -35,6 +35,18 @@ def start(release: Release) -> list[str]:
     if began:
         systemd.start(began, release.health_timeout)
     return began
+
+
+def end_others(release: Release) -> None:
+    """Let those of other releases finish what they are at."""
+    ending = others(release)
+    if not ending:
+        return
+    say(f"{release.release}: waits until {len(ending)} workers of before have finished")
+    systemd.systemctl("stop", *ending)
+    for unit in systemd.timed_out(ending):
+        say(f"{unit} did not finish within its stop_timeout, and was killed", error=True)
+    systemd.stop(ending)  # which forgets how they ended
 
 
 def watch(release: Release, units: list[str]) -> None:
