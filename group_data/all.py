@@ -14,6 +14,9 @@ fleet = None
 # 75. Mostly typed: --data wait=10m.
 wait = None
 
+# Seconds for each of the hooks in the operator's folder hooks/: see docs/operations.md.
+hook_timeout = 300
+
 # Whether a retired host also loses its releases and Consul's data.
 purge = True
 

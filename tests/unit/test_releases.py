@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import pytest
 
 from uwsgi_consul_fleet.errors import FleetError, RollbackError
+from uwsgi_consul_fleet.hooks import Frame, Hooks
 from uwsgi_consul_fleet.host import health, ownership, retire, store, switch, systemd, units
 from uwsgi_consul_fleet.host.says import ReleaseError
 from uwsgi_consul_fleet.inventory.model import AppHost, Host, InventoryHost, build
@@ -127,6 +128,7 @@ def test_what_a_roll_back_writes_down(
     on_failure: str,
     expected: dict[str, list[str]] | None,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     names = ("a", "b", "c")
     data = {**DEMO, "app_name": "shop", "instances": {"a": 1}, "on_failure": on_failure}
@@ -145,10 +147,11 @@ def test_what_a_roll_back_writes_down(
     def execute(connection: None, host: Host, words: Sequence[str]) -> bool:
         return host.name != failing or words[0] != "switch"
 
+    hooks = Hooks(tmp_path, 1, {})
     monkeypatch.setattr(rollback.ssh, "connect", lambda host: nullcontext())
     monkeypatch.setattr(rollback, "_execute", execute)
     with pytest.raises(RollbackError) if failing else nullcontext():
-        rollback._switch_all(fleet, lock, targets(found, ""), without_consul=False)
+        rollback._switch_all(fleet, lock, targets(found, ""), False, Frame(hooks, print))
     (contents,) = written
     told = contents.get("shop")
     names_of = told and {key: [each["release"] for each in all_] for key, all_ in told.items()}

@@ -319,3 +319,75 @@ def test_one_that_comes_up_after_another_of_its_batch_failed_goes_back() -> None
     assert not rollout.run(step)
     assert hosts.told == ["h2: switch new", "h1: switch new", "h1: switch old"]
     assert not rollout.done
+
+
+class TestHooks:
+    """The operator's, around each switch."""
+
+    @pytest.fixture
+    def refusing(self) -> set[str]:
+        return set()
+
+    @pytest.fixture
+    def step(self, refusing: set[str]) -> Callable[[Hosts, str], Step]:
+        """A host that goes from old-1 to new; its hooks are in what it was told."""
+
+        def make(hosts: Hosts, name: str) -> Step:
+            def hook(which: str, outcome: str, release: str) -> str:
+                hosts.told.append(f"{name}: {which} {outcome} {release}")
+                return "exit status 1" if f"{name} {which}" in refusing else ""
+
+            return replace(hosts.step(name, before="old-1"), hook=hook)
+
+        return make
+
+    def test_they_frame_a_switch(self, step: Callable[[Hosts, str], Step]) -> None:
+        hosts = Hosts()
+        assert hosts.rollout.run(step(hosts, "h0"))
+        assert hosts.told == ["h0: before-switch  r", "h0: switch new", "h0: after-switch ok r"]
+
+    def test_what_is_refused_is_not_begun(
+        self, step: Callable[[Hosts, str], Step], refusing: set[str]
+    ) -> None:
+        hosts = Hosts()
+        refusing.add("h0 before-switch")
+        assert not hosts.rollout.run(step(hosts, "h0"))
+        assert hosts.rollout.stopped == "before h0 was switched"
+        assert not hosts.rollout.run(step(hosts, "h1"))
+        assert hosts.told == ["h0: before-switch  r"]
+        assert "exit status 1: not switched" in hosts.lines
+
+    @pytest.mark.parametrize("on_failure", ["rollback", "stop"])
+    def test_what_is_refused_later_puts_the_others_back(
+        self, step: Callable[[Hosts, str], Step], refusing: set[str], on_failure: str
+    ) -> None:
+        hosts = Hosts(on_failure=on_failure)
+        refusing.add("h1 before-switch")
+        assert hosts.rollout.run(step(hosts, "h0"))
+        hosts.told.clear()
+        assert not hosts.rollout.run(step(hosts, "h1"))
+        back = ["h0: switch old-1", "h0: after-switch back old"]
+        expected = ["h1: passing r", "h1: before-switch  r"]
+        assert hosts.told == expected + back * (on_failure == "rollback")
+
+    def test_a_switch_that_fails_is_told_when_the_others_are_back(
+        self, step: Callable[[Hosts, str], Step]
+    ) -> None:
+        hosts = Hosts()
+        hosts.failing = {"h1 switch new"}
+        assert hosts.rollout.run(step(hosts, "h0"))
+        assert not hosts.rollout.run(step(hosts, "h1"))
+        assert hosts.told[-3:] == [
+            "h0: switch old-1",
+            "h0: after-switch back old",
+            "h1: after-switch failed old",
+        ]
+
+    def test_one_behind_a_switch_refuses_nothing(
+        self, step: Callable[[Hosts, str], Step], refusing: set[str]
+    ) -> None:
+        hosts = Hosts()
+        refusing.add("h0 after-switch")
+        assert hosts.rollout.run(step(hosts, "h0"))
+        assert not hosts.rollout.stopped
+        assert "exit status 1" in hosts.lines

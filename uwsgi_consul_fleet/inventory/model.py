@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Self
 
 from uwsgi_consul_fleet.errors import FleetError, InventoryError
@@ -118,6 +119,7 @@ class Fleet:
     services: tuple[str, ...] = ()
     is_part: bool = False
     notes: tuple[str, ...] = ()
+    folder: Path = Path()  # of its inventory
 
     @property
     def name(self) -> str | None:

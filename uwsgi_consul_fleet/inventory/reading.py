@@ -73,6 +73,7 @@ def build(
         applications=None if named else applications.read(files),
         groups={group for each in hosts for group in each["all_groups"]} - group_files,
     )
+    fleet = replace(fleet, folder=path.parent)
     if not named or not files:
         return fleet
     note = f"{applications.FOLDER}/ is not read: the data of hosts set app_name ({named})"

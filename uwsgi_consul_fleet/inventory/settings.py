@@ -79,7 +79,7 @@ Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 Duration = Annotated[str, AfterValidator(lambda text: _duration(text))]
 # What a host can't have of its own: it is about the whole run, or about the one roll-out over all
 # hosts.
-OF_A_RUN = ("fleet", "wait")
+OF_A_RUN = ("fleet", "wait", "hook_timeout")
 FLEET_WIDE = (
     *OF_A_RUN, "canary", "batch", "on_failure", "max_unavailable", "max_failed_hosts",
 )  # fmt: skip
@@ -244,6 +244,9 @@ class HostSettings(BaseModel):
     wait: Annotated[Duration, BeforeValidator(_text)] | None = None
     """How long a deploy waits for another one to end, such as 10m; None stops at once, with status
     75. Mostly typed: --data wait=10m."""
+
+    hook_timeout: int = Field(default=300, ge=1, le=86400)
+    """Seconds for each of the hooks in the operator's folder hooks/: see docs/operations.md."""
 
     purge: bool = True
     """Whether a retired host also loses its releases and Consul's data."""

@@ -24,9 +24,10 @@ from uwsgi_consul_fleet.errors import (
     RefusedError,
     UnreachableError,
 )
+from uwsgi_consul_fleet.hooks import Frame
 from uwsgi_consul_fleet.host.lock_session import AND
 from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock
-from uwsgi_consul_fleet.operations import ownership
+from uwsgi_consul_fleet.operations import hooks, ownership
 from uwsgi_consul_fleet.operations.consul import cluster
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
@@ -53,13 +54,16 @@ class Guard:
         self.written: set[str] = set()
         self.held = False
         self.interrupted = False
+        self._frame: Frame | None = None
+        self._ends = False
         self._looked = self._began = False
         self._stop: SystemExit | None = None
         self._required = False
-        self._missing = ""
+        self._missing = self._refused = ""
         # Hosts come here side by side.
         self._mutex = Mutex()
         run.pyinfra.before_each_operation(self.begin)
+        run.pyinfra.before_each_change(self.change)
         for number in SIGNALS:
             signal.signal(number, self._interrupt)
         atexit.register(self.end)
@@ -87,7 +91,7 @@ class Guard:
     def _say(self, line: str) -> None:
         logger.info(f"    {line}")
 
-    def _end_by(self, error: FleetError, code: int, message: str) -> NoReturn:
+    def _end_by(self, error: FleetError | None, code: int, message: str) -> NoReturn:
         self._stop = _exit(code, message)
         raise self._stop from error
 
@@ -116,6 +120,30 @@ class Guard:
                 self._end_by(error, 1, f"{error}. Stopped; the same command again goes on")
             self._began = True
 
+    def change(self) -> None:
+        """Before each change: the first takes place when the operator's hook lets it.
+
+        :raises SystemExit: where it does not
+        """
+        with self._mutex:
+            self._go_on()
+            if not self._frame:
+                self._frame = hooks.frame(self._run)
+                self._refused = self._frame.begin(**self._about())
+                if self.interrupted:
+                    raise gevent.GreenletExit
+                if self._refused:
+                    self._end_by(None, 1, f"{self._refused}. Nothing was touched")
+
+    def _about(self) -> dict[str, str]:
+        """What hooks are told of the run."""
+        about = self._run.pyinfra.about
+        return {
+            "app": " ".join(self.releases),
+            "release": " ".join(each.replace(AND, ",") for each in self.releases.values()),
+            "hosts": " ".join(host.name for host in self._run.fleet.hosts if host.name in about),
+        }
+
     def _has_cluster(self) -> bool:
         return not self._run.fleet.brings_consul or bool(cluster.change(self._run).peers)
 
@@ -141,14 +169,21 @@ class Guard:
             self._missing = str(error)
 
     def end(self) -> None:
-        """When the process ends, however it does: tell the audit, let the lock go."""
+        """When the process ends, however it does: run the hook that is for this end, tell the
+        audit, let the lock go."""
         if self.lock is None:
             return
+        self._ends = True
+        outcome = self._outcome()
+        changed, failed = map(sorted, (self._run.pyinfra.changed, self._run.pyinfra.failed))
+        if self._frame:
+            hooks.hooks(self._run).end()
+            self._frame.end(outcome, changed=" ".join(changed), failed=" ".join(failed))
         try:
             # One that began nothing may have waited for its turn, and has nothing to tell.
-            if outcome := self._began and self._outcome():
-                changed, failed = map(sorted, (self._run.pyinfra.changed, self._run.pyinfra.failed))
-                self.lock.finish(outcome, changed=changed, failed=failed, detail=self._lost())
+            if outcome and self._began:
+                detail = self._lost() or self._refused
+                self.lock.finish(outcome, changed=changed, failed=failed, detail=detail)
             else:
                 self.lock.release()
         except FleetError as error:
@@ -191,9 +226,14 @@ class Guard:
 
     def _interrupt(self, number: int, _frame: Any) -> None:
         """Ctrl-C and the like: an end like any other, with an exit status that says so."""
+        if self._frame:
+            hooks.hooks(self._run).interrupt()
+        if self._ends:
+            return
         self.interrupted = self._run.pyinfra.is_executing
         left = "hosts finish what they are in the middle of; the same command again goes on"
-        said = left if self.interrupted else "nothing was touched"
+        began = self.interrupted and not (self._frame and self._frame.asks)
+        said = left if began else "nothing was touched"
         stop = _exit(128 + number, f"{signal.Signals(number).name}: {said}")
         hub = gevent.get_hub()
         if gevent.getcurrent() is hub.parent:

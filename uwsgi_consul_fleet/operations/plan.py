@@ -6,6 +6,7 @@ from pathlib import Path
 from pyinfra import logger
 from pyinfra.api.exceptions import PyinfraError
 
+from uwsgi_consul_fleet import hooks
 from uwsgi_consul_fleet.consul import access
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading as fleet_inventory
@@ -31,6 +32,7 @@ def read(pyinfra: PyinfraRun) -> Fleet:
     try:
         found = fleet_inventory.build(inventory_file(sys.argv), hosts, options.address, typed)
         access.check(found)
+        hooks.find(found.folder)
         found = found.only(str(pyinfra.typed.get("app") or ""))
     except FleetError as error:
         raise DeployError(str(error)) from error

@@ -6,7 +6,7 @@ Nothing else here does, so this is what a new version of pyinfra is held against
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from traceback import walk_stack
 from types import FrameType, SimpleNamespace
@@ -133,6 +133,22 @@ class PyinfraRun:
             @staticmethod
             def operation_host_start(state: Any, host: Any, op_hash: str) -> None:
                 function()
+
+        self._state.add_callback_handler(Callbacks())  # type: ignore[no-untyped-call]
+
+    def before_each_change(self, function: Callable[[], None]) -> None:
+        """Call this before each command of an operation."""
+
+        def announced(commands: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+            for command in commands():
+                function()
+                yield command
+
+        class Callbacks(BaseStateCallback):
+            @staticmethod
+            def operation_host_start(state: Any, host: Any, op_hash: str) -> None:
+                if data := state.ops[host].get(op_hash):
+                    data.command_generator = partial(announced, data.command_generator)
 
         self._state.add_callback_handler(Callbacks())  # type: ignore[no-untyped-call]
 

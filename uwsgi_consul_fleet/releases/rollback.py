@@ -1,7 +1,9 @@
 """Going back to a release that is on the hosts."""
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,10 @@ from uwsgi_consul_fleet.errors import (
     RollbackError,
     UnreachableError,
 )
+from uwsgi_consul_fleet.hooks import Frame, Hooks
 from uwsgi_consul_fleet.host.lock_session import Message
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
-from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock
+from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock, operator
 from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases, carried, read
@@ -128,6 +131,8 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
             "nothing was changed"
         )
     identity = hosts.identity(fleet)
+    about = {**operator(), "what": "rollback", "name": identity.fleet if identity else ""}
+    its = Hooks(fleet.folder, fleet.hosts[0].settings.hook_timeout, about)
     if identity:
         print(f"Fleet {identity}", flush=True)
     with Lock(fleet.asked) as lock:
@@ -135,7 +140,8 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
         found = read(fleet, settled=True)
         chosen = targets(found, name)
         _take(lock, chosen, identity, without_consul)
-        missed = _switch_all(fleet, lock, chosen, without_consul)
+        with _framed(its, chosen) as frame:
+            missed = _switch_all(fleet, lock, chosen, without_consul, frame)
     back = {_place(target.found) for target in chosen} - missed
     left_out = dict.fromkeys(
         each.problem or f"{each.host.name}: {_why(_place(each) in missed)}"
@@ -149,6 +155,27 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
 
 def _place(found: HostReleases) -> Place:
     return found.host.app, found.host.name
+
+
+@contextmanager
+def _framed(its: Hooks, chosen: Sequence[Target]) -> Iterator[Frame]:
+    """The operator's hooks around what is done within; none where nothing is to be done.
+
+    :raises FleetError: where one of them refuses it
+    """
+    frame = Frame(its, lambda line: print(line, flush=True))
+    going = [target for target in chosen if not _is_on(target)]
+    wanted = _wanted(going)
+    names = " ".join(target.found.host.name for target in going)
+    about = {"app": " ".join(wanted), "release": " ".join(wanted.values()), "hosts": names}
+    if going and (refused := frame.begin(**about)):
+        raise FleetError(f"{refused}. Nothing was changed")
+    try:
+        yield frame
+    except BaseException as error:
+        its.end()
+        frame.end("failed" if isinstance(error, Exception) else "interrupted")
+        raise
 
 
 def _why(missed: bool) -> str:
@@ -181,7 +208,7 @@ def _take(
 
 
 def _switch_all(
-    fleet: Fleet, lock: Lock, chosen: Sequence[Target], without_consul: bool
+    fleet: Fleet, lock: Lock, chosen: Sequence[Target], without_consul: bool, frame: Frame
 ) -> set[Place]:
     """One roll-out for each application; returns where one may fail and did."""
     problems, back, missed = [], {}, set[Place]()
@@ -190,7 +217,7 @@ def _switch_all(
         rollout = Rollout(fleet.serving(app))
         its = {t.found.host.name: t for t in chosen if t.found.host.app == app}
         try:
-            _roll(rollout, lock, its, without_consul)
+            _roll(rollout, lock, its, without_consul, frame.hooks)
         except LostLockError as error:
             raise RollbackError(f"{error}; invoke releases shows what serves") from error
         missed |= {(app, name) for name in rollout.missed}
@@ -206,8 +233,10 @@ def _switch_all(
         if app in back
     }
     failed = {name for _, name in missed}
-    told = {"changed": sorted(changed), "failed": sorted(failed), "detail": "\n".join(problems)}
+    told: dict[str, Any] = {"changed": sorted(changed), "failed": sorted(failed)}
+    told["detail"] = "\n".join(problems)
     outcome = "failed" if problems else "ok"
+    frame.end(outcome, changed=" ".join(told["changed"]), failed=" ".join(told["failed"]))
     known = {"releases": back, "contents": contents | _contents(chosen, back)}
     try:
         if not lock.held or not _write_down(lock, known, outcome, told, without_consul):
@@ -258,14 +287,14 @@ def _keep(fleet: Fleet, known: Mapping[str, Any], entry: Message) -> None:
 
 
 def _roll(
-    rollout: Rollout, lock: Lock, targets: Mapping[str, Target], without_consul: bool
+    rollout: Rollout, lock: Lock, targets: Mapping[str, Target], without_consul: bool, hooks: Hooks
 ) -> None:
     for batch in rollout.batches:
         if lock.held and not without_consul:
             lock.check(PATIENCE)
         its = [targets[host.name] for host in batch.hosts if host.name in targets]
         with ssh.side_by_side(len(its)) as pool:
-            pool.map(lambda target: _switch(rollout, target, without_consul), its)
+            pool.map(lambda target: _switch(rollout, target, without_consul, hooks), its)
         if rollout.stopped:
             return
 
@@ -291,7 +320,7 @@ def _is_on(target: Target) -> bool:
     return target.found.current == target.generation
 
 
-def _switch(rollout: Rollout, target: Target, without_consul: bool) -> None:
+def _switch(rollout: Rollout, target: Target, without_consul: bool, hooks: Hooks) -> None:
     host, now = target.found.host, target.found.current
     if _is_on(target):
         _log(host, f"{target.generation.release} serves already")
@@ -305,6 +334,13 @@ def _switch(rollout: Rollout, target: Target, without_consul: bool) -> None:
                 _log(host, str(error))
                 return False
 
+    def hook(name: str, outcome: str, release: str) -> str:
+        _go_on(hooks)
+        its = {"app": host.settings.app_name, "hosts": host.name, "release": release}
+        said = hooks.run(name, lambda line: _log(host, line), **its, outcome=outcome)
+        _go_on(hooks)
+        return said
+
     step = Step(
         host=host,
         before=now.name if now else "",
@@ -314,9 +350,16 @@ def _switch(rollout: Rollout, target: Target, without_consul: bool) -> None:
         execute=execute,
         log=lambda line: _log(host, line),
         options=("--back",),
+        hook=hook,
         without_consul=without_consul,
     )
     rollout.run(step)
+
+
+def _go_on(hooks: Hooks) -> None:
+    """End the thread where nobody waits for it any more."""
+    if hooks.interrupted:
+        sys.exit()
 
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:

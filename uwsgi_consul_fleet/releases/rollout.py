@@ -1,6 +1,7 @@
 """A roll-out over an application's hosts: which were done, and what becomes of them when one
 fails."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock, Thread
@@ -8,6 +9,9 @@ from threading import Condition, Lock, Thread
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.releases.batches import batches
+
+# Its name, the outcome, the release.
+Hook = Callable[[str, str, str], str]
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,9 @@ class Step:
     ``instances`` are the service ids that the new one registers, ``options`` more words for its
     switch. ``execute`` runs the program on the host with these words, shows what it says and
     returns whether it went well, or raises UnreachableError where it could not begin; ``log`` shows
-    a line about the host. ``without_consul`` is for an emergency: nothing waits for what Consul
-    reports.
+    a line about the host. ``hook`` runs one of the operator's around the switch, with its outcome
+    and the release that the host is on then, and returns why it did not end well.
+    ``without_consul`` is for an emergency: nothing waits for what Consul reports.
     """
 
     host: AppHost
@@ -29,6 +34,7 @@ class Step:
     execute: Callable[[Sequence[str]], bool] = field(repr=False)
     log: Callable[[str], None] = field(repr=False)
     options: tuple[str, ...] = ()
+    hook: Hook = field(default=lambda name, outcome, release: "", repr=False)
     without_consul: bool = False
 
     @property
@@ -40,7 +46,20 @@ class Step:
         without = ("--without-consul",) if self.without_consul else ()
         return self.execute(["switch", self.app, generation, keep, *without, *options])
 
-    def go_back(self) -> None:
+    def before_switch(self) -> bool:
+        """Whether the operator's hook lets it happen."""
+        if refused := self.hook("before-switch", "", self.release):
+            self.log(f"{refused}: not switched")
+        return not refused
+
+    def after_switch(self, outcome: str) -> None:
+        """:param outcome: ok, failed, or back where the host was put back later"""
+        before = self.before.rpartition("-")[0]
+        release = self.release if outcome == "ok" else before
+        if why := self.hook("after-switch", outcome, release):
+            self.log(why)
+
+    def go_back(self) -> bool:
         self.log(f"back to {self.before}" if self.before else "out of service again")
         try:
             if self.before:
@@ -52,6 +71,7 @@ class Step:
             fine = False
         if not fine:
             self.log(f"could not be put back: look at {self.host.name}")
+        return fine
 
 
 class Rollout:
@@ -71,6 +91,8 @@ class Rollout:
         self.missed: set[str] = set()
         self.stopped = ""
         self._mutex = Lock()
+        # A host's hooks come one after the other.
+        self._turns: defaultdict[str, Lock] = defaultdict(Lock)
         # How many are still to go first, and how many of those are on their way.
         self._canaries = hosts[0].settings.canary if hosts else 0
         self._first = 0
@@ -107,17 +129,23 @@ class Rollout:
         return is_canary
 
     def _run(self, step: Step) -> bool:
-        if not self._others_pass(step):
+        if not self._others_pass(step) or not step.before_switch():
             self.stop(f"before {step.host.name} was switched", step.host)
             return False
-        if not step.switch(step.after, *step.options):
-            self.stop(f"at {step.host.name}", step.host)
-            return False
-        with self._mutex:
-            # By another of its batch, meanwhile.
-            late = bool(self.stopped) and _rolls_back(step.host)
-            if not late:
-                self.done.append(step)
+        with self._turns[step.host.name]:
+            outcome = "failed"
+            try:
+                if not step.switch(step.after, *step.options):
+                    self.stop(f"at {step.host.name}", step.host)
+                    return False
+                with self._mutex:
+                    # By another of its batch, meanwhile.
+                    late = bool(self.stopped) and _rolls_back(step.host)
+                    if not late:
+                        self.done.append(step)
+                outcome = "ok"
+            finally:
+                step.after_switch(outcome)
         if late:
             self._put_back([step])
         return not late
@@ -151,14 +179,23 @@ class Rollout:
         self._put_back(back)
 
     def _put_back(self, steps: Sequence[Step]) -> None:
-        """In the batches in which they came, so that the others serve meanwhile."""
+        """In the batches in which they came, so that the others serve meanwhile. No hook is in the
+        way of that: they are told of it afterwards."""
+        ended: list[tuple[Step, str]] = []
+
+        def go_back(step: Step) -> None:
+            ended.append((step, "back" if step.go_back() else "failed"))
+
         for batch in self.batches:
             group = [step for step in steps if step.host in batch.hosts]
-            threads = [Thread(target=step.go_back) for step in group]
+            threads = [Thread(target=go_back, args=(step,)) for step in group]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
+        for step, outcome in ended:
+            with self._turns[step.host.name]:
+                step.after_switch(outcome)
 
 
 def _rolls_back(host: AppHost) -> bool:

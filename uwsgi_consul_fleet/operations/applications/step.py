@@ -10,6 +10,7 @@ from pyinfra.api import StringCommand
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host_program import PROGRAM
+from uwsgi_consul_fleet.operations.hooks import of_switch
 from uwsgi_consul_fleet.operations.run import AppHere
 from uwsgi_consul_fleet.releases.rollout import Step
 from uwsgi_consul_fleet.ssh.client import LOST
@@ -55,4 +56,5 @@ def step(here: AppHere, release: str, before: str, after: str) -> Step:
         return fine or (lost(words, "no answer") if not output.stderr_lines else False)
 
     instances = tuple(instance.id for instance in here.me.instances)
-    return Step(here.me, before, after, release, instances, execute, mine.log)
+    hook = of_switch(here, mine.log)
+    return Step(here.me, before, after, release, instances, execute, mine.log, hook=hook)
