@@ -158,6 +158,24 @@ def test_what_a_roll_back_writes_down(
     assert names_of == expected
 
 
+@pytest.mark.parametrize(("name", "began"), [("r2", True), ("r1", False)])
+def test_a_hook_refuses_a_roll_back_that_would_change_something(
+    tmp_path: Path, name: str, began: bool
+) -> None:
+    hook = tmp_path / "hooks/before-deploy"
+    hook.parent.mkdir()
+    hook.write_text('#!/bin/sh\necho "$FLEET_APP $FLEET_RELEASE $FLEET_HOSTS" >asked; exit 3\n')
+    hook.chmod(0o755)
+    found = [on("a", "r1", "r2")]
+    refusal = pytest.raises(FleetError, match=r"exit status 3\. Nothing was changed")
+    hooks = Hooks(tmp_path, 20, {})
+    with refusal if began else nullcontext(), rollback._framed(hooks, targets(found, name)):
+        assert not began
+    assert (tmp_path / "asked").exists() == began
+    if began:
+        assert (tmp_path / "asked").read_text().split()[1:] == ["r2", "a"]
+
+
 # --- On the host ---------------------------------------------------------------------
 
 
