@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,20 @@ def test_an_error_ends_a_command_with_its_words_and_status(
         raise error
 
     assert ends(fail) == (message, code)
+
+
+def test_a_reader_that_goes_away_ends_a_command(tmp_path: Path) -> None:
+    body = '    while True:\n        print("more")'
+    start = "from uwsgi_consul_fleet.commands.command import command\n\n\n@command()\n"
+    (tmp_path / "tasks.py").write_text(f"{start}def many():\n{body}\n")
+    with subprocess.Popen(
+        [str(BIN / "invoke"), "many"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == b"more\n"
+        process.stdout.close()
+        assert not process.stderr.read()
+    assert process.returncode == 141
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import inspect
 import json as json_module
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def command(
     help: Mapping[str, str] | None = None,  # noqa: A002 - Invoke's word
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Task[Any]]:
-    """An Invoke task. A FleetError or Ctrl-C ends it with one message and without a traceback.
+    """An Invoke task. A FleetError, Ctrl-C, or a reader that goes away ends it without a traceback.
 
     A body with a parameter ``fleet`` is handed the one that ``--inventory`` names.
 
@@ -100,6 +101,10 @@ def command(
                 raise Exit(str(error), error.exit_code or failure) from error
             except KeyboardInterrupt as error:
                 raise Exit("interrupted", 130) from error
+            except BrokenPipeError as error:
+                # Whoever read this went away. Python flushes once more at its end: let it.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise Exit(code=141) from error
 
         # Invoke reads a command's options here.
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

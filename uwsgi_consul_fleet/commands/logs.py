@@ -53,15 +53,10 @@ def logs(
         print(text, file=sys.stderr, flush=True)
 
     show = Screen()
-    try:
-        for line in logs.read(chosen, begin, follow, problem):
-            if release in ("", line.release, line.generation) and pattern.search(line.text):
-                show(line, flush=follow)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read this went away. Python flushes once more at its end: let it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Exit(code=141) from None
+    for line in logs.read(chosen, begin, follow, problem):
+        if release in ("", line.release, line.generation) and pattern.search(line.text):
+            show(line, flush=follow)
+    sys.stdout.flush()
     raise Exit(code=1 if problems else 0)
 
 
