@@ -297,7 +297,7 @@ class TestWaiting:
         class Handle:
             def __init__(self) -> None:
                 self.kept = keeper.Keeper([keeper.Server("s1", {}, "")])
-                self.send = self.end = lambda *_: None
+                self.send = self.end = self.go_to = lambda *_: None
 
             def ask(self, message: dict[str, Any], _timeout: float) -> dict[str, Any]:
                 return self.kept.answer(message)
