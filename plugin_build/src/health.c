@@ -23,13 +23,15 @@ int64_t consul_now(void) {
 }
 
 /* Whether an option of the configuration loads an application, as uWSGI's own table of options
- * says. Plugins like php serve without one. */
+ * says. Plugins like php serve without one; lua's counts none that it has loaded, and ends a worker
+ * that could not load it. */
 static int has_application_option(void) {
     int i;
     for (i = 0; i < uwsgi.exported_opts_cnt; i++) {
         const struct uwsgi_option *option = uwsgi_opt_get(uwsgi.exported_opts[i]->key);
         if (option && option->type == required_argument && option->help &&
-            !strncmp(option->help, "load ", 5) && strstr(option->help, " app"))
+            strcmp(option->name, "lua") && !strncmp(option->help, "load ", 5) &&
+            strstr(option->help, " app"))
             return 1;
     }
     return 0;
