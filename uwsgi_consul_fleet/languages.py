@@ -11,8 +11,7 @@ class Language:
     :param plugin: uWSGI's
     :param packages: what an application runs with, beside the plugin
     :param modifier: the number by which requests come to the plugin, where uWSGI does not choose it
-    :param loads: whether the application is loaded before the first request, so that `need-app`
-        can tell whether it was
+    :param loads: whether uWSGI counts the application when it is loaded, as `need-app` needs it
     :param entry: what app_entry_point is
     :param manifest: the file that says its dependencies, '' where nothing does
     :param lock: the one beside it with their versions

@@ -149,7 +149,7 @@ def test_releases_lose_no_request(own: Folder, lab: Lab) -> None:
 
 @pytest.mark.parametrize("language", ["php", "lua"])
 def test_what_does_not_load_never_serves(own: Folder, lab: Lab, language: str) -> None:
-    """uWSGI can't say of these whether they were loaded: their trial does."""
+    """uWSGI has no need-app for these: their trial tells."""
     before, good = ask(lab, "cheetah", language), own.entry(language).read_text()
     own.entry(language).write_text(f"{good}\n)(\n")
     result = own.deploy("--data", f"app={language}-shop", check=False)

@@ -126,7 +126,7 @@ def test_each_is_loaded_by_its_plugin(
     begin = found.index("chdir = %dsource/") + 1
     assert found[begin : begin + len(lines)] == lines
     assert found[begin + len(lines)].startswith("env = APP_SERVICE=")
-    # uWSGI can't tell of these whether they were loaded.
+    # uWSGI does not count the others when they are loaded.
     assert ("need-app = true" in found) == (kind in ("psgi", "rack"))
     assert not {"enable-threads = true", "virtualenv = %dvenv"} & {*found}
     assert package(project, kind, **settings).environment("cp311") == "-"
