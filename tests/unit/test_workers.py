@@ -122,6 +122,8 @@ def test_a_unit_for_each() -> None:
     assert found == {f"units/{name}.service" for name in ("celery.1", "celery.2", "beat.1")}
     celery, last = texts["units/celery.2.service"], texts["units/beat.1.service"]
     assert "Environment=APP_WORKER=celery.2\n" in celery
+    assert 'Environment="APP_NODE=drakar"\n' in celery and "APP_PORT" not in celery
+    assert 'Environment="PYTHONPATH=/srv/shop/releases/%i/"\n' in celery
     assert "KillSignal=SIGTERM\n" in celery and "TimeoutStopSec=30\n" in celery
     assert "KillSignal=SIGINT\n" in last and "TimeoutStopSec=7\n" in last
 

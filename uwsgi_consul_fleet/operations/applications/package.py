@@ -12,6 +12,7 @@ from typing import Any
 from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
+from uwsgi_consul_fleet.host.execution import TOLD
 from uwsgi_consul_fleet.inventory import uwsgi_options
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.languages import PYTHON
@@ -239,10 +240,17 @@ def _units(me: AppHost, release: Release, inis: dict[str, str]) -> dict[str, str
         for kind in ("service", "socket"):
             text = render(UNITS / f"{kind}.j2", port=instance.port, **values)
             found[f"units/{instance.port}.{kind}"] = text
-    return found | _worker_units(me, release)
+    return found | _worker_units(me, release, inis[f"{first}.ini"])
 
 
-def _worker_units(me: AppHost, release: Release) -> dict[str, str]:
+def _worker_units(me: AppHost, release: Release, ini: str) -> dict[str, str]:
+    """They are told what uWSGI is told: where modules of other languages are, too."""
+    folder = f"/srv/{me.app}/releases/%i/"
+    told = [
+        line.replace("%d", folder) for line in TOLD.findall(ini) if not line.startswith("APP_PORT=")
+    ]
+    if me.settings.app_type == PYTHON:
+        told.append(f"PYTHONPATH={folder}{loading.imports(me.settings)}")
     venv = f"/srv/{me.app}/releases/%i/venv"
     before = f"export VIRTUAL_ENV={venv} PATH={venv}/bin:$PATH; "
     before = before if _has_virtualenv(me, release) else ""
@@ -255,9 +263,7 @@ def _worker_units(me: AppHost, release: Release) -> dict[str, str]:
             worker=me.workers[name.partition(".")[0]],
             command=_word(before, me.workers[name.partition(".")[0]].command),
             folder=loading.folder(me.settings),
-            imports=loading.imports(me.settings),
-            node=me.node,
-            release=release.name,
+            told=[json.dumps(line, ensure_ascii=False) for line in told],
             settings=me.settings,
         )
         for name in me.worker_names
