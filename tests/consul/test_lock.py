@@ -581,8 +581,14 @@ class TestWhatIsWritten:
         assert one.ask("expect", releases={"shop": "r7", "bar": "r1"}) == {"state": "held"}
         one.ask("expect", releases={"shop": "r8"})
         port = int(agent.url.rpartition(":")[2])
-        found = catalog.read(catalog.Way("drakar", port), ["shop"])
+        for service in ("shop", "bar", "none-of-ours"):
+            agent.register(2001, service=service)
+        way = catalog.Way("drakar", port)
+        found = catalog.read(way, ["shop"])
         assert found.expected_releases == {"shop": "r8", "bar": "r1"}
+        assert [each.service for each in found.registrations] == ["shop"]
+        whole = catalog.read(way, ["shop"], whole=True)
+        assert [each.service for each in whole.registrations] == ["shop", "bar"]
 
     def test_what_a_service_was_put_to_is_told_by_the_servers(
         self, agent: Agent, session: Start

@@ -114,20 +114,21 @@ def _expect_leader(way: Way) -> None:
             )
 
 
-def read(way: Way, services: Iterable[str]) -> Catalog:
+def read(way: Way, services: Iterable[str], whole: bool = False) -> Catalog:
     """Ask for the nodes and for these services.
 
+    :param whole: and for all others that were ever rolled out
     :raises UnreachableError: where the API does not answer, or not as it should
     :raises RefusedError: where it may not be asked
     """
     with client(way) as asked:
-        registrations = tuple(
-            _registration(entry)
-            for service in services
-            for entry in asked.health.service(service)[1] or ()
-        )
         keys = way.access.keys
         releases = expected_releases(asked, keys)
+        registrations = tuple(
+            _registration(entry)
+            for service in dict.fromkeys((*services, *(releases if whole else ())))
+            for entry in asked.health.service(service)[1] or ()
+        )
         return Catalog(_nodes(asked), registrations, way.name, releases, identity(asked, keys))
 
 

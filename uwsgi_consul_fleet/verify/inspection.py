@@ -41,8 +41,10 @@ def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
 
 def _look(fleet: Fleet, way: Way, deadline: float, with_probe: bool) -> Report:
     """What one server says, as soon as it agrees or the time is over."""
+    # Where files say what there is, what has none any more is named; else other inventories may.
+    whole = fleet.is_described and not fleet.is_part
     while True:
-        report = verification.compare(fleet, catalog.read(way, fleet.services))
+        report = verification.compare(fleet, catalog.read(way, fleet.services, whole))
         is_over = time.monotonic() >= deadline
         if report.agrees or is_over:
             rows, wrong = workers.check(fleet)
