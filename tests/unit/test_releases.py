@@ -101,6 +101,7 @@ def test_each_application_goes_back_to_what_it_was() -> None:
             "",
             "different releases: r2 on a, r1 on b; name one",
         ),
+        ([], "", "no host is to serve it\nnothing was changed"),
         ([on("a", problem="a: gone"), on("b", problem="b: too")], "", "a: gone\nb: too\nnothing"),
     ],
 )

@@ -48,7 +48,8 @@ def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
     """
     asked = [each for each in found if not each.problem]
     if not asked:
-        raise FleetError("\n".join([*(each.problem for each in found), "nothing was changed"]))
+        reasons = [each.problem for each in found] or ["no host is to serve it"]
+        raise FleetError("\n".join([*reasons, "nothing was changed"]))
     by_settings = {
         (each.host.app, one.release)
         for each in asked
