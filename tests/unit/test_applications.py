@@ -1,6 +1,7 @@
 """What applications/ describes: a file for each application, and a group for its hosts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,11 @@ from uwsgi_consul_fleet.inventory import applications, reading
 from uwsgi_consul_fleet.inventory.applications import Described
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations.applications import application
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import FileState, HostState
+from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
 
 GIVEN = {key: DEMO[key] for key in ("app_source", "app_entry_point", "app_requirements", "app_ini")}
 
@@ -220,6 +226,74 @@ def test_one_of_them_is_all_that_a_part_knows() -> None:
 def test_the_only_one_is_no_part() -> None:
     alone = fleet([DRAKAR], SHOP)
     assert alone.only("shop") is alone
+
+
+# --- What is on a host already -------------------------------------------------------
+
+
+def here(found: Fleet, name: str, *, kept: tuple[str, ...] = (), **there: set[int]) -> Here:
+    """A host with these applications on their ports."""
+    ids = {app: {f"{app}-web"} for app in there}
+    files = {START: FileState("755", "root", "root", "")} if there else {}
+    known = HostState(applications=there, ids=ids, files=files, kept={*kept})
+    run: Any = SimpleNamespace(fleet=found, state_of=lambda _: known)
+    return Here(run, found.host(name))
+
+
+def to_go(found: Fleet, name: str, **there: Any) -> list[str]:
+    application.refuse_what_is_taken(here(found, name, **there))
+    return application._to_go(here(found, name, **there))
+
+
+def test_a_host_loses_what_another_group_has_and_keeps_the_others() -> None:
+    hosts = [on("drakar", "consul_servers", "app_servers", "shop"), on("cheetah", "app_servers")]
+    found = fleet(hosts, SHOP, BLOG)
+    assert to_go(found, "drakar", shop={2001}, blog={3001}) == []
+    assert to_go(found, "cheetah", shop={2001}, blog={3001}) == ["shop"]
+    assert to_go(found.only("shop"), "cheetah", shop={2001}, blog={3001}) == ["shop"]
+    assert to_go(found.only("blog"), "cheetah", shop={2001}, blog={3001}) == []
+
+
+@pytest.mark.parametrize("purge", [True, False])
+def test_a_host_that_retires_loses_all_of_them(purge: bool) -> None:
+    hosts = [CHEETAH, on("drakar", "retired", purge=purge)]
+    found = fleet(hosts, SHOP, BLOG)
+    there: Any = {"shop": {2001}, "blog": {3001}, "other": {9}, "kept": ("old",)}
+    assert to_go(found, "drakar", **there) == ["blog", *["old"] * purge, "other", "shop"]
+    assert to_go(found.only("shop"), "drakar", **there) == ["shop"]
+
+
+def test_one_that_goes_over_to_a_file_is_the_same_whatever_its_ids(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for app in (SHOP, described("shop", instances={"web": {"port": 2001, "id": "web"}})):
+        assert to_go(fleet([DRAKAR], app), "drakar", shop={2001}) == []
+    assert not caplog.records
+
+
+def test_a_file_that_is_renamed_is_another_application(caplog: pytest.LogCaptureFixture) -> None:
+    """Its ports are not taken from the one that serves, which is neither removed nor forgotten."""
+    renamed = fleet([DRAKAR], described("store"))
+    with pytest.raises(DeployError, match=r"on port 2001, .*a file for shop and drakar"):
+        to_go(renamed, "drakar", shop={2001})
+    assert to_go(renamed, "drakar", shop={2009}) == []
+    assert "drakar: applications/ has no file for shop, which stays as it is" in caplog.text
+
+
+@pytest.mark.parametrize("stopped", ["at drakar", ""])
+def test_one_goes_when_what_its_host_has_instead_serves(stopped: str) -> None:
+    """Whatever becomes of the applications of other hosts."""
+    hosts = [on("drakar", "consul_servers", "store"), on("cheetah", "blog")]
+    found = fleet(hosts, SHOP, described("store"), BLOG, groups={"shop"})
+    its = here(found, "drakar", shop={2009}, store={2001})
+    rollouts = {"store": stopped, "blog": "at cheetah"}
+    run: Any = its.run
+    run.rollouts = {app: SimpleNamespace(stopped=at, missed=set()) for app, at in rollouts.items()}
+    run.pyinfra = SimpleNamespace(failed=set(), failed_since=set())
+    run.failed = lambda _: set()
+    assert application._to_go(its) == ["shop"]
+    why = f"the roll-out stopped {stopped}" if stopped else ""
+    assert application._not_taken_over(its, ["shop"]) == why
 
 
 # --- The files -----------------------------------------------------------------------

@@ -77,10 +77,13 @@ def _refuse_what_is_taken(here: Here, me: AppHost) -> None:
     for name, ports in here.known.applications.items():
         taken = sorted(ports & {instance.port for instance in me.instances})
         if name != me.app and taken:
+            before = "once with the host out of app_servers"
+            if me.is_described:
+                before = f"first with a file for {name} and {me.name} out of its group"
             raise DeployError(
                 f"{me.name}: {name} serves on port {', '.join(map(str, taken))}, which "
-                f"{me.app} needs: give it other ports (instances), or deploy "
-                "once with the host out of app_servers; nothing was changed"
+                f"{me.app} needs: give it other ports (instances), or deploy {before}; "
+                "nothing was changed"
             )
 
 
@@ -297,10 +300,11 @@ def _tell_behind(here: AppHere, package: Package) -> None:
 def _not_taken_over(here: Here, names: list[str]) -> str:
     """Why what is to take over from these applications may not serve, or ''."""
     run = here.run
-    # One that nobody serves any more may have got another name.
-    its = [name for name in names if run.fleet.serving(name)]
-    clear = len(its) == len(names) or run.fleet.is_described
-    apps = its if clear else run.fleet.services
+    apps = [name for name in names if run.fleet.serving(name)]
+    if len(apps) < len(names):
+        # One that nobody serves any more may have got another name.
+        mine = [its.app for its in here.me.applications]
+        apps = [*apps, *mine] if run.fleet.is_described else [*run.fleet.services]
     reasons = (_blocked(run, app) or _unreachable(here, app) for app in apps)
     return next(filter(None, reasons), "")
 
