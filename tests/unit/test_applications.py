@@ -204,6 +204,13 @@ def test_a_file_in_group_data_for_an_application() -> None:
     assert found.startswith("group_data/shop.py: shop is an application: its settings belong into")
 
 
+def test_no_name_is_typed() -> None:
+    """All hosts would lose what they have, and get one by that name."""
+    hosts = [InventoryHost("drakar", DRAKAR.groups, {}, {"app_name": "x"})]
+    (found,) = problems(hosts, SHOP)
+    assert found.startswith("--data app_name=x: files name applications; of one: --data app=NAME")
+
+
 def test_the_last_hosts_of_a_fleet_may_retire() -> None:
     found = fleet([CHEETAH, on("drakar", "retired")], SHOP)
     assert (found.services, found.applications) == (("shop",), ())

@@ -84,6 +84,9 @@ def of_files(groups: Groups) -> list[str]:
     # A fleet of which all hosts retire has no application either.
     serving = any(map(groups.applications_of, groups.hosts))
     others = "app_servers" in groups.used or ("retired" in groups.used and not serving)
+    named = {host.typed["app_name"] for host in groups.hosts if "app_name" in host.typed}
+    for name in named if groups.applications else ():
+        problems.append(f"--data app_name={name}: files name applications; of one: --data app=NAME")
     for app in groups.applications:
         problems += app.problems
         if app.group in ROLES | groups.implicit | KNOWN_KEYS:
