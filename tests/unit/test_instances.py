@@ -248,7 +248,7 @@ class TestOnTheHost:
                 "ProtectSystem=full",
                 "ProtectHome=yes",
                 "PrivateTmp=yes",
-                f"WorkingDirectory={release.folder}",
+                f"WorkingDirectory={release.folder}/",
                 "JoinsNamespaceOf=consul-demo-server-2001@r1-1a2b3c4d.service",
             )
         ] + [
@@ -256,10 +256,20 @@ class TestOnTheHost:
             for each in ("SERVICE=consul-demo-server", "NODE=web1", "PORT=2001")
         ]
 
-    def test_it_finds_what_other_languages_depend_on(self, release: store.Release) -> None:
+    def test_it_works_where_the_application_does_and_finds_what_that_finds(
+        self, release: store.Release
+    ) -> None:
         with (release.folder / "2001.ini").open("a") as file:
-            file.write("env = BUNDLE_PATH=%dvendor.d\n")
-        assert f"--setenv=BUNDLE_PATH={release.folder}/vendor.d" in execution._properties(release)
+            file.write("chdir = %dsource/\npythonpath = %dsource/src\n")
+            file.write("env=WHO=%c on %n: 7 %%, %x\nenv = BUNDLE_PATH=%dvendor.d\n")
+        found, place = execution._properties(release), release.folder
+        assert f"--property=WorkingDirectory={place}/source/" in found
+        assert found[-3:] == [
+            "--setenv=APP_RELEASE=" + release.release,
+            "--setenv=WHO=r1-1a2b3c4d on 2001: 7 %, %x",
+            f"--setenv=BUNDLE_PATH={place}/vendor.d",
+        ]
+        assert f"--setenv=PYTHONPATH={place}/source/src" in found
 
     @pytest.mark.parametrize("has_venv", [True, False])
     def test_a_virtual_environment_comes_first(

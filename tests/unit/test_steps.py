@@ -136,6 +136,12 @@ def test_static_files_that_are_built_are_not_missed(
 # --- On a host ---
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+INI = """[uwsgi]
+chdir = %dsource/
+pythonpath = %dsource/src
+env = APP_NODE=drakar
+env = BUNDLE_PATH=%dbrought
+"""
 VARIABLES = {"DATABASE_URL": 'sqlite://user:p"a$s`s\\w@db', "MODE": 'two\nlines="x"'}
 
 
@@ -153,9 +159,10 @@ class Place:
         (release / "source/manage.py").write_text(name)
         (release / "venv/bin").mkdir(parents=True)
         (release / "venv/bin/python").symlink_to("/usr/bin/python3")
-        (release / "2001.ini").write_text("[uwsgi]\nenv = APP_NODE=drakar\n")
+        (release / "2001.ini").write_text(INI)
         (release / "environment").write_text(render(VARIABLES))
-        fields = {"steps": {"build": build, "shared": shared}}
+        instances = [{"id": "server1", "port": 2001}]
+        fields = {"steps": {"build": build, "shared": shared}, "instances": instances}
         (release / steps.UNFINISHED).write_text(json.dumps(fields))
         return release
 
@@ -169,7 +176,7 @@ class Place:
 
 
 def about(**more: Any) -> str:
-    return json.dumps({"work": "source/", "secrets": ["DATABASE_URL"], "timeout": 20, **more})
+    return json.dumps({"root": "source/", "secrets": ["DATABASE_URL"], "timeout": 20, **more})
 
 
 @pytest.fixture
@@ -188,11 +195,13 @@ def owner(path: Path) -> str:
 
 @as_root
 def test_a_build_runs_as_the_user_in_the_releases_environment(place: Place) -> None:
-    told = 'printf "%s|" "$(id -un)" "$MODE" "$DATABASE_URL" "$APP_NODE" "$(command -v python)"'
+    words = '"$(id -un)" "$MODE" "$DATABASE_URL" "$APP_NODE" "$BUNDLE_PATH" "$PYTHONPATH"'
+    told = f'printf "%s|" {words} "$(command -v python)"'
     release = place.finish("r1", [f"mkdir built; {told} >built/told", "umask 077; echo >manage.py"])
     said = (release / "source/built/told").read_text().split("|")[:-1]
+    ini = ["drakar", str(release / "brought"), str(release / "source/src")]
     python = str(release / "venv/bin/python")
-    assert said == [APP, VARIABLES["MODE"], VARIABLES["DATABASE_URL"], "drakar", python]
+    assert said == [APP, VARIABLES["MODE"], VARIABLES["DATABASE_URL"], *ini, python]
     # It serves what was built, and can't change it.
     for path in (release / "source", release / "source/built/told", release / "source/manage.py"):
         assert owner(path) == "root"
@@ -256,7 +265,8 @@ def test_app_release_does_not_run_again_where_it_went_well(
     place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = place.finish("r1", shared=["media/"])
-    monkeypatch.setattr(store, "load", lambda app, name: SimpleNamespace(folder=release))
+    its = SimpleNamespace(folder=release, instances=(store.Instance("server1", 2001),))
+    monkeypatch.setattr(store, "load", lambda app, name: its)
     with pytest.raises(ReleaseError, match="app_release: 'false' ended with status 1"):
         place.once("r1", "echo x >>media/ran", "false")
     place.once("r1", "echo x >>media/ran", "echo $DATABASE_URL")

@@ -17,6 +17,7 @@ import tty
 from . import store
 from .says import ReleaseError
 from .store import Release
+from .told import told
 
 # Said on a terminal when the words can come: until then it would show them.
 READY = "uwsgi-consul-fleet: which command?"
@@ -26,9 +27,6 @@ ALIKE = re.compile(
     r"|(?:Limit|Protect|Private|Restrict)\w+)=.*)$",
     re.MULTILINE,
 )
-
-# What uWSGI tells the application beside that: also where other languages find what they depend on.
-TOLD = re.compile(r"^env = (\w+=.*)$", re.MULTILINE)
 
 
 def run(app: str, unit: str, who: str, terminal: bool) -> None:
@@ -72,15 +70,15 @@ def _line(terminal: bool) -> str:
 
 
 def _properties(release: Release) -> list[str]:
-    service = release.services[0]
-    text = (release.folder / "units" / f"{release.instances[0].port}.service").read_text()
+    service, port = release.services[0], release.instances[0].port
+    text = (release.folder / "units" / f"{port}.service").read_text()
     alike = ALIKE.findall(text.replace("%i", release.generation))
+    its = told(release.folder, port)
     # With its /tmp.
-    found = [*alike, f"WorkingDirectory={release.folder}", f"JoinsNamespaceOf={service}"]
-    told = TOLD.findall((release.folder / f"{release.instances[0].port}.ini").read_text())
+    found = [*alike, f"WorkingDirectory={its.work}", f"JoinsNamespaceOf={service}"]
     return [
         *(f"--property={each}" for each in found),
-        *(f"--setenv={each.replace('%d', f'{release.folder}/')}" for each in told),
+        *(f"--setenv={name}={value}" for name, value in its.variables.items()),
     ]
 
 

@@ -21,6 +21,7 @@ from typing import IO
 from . import content, store
 from .says import ReleaseError, say
 from .store import SHARED
+from .told import told
 
 # What release.json is called until the release is complete.
 UNFINISHED = "unfinished.json"
@@ -50,15 +51,18 @@ fi
 class Steps:
     """Runs commands in the folder of a release, where the application works."""
 
-    def __init__(self, app: str, folder: Path, about: str) -> None:
+    def __init__(self, app: str, folder: Path, port: int, about: str) -> None:
         """
         :param folder: the release's
-        :param about: JSON: ``work`` is the folder in it, ``secrets`` the names of variables that
-            nobody may see, ``timeout`` the seconds for each command
+        :param port: of its first instance here
+        :param about: JSON: ``root`` is the folder in it with which paths in settings begin,
+            ``secrets`` the names of variables that nobody may see, ``timeout`` the seconds for
+            each command
         """
         said = json.loads(about)
         self.folder = folder
-        self.work = folder / said["work"]
+        self.root = folder / said["root"]
+        self._told = told(folder, port)
         self._timeout = float(said["timeout"])
         self.user = pwd.getpwnam(app)
         self._variables = _variables((folder / "environment").read_text())
@@ -91,7 +95,7 @@ class Steps:
             os.chown(own, self.user.pw_uid, self.user.pw_gid)
             process = subprocess.Popen(
                 ["setpriv", "--no-new-privs", *words],
-                cwd=self.work,
+                cwd=self._told.work,
                 env=self._environment(own),
                 user=self.user.pw_uid,
                 group=self.user.pw_gid,
@@ -115,16 +119,11 @@ class Steps:
     def _environment(self, own: str) -> dict[str, str]:
         usual = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": own, "TMPDIR": own, "SHELL": "/bin/sh"}
         name = self.user.pw_name
-        found = {**usual, "USER": name, "LOGNAME": name, **self._variables}
+        names = {"USER": name, "LOGNAME": name}
+        found = {**usual, **names, **self._told.variables, **self._variables}
         if (venv := self.folder / "venv").exists():
             found.update(VIRTUAL_ENV=str(venv), PATH=f"{venv}/bin:{found['PATH']}")
-        return {**found, **self._of_the_ini()}
-
-    def _of_the_ini(self) -> dict[str, str]:
-        """What uWSGI's own configuration tells the application; of its first instance."""
-        inis = sorted(self.folder.glob("*.ini"))
-        text = inis[0].read_text() if inis else ""
-        return dict(re.findall(r"^env = (APP_\w+)=(.*)$", text, re.MULTILINE))
+        return found
 
     def _follow(self, stream: IO[bytes], lines: list[str], show: bool) -> None:
         for raw in stream:
@@ -178,11 +177,12 @@ def finish(app: str, generation: str, about: str) -> None:
         return
     os.nice(10)  # what serves comes first
     try:
-        fields = json.loads((place / UNFINISHED).read_text())["steps"]
+        manifest = json.loads((place / UNFINISHED).read_text())
+        fields, port = manifest["steps"], manifest["instances"][0]["port"]
         (place / content.AS_SENT).mkdir()
         top = content.top(place)
         subprocess.run(["cp", "-a", "--reflink=auto", top, place / content.AS_SENT], check=True)
-        steps = Steps(app, place, about)
+        steps = Steps(app, place, port, about)
         for path in fields["shared"]:
             _share(steps, app, path)
         _build(steps, top, fields["build"])
@@ -195,7 +195,7 @@ def finish(app: str, generation: str, about: str) -> None:
 
 def _share(steps: Steps, app: str, path: str) -> None:
     """Put a link to what all releases share into the place of a path of this one."""
-    shared, mine = store.folder(app) / SHARED, steps.work / path
+    shared, mine = store.folder(app) / SHARED, steps.root / path
     if not shared.exists():
         shared.mkdir(0o750)
         os.chown(shared, steps.user.pw_uid, steps.user.pw_gid)
@@ -242,7 +242,8 @@ def once(app: str, generation: str, release: str, commands: str, about: str) -> 
     if release in before:
         say("app_release: went well here before, and does not run again")
         return
-    steps = Steps(app, store.load(app, generation).folder, about)
+    place = store.load(app, generation)
+    steps = Steps(app, place.folder, place.instances[0].port, about)
     for command in json.loads(commands):
         say(f"app_release: {command}")
         steps.expect("app_release", command, show=True)

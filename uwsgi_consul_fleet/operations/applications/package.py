@@ -12,7 +12,7 @@ from typing import Any
 from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
-from uwsgi_consul_fleet.host.execution import TOLD
+from uwsgi_consul_fleet.host import told
 from uwsgi_consul_fleet.inventory import uwsgi_options
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.languages import PYTHON
@@ -104,9 +104,9 @@ def make(me: AppHost, release: Release) -> Package:
     variables = environment.render(environment.variables(me.settings))
     virtualenv = _virtualenv(me, release)
     # What it runs with, but for what is different on each host.
-    told = {"settings_alone": settings_alone(me, release.template)}
-    alike = Package(release, _files(_nowhere(me), release, told), variables, virtualenv)
-    files = _files(me, release, {"settings": alike.digest(), **told})
+    alone = {"settings_alone": settings_alone(me, release.template)}
+    alike = Package(release, _files(_nowhere(me), release, alone), variables, virtualenv)
+    files = _files(me, release, {"settings": alike.digest(), **alone})
     return Package(release, files, variables, virtualenv)
 
 
@@ -240,18 +240,18 @@ def _units(me: AppHost, release: Release, inis: dict[str, str]) -> dict[str, str
         for kind in ("service", "socket"):
             text = render(UNITS / f"{kind}.j2", port=instance.port, **values)
             found[f"units/{instance.port}.{kind}"] = text
-    return found | _worker_units(me, release, inis[f"{first}.ini"])
+    return found | _worker_units(me, release, first, inis[f"{first}.ini"])
 
 
-def _worker_units(me: AppHost, release: Release, ini: str) -> dict[str, str]:
+def _worker_units(me: AppHost, release: Release, port: int, ini: str) -> dict[str, str]:
     """They are told what uWSGI is told: where modules of other languages are, too."""
-    folder = f"/srv/{me.app}/releases/%i/"
-    told = [
-        line.replace("%d", folder) for line in TOLD.findall(ini) if not line.startswith("APP_PORT=")
-    ]
+    folder = f"/srv/{me.app}/releases/%i"
+    variables = told.read(ini, told.names(folder, port, "%H", "%i", "%%")).variables
+    variables.pop("APP_PORT", None)
     if me.settings.app_type == PYTHON:
-        told.append(f"PYTHONPATH={folder}{loading.imports(me.settings)}")
-    venv = f"/srv/{me.app}/releases/%i/venv"
+        variables["PYTHONPATH"] = f"{folder}/{loading.imports(me.settings)}"
+    lines = [json.dumps(f"{k}={v}", ensure_ascii=False) for k, v in variables.items()]
+    venv = f"{folder}/venv"
     before = f"export VIRTUAL_ENV={venv} PATH={venv}/bin:$PATH; "
     before = before if _has_virtualenv(me, release) else ""
     return {
@@ -263,7 +263,7 @@ def _worker_units(me: AppHost, release: Release, ini: str) -> dict[str, str]:
             worker=me.workers[name.partition(".")[0]],
             command=_word(before, me.workers[name.partition(".")[0]].command),
             folder=loading.folder(me.settings),
-            told=[json.dumps(line, ensure_ascii=False) for line in told],
+            told=lines,
             settings=me.settings,
         )
         for name in me.worker_names

@@ -34,7 +34,7 @@ def manifest(settings: Settings) -> str:
 def about(settings: Settings) -> str:
     """Where and how commands run, as the host program takes it."""
     said = {
-        "work": loading.folder(settings),
+        "root": loading.folder(settings),
         "secrets": settings.app_secrets,
         "timeout": settings.app_step_timeout,
     }
