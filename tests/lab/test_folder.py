@@ -81,6 +81,8 @@ def test_from_the_wheel_to_applications_that_are_verified(
         assert get(lab, 2001) == "made by a factory"
         # With DEBUG, which its file has a TODO about.
         assert "The install worked successfully!" in get(lab, 2011)
+        migrated = ("python", "manage.py", "migrate", "--check")
+        said(place, "invoke", "exec", "--app", "blog", "--", *migrated)
         # All that was made lies in the folder.
         assert {path.name for path in place.iterdir()} >= {".lab", "plugin_build"}
     finally:

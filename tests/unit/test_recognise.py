@@ -62,6 +62,8 @@ def test_a_django_project_leads_from_manage_py_to_its_application(folder: Path) 
             'ALLOWED_HOSTS = [".shop.example.com"]\nDEBUG = False\n'
             'STATIC_URL = "static/"\nSTATIC_ROOT = BASE_DIR / "var" / "static"\n'
             'SECURE_SSL_REDIRECT = True\nROOT_URLCONF = "mysite.urls"\n'
+            'MEDIA_URL = "/uploads/"\nMEDIA_ROOT = BASE_DIR / "media"\n'
+            'DATABASES = {"default": dj_database_url.config()}\n'
         ),
         **{"mysite/urls.py": 'urlpatterns = [path("healthz", well)]', "requirements.txt": ""},
     )
@@ -74,8 +76,10 @@ def test_a_django_project_leads_from_manage_py_to_its_application(folder: Path) 
         "app_root": ".",
         "app_entry_point": "mysite.wsgi:application",
         "app_requirements": "requirements.txt",
-        "app_static": {"/static": "var/static"},
+        "app_static": {"/static": "var/static", "/uploads": "media"},
         "app_build": ["python manage.py collectstatic --noinput"],
+        "app_release": ["python manage.py migrate --noinput"],
+        "app_shared": ["media/"],
         "health_path": "/healthz",
         "health_headers": {"Host": "shop.example.com", "X-Forwarded-Proto": "https"},
     }
@@ -85,15 +89,18 @@ def test_a_django_project_leads_from_manage_py_to_its_application(folder: Path) 
 def test_what_a_django_project_leaves_open_is_left_to_its_operator(folder: Path) -> None:
     found = look(folder, **django('DEBUG = True\nSTATIC_URL = "/assets/"\nALLOWED_HOSTS = []\n'))
     assert "mysite.settings has DEBUG = True" in found.todo["app_env"]
-    assert '{"/assets": "staticfiles"}' in found.todo["app_static"]
+    assert 'app_static = {"/assets": "staticfiles"}' in found.todo["app_static"]
     assert found.settings["health_path"] == "/"
+    assert not {*found.settings} & {"app_build", "app_release", "app_shared"}
     assert {*found.todo} == {"app_env", "app_static", "health_path"}
     hidden = look(folder, **django('ALLOWED_HOSTS = os.environ["HOSTS"].split()\nDEBUG = False\n'))
     assert "is not known before it runs" in hidden.todo["health_headers"]
     sent = look(folder, **django('STATIC_URL = "/static/"\nSTATIC_ROOT = os.environ["ROOT"]\n'))
     assert "STATIC_ROOT is not known before it runs" in sent.todo["app_static"]
-    by_itself = look(folder, **django('MIDDLEWARE.append("whitenoise.middleware.WhiteNoise")\n'))
+    noise = 'STATIC_URL = "s/"\nSTATIC_ROOT = "s"\nMIDDLEWARE.append("whitenoise.middleware.W")\n'
+    by_itself = look(folder, **django(noise))
     assert "app_static" not in {**by_itself.settings, **by_itself.todo}
+    assert by_itself.settings["app_build"] == ["python manage.py collectstatic --noinput"]
 
 
 def test_settings_in_parts_below_a_folder_of_its_own(folder: Path) -> None:
@@ -106,6 +113,8 @@ def test_settings_in_parts_below_a_folder_of_its_own(folder: Path) -> None:
             "backend/config/settings/base.py": (
                 'WSGI_APPLICATION = "config.wsgi.application"\nSTATIC_URL = "/static/"\n'
                 'STATIC_ROOT = os.path.join(BASE_DIR, "static")\nALLOWED_HOSTS = ["*"]\n'
+                'DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3",\n'
+                ' "NAME": str(BASE_DIR / "var/db")}, "replica": {"NAME": env("DB")}}\n'
             ),
             "backend/config/settings/local.py": "from .base import *\nDEBUG = True\n",
             "backend/config/settings/production.py": "from .base import *\n",
@@ -121,6 +130,9 @@ def test_settings_in_parts_below_a_folder_of_its_own(folder: Path) -> None:
     assert found.settings["app_requirements"] == "backend/requirements/production.txt"
     assert found.settings["app_static"] == {"/static": "backend/static"}
     assert found.settings["app_build"] == ["python backend/manage.py collectstatic --noinput"]
+    assert found.settings["app_release"] == ["python backend/manage.py migrate --noinput"]
+    assert found.settings["app_shared"] == ["backend/var/db"]
+    assert "backend/var/db is a file of one host's" in found.todo["app_shared"]
     assert "health_headers" not in found.settings
 
 
@@ -154,7 +166,10 @@ def test_a_project_of_startproject(tmp_path: Path) -> None:
     found = recognise(tmp_path)
     assert found.said == ["Django: manage.py, mysite.wsgi:application, settings mysite.settings"]
     assert entry(found) == (".", "mysite.wsgi:application")
-    assert {*found.todo} == {"app_env", "app_static", "health_path", "app_requirements"}
+    left = {"app_env", "app_static", "app_shared", "health_path", "app_requirements"}
+    assert {*found.todo} == left
+    assert found.settings["app_shared"] == ["db.sqlite3"]
+    assert found.settings["app_release"] == ["python manage.py migrate --noinput"]
     assert "it imports django: a requirements.txt has to" in found.todo["app_requirements"]
 
 

@@ -50,6 +50,11 @@ def _value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError):
+        if isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            return {key.value: _value(v) for key, v in pairs if isinstance(key, ast.Constant)}
+        if called(node) == "str" and isinstance(node, ast.Call) and node.args:
+            return _value(node.args[0])
         # BASE_DIR / "static", or os.path.join(BASE_DIR, "static").
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             words = [node.right]
@@ -83,8 +88,9 @@ def _project(tree: Tree, manage: str, root: str, name: str) -> Candidate:
     if used != taken:
         settings["app_env"] = {"DJANGO_SETTINGS_MODULE": used}
     has = _constants(tree, module_path(tree, used, root))
-    if not any("whitenoise" in text for text in _texts(tree, root, used)):
-        _static(has, root, manage, settings, todo)
+    sends = any("whitenoise" in text for text in _texts(tree, root, used))
+    _static(has, root, manage, sends, settings, todo)
+    _data(has, root, manage, settings, todo)
     _hosts(has, settings, todo)
     if has.get("DEBUG") is True:
         todo["app_env"] = f"{used} has DEBUG = True, which shows its inside to visitors"
@@ -113,25 +119,72 @@ def _texts(tree: Tree, root: str, name: str) -> Iterator[str]:
         yield from strings(tree.python[path]) if path in tree.python else ()
 
 
+def _below(folder: Any, root: str) -> str:
+    """A path in the source that is named in settings; '' where it is no such path."""
+    is_path = isinstance(folder, str) and folder and not folder.startswith(("/", "..", ":"))
+    return (Path(root) / folder).as_posix() if is_path else ""
+
+
+def _mount(url: Any) -> str:
+    return f"/{url.strip('/')}" if isinstance(url, str) and url and "//" not in url else ""
+
+
 def _static(
-    has: dict[str, Any], root: str, manage: str, settings: dict[str, Any], todo: dict[str, str]
+    has: dict[str, Any],
+    root: str,
+    manage: str,
+    sends: bool,
+    settings: dict[str, Any],
+    todo: dict[str, str],
 ) -> None:
-    """Files that uWSGI can send instead of the application."""
-    url, folder = has.get("STATIC_URL"), has.get("STATIC_ROOT")
-    if not isinstance(url, str) or "//" in url:
+    """Files that uWSGI can send instead of the application, which may do it itself."""
+    mount, folder = _mount(has.get("STATIC_URL")), has.get("STATIC_ROOT")
+    build = f"python {manage} collectstatic --noinput"
+    if found := _below(folder, root):
+        settings["app_build"] = [build]
+    if sends or not mount:
         return
-    if isinstance(folder, str) and folder and not folder.startswith(("/", "..")):
-        settings["app_static"] = {f"/{url.strip('/')}": (Path(root) / folder).as_posix()}
-        settings["app_build"] = [f"python {manage} collectstatic --noinput"]
+    if found:
+        settings["app_static"] = {mount: found}
     elif folder is UNKNOWN:
         todo["app_static"] = (
-            f'STATIC_ROOT is not known before it runs: {{"/{url.strip("/")}": "…"}}'
+            f'STATIC_ROOT is not known before it runs: {{"{mount}": "…"}}, and app_build = '
+            f'["{build}"]'
         )
     else:
         todo["app_static"] = (
-            f'nobody sends what is below {url}: with STATIC_ROOT = BASE_DIR / "staticfiles" in the '
-            f'settings it would be {{"/{url.strip("/")}": "staticfiles"}}'
+            f"nobody sends what is below {mount}/: it takes three lines, STATIC_ROOT = BASE_DIR / "
+            f'"staticfiles" in its settings, and here app_static = {{"{mount}": "'
+            f'{_below("staticfiles", root)}"}} and app_build = ["{build}"]'
         )
+
+
+def _data(
+    has: dict[str, Any], root: str, manage: str, settings: dict[str, Any], todo: dict[str, str]
+) -> None:
+    """Its database's migrations, and what has to outlive releases."""
+    if databases := has.get("DATABASES"):
+        settings["app_release"] = [f"python {manage} migrate --noinput"]
+    shared = _sqlite(databases, root)
+    if shared:
+        todo["app_shared"] = (
+            f"{shared[0]} is a file of one host's, and app_release runs on one: give the "
+            "application one host, or a database that all its hosts reach"
+        )
+    if media := _below(has.get("MEDIA_ROOT"), root):
+        shared.append(f"{media}/")
+        if mount := _mount(has.get("MEDIA_URL")):
+            settings["app_static"] = {**settings.get("app_static", {}), mount: media}
+    if shared:
+        settings["app_shared"] = shared
+
+
+def _sqlite(databases: Any, root: str) -> list[str]:
+    """The databases that are files in the source."""
+    found = databases.values() if isinstance(databases, dict) else ()
+    known = [each for each in found if isinstance(each, dict)]
+    files = (each.get("NAME") for each in known if str(each.get("ENGINE")).endswith("sqlite3"))
+    return [path for file in files if (path := _below(file, root))]
 
 
 def _hosts(has: dict[str, Any], settings: dict[str, Any], todo: dict[str, str]) -> None:
