@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from uwsgi_consul_fleet.build.builder import assignments
 from uwsgi_consul_fleet.errors import InventoryError
 from uwsgi_consul_fleet.host import content, ownership, retire, steps, store
 from uwsgi_consul_fleet.host.says import ReleaseError
@@ -298,6 +300,24 @@ def test_what_is_shared_outlives_the_application(
     shutil.rmtree(place.app / "shared")
     retire.remove(APP, purge=True)
     assert made == {"made": []} and not place.app.exists()
+
+
+NO_OVERLAY = '#!/bin/sh\ncase $* in *overlay*) exit 1 ;; esac\nexec /bin/mount "$@"\n'
+
+
+def test_packages_to_build_with_need_a_scratch_layer(tmp_path: Path) -> None:
+    """Where none can be put, that is said before anything is installed or built."""
+    (tmp_path / "mount").write_text(NO_OVERLAY)
+    (tmp_path / "mount").chmod(0o755)
+    about = {"app": APP, "name": "r1", "about": "{}", "packages": "nodejs"}
+    where = {"keep_toolchain": "no", "program": "/nonexistent", "run": "raise SystemError"}
+    text = assignments(**about, **where) + planned.BUILD
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SCRIPT": text}
+    words = ["sh", "-c", text]
+    result = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    refused = "no scratch layer can be put on this host: install them by app_packages"
+    assert result.returncode == 1
+    assert result.stderr == f"## failed: app_build_packages: {refused}\n"
 
 
 # --- Once for all hosts ---

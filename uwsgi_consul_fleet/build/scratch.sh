@@ -113,6 +113,7 @@ lacks_python() {
 
 # Where it can't: copies what a compiler is installed into as $root, on disk.
 copy_root() {
+    stage 'copying the system, as no scratch layer can be put on it'
     [ "$scratch" != /mnt ] || umount /mnt
     scratch_on_disk
     mkdir "$scratch/out"
@@ -160,7 +161,6 @@ use_compiler() {
     elif [ -n "${own_namespace:-}" ] && mount_root; then
         stage 'installing the compiler in a scratch layer'
     else
-        stage 'copying the system, as no scratch layer can be put on it'
         copy_root
         stage 'installing the compiler in the copy'
     fi

@@ -6,11 +6,12 @@
 #   $packages   the Debian packages
 #   $program    where the host program lies, which $run starts
 set -eu
+# In a copy of the system what is built would be lost with it.
+copy_root() {
+    fail 'app_build_packages: no scratch layer can be put on this host: install them by app_packages'
+}
 # shellcheck disable=SC2086 # names of packages
 use_compiler $packages
-# Without a mount of its own what is built would be lost with the scratch layer, or the other way round.
-mountpoint -q "$root" ||
-    fail 'app_build_packages: no scratch layer can be put on this host: install them by app_packages'
 for place in "/srv/$app" /opt/uwsgi-consul-fleet /run; do
     mkdir -p "$root$place"
     mount --bind "$place" "$root$place"
