@@ -61,10 +61,20 @@ static void on_hangup(int signum) {
     errno = saved;
 }
 
+static int is_answering(void) {
+    int i;
+    for (i = 0; i < uwsgi.cores; i++) {
+        if (uwsgi.workers[uwsgi.mywid].cores[i].in_request)
+            return 1;
+    }
+    return 0;
+}
+
 /*
  * With threads uWSGI's handler waits for all but the first of its own, in which it has to run: one
  * of the application's hands the signal on. Here it does not exit after that, as it would not were
- * the first in a request. It can't be called again; the signals that follow wake the first.
+ * the first in a request. It can't be called again; the signals that follow wake the first. Since
+ * 2.0.27 the handler tells the others, and the first waits for them when it has left its loop.
  */
 static void on_hangup_with_threads(int signum) {
     int saved = errno;
@@ -76,7 +86,7 @@ static void on_hangup_with_threads(int signum) {
         *in_request = 1;
         gracefully_kill(signum);
         *in_request = was;
-    } else if (worker.repeats > REPEATS && !was) {
+    } else if (worker.repeats > REPEATS && !is_answering()) {
         exit(UWSGI_RELOAD_CODE);
     }
     errno = saved;
@@ -98,10 +108,12 @@ static void stop_accepting(void) {
 static void on_hangup_of_async(int signum) {
     int saved = errno;
     int is_idle = uwsgi.async_queue_unused_ptr == uwsgi.async - 1;
-    if (!worker.repeats++)
+    int is_child = getpid() != worker.pid;
+    /* A child has the worker's queues. */
+    if (!is_child && !worker.repeats++)
         stop_accepting();
     worker.idle_looks = is_idle ? worker.idle_looks + 1 : 0;
-    if (getpid() != worker.pid || worker.idle_looks > IDLE_LOOKS || repeat_after(REPEAT_AFTER))
+    if (is_child || worker.idle_looks > IDLE_LOOKS || repeat_after(REPEAT_AFTER))
         gracefully_kill(signum);
     errno = saved;
 }

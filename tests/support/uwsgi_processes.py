@@ -30,7 +30,7 @@ from consul_processes import free_ports, until
 SOURCES = ROOT / "plugin_build"
 
 APPLICATION = """
-import os, time
+import os, threading, time
 time.sleep(float(os.environ.get("APP_LOADS_FOR", "0")))
 if os.environ.get("APP_FAILS") or os.path.exists("app-fails"):
     raise RuntimeError("the application does not load")
@@ -45,7 +45,8 @@ def application(environ, start_response):
     if query == "reload":
         import uwsgi
         uwsgi.reload()
-    start_response("200 OK", [("Content-Type", "text/plain")])
+    is_first = threading.get_native_id() == os.getpid()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("X-First-Thread", str(is_first))])
     if query == "large":
         return [b"x" * 20_000_000]
     return [str(os.getpid()).encode()]
