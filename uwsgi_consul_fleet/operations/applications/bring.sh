@@ -26,7 +26,7 @@ attempt() {
 
 # Whether another host, or a later deploy, may fare better.
 may_pass() {
-    grep -qiE 'timed out|timeout|could not resolve|connection (refused|reset)|network is unreachable|50[0-9] |No space left' "$build/log"
+    grep -qiE 'timed out|timeout|could not resolve|connection (refused|reset)|network is unreachable|50[0-4] (internal|bad|service|gateway)|No space left' "$build/log"
 }
 
 case $type in

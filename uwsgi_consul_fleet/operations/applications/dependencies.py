@@ -222,7 +222,7 @@ def _to_bring(on: AppHost, release: Release, kind: str) -> str:
         kind=kind,
         type=on.settings.app_type,
         tools=" ".join(language.tools),
-        compiler=" ".join(language.compiler),
+        compiler=" ".join((*language.compiler, *on.settings.app_build_packages)),
         folder=BROUGHT,
     )
 
