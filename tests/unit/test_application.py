@@ -307,10 +307,13 @@ def test_static_files_are_served_from_the_release(
     (project / "public/a.css").touch()
     lines = ini(project, app_root="src", app_static={"/static": "public", "/robots.txt": "wsgi.py"})
     begin = lines.index("static-map = /static=%dsource/public")
-    assert lines[begin + 1 : begin + 3] == [
+    assert lines[begin + 1 : begin + 4] == [
         "static-map = /robots.txt=%dsource/wsgi.py",
+        "static-skip-ext = .env",
         "offload-threads = 1",
     ]
+    lines = ini(project, app_root=".", app_static={"/s": "public"}, app_shared=["public/media/"])
+    assert f"static-safe = /srv/{DEMO['app_name']}/shared" in lines
     lines = ini(project, app_static={"/s": "shop-2024/public"}, app_uwsgi={"offload-threads": 4})
     assert "static-map = /s=%dshop-2024/public" in lines
     assert [line for line in lines if "offload" in line] == ["offload-threads = 4"]

@@ -1,5 +1,6 @@
 """Applications in another language than Python: what uWSGI is told of them, and what is refused."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from uwsgi_consul_fleet.errors import InventoryError
 from uwsgi_consul_fleet.inventory.model import InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations.applications import loading
 from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import _read, made_by, read
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -98,6 +100,8 @@ def refused(folder: Path, kind: str, **settings: Any) -> str:
                 "http-socket-modifier1 = 14",
                 "php-docroot = %dsource/public",
                 "php-app = %dsource/public/index.php",
+                "static-skip-ext = .php",
+                f"route = {loading.SOURCE_CODE} break:403 Forbidden",
             ],
         ),
         (
@@ -110,9 +114,10 @@ def refused(folder: Path, kind: str, **settings: Any) -> str:
                 "php-index = index.php",
                 "php-allowed-ext = .php",
                 "check-static = %dsource/public",
-                "static-skip-ext = .php",
                 "static-index = index.html",
-                r"route = /\.(?!well-known/) break:403 Forbidden",
+                "static-skip-ext = .php",
+                f"route = {loading.SOURCE_CODE} break:403 Forbidden",
+                f"route = {loading.HIDDEN} break:403 Forbidden",
             ],
         ),
         ("lua", {}, "lua51", ["http-socket-modifier1 = 6", "lua = %dsource/app.lua"]),
@@ -130,6 +135,20 @@ def test_each_is_loaded_by_its_plugin(
     assert ("need-app = true" in found) == (kind in ("psgi", "rack"))
     assert not {"enable-threads = true", "virtualenv = %dvenv"} & {*found}
     assert package(project, kind, **settings).environment("cp311") == "-"
+
+
+@pytest.mark.parametrize(
+    "path", ["/.env", "/a/.git/config", "/x.php.bak", "/x.PHP", "/a.inc", "/x.php~"]
+)
+def test_no_source_of_php_is_sent(path: str) -> None:
+    assert re.search(f"{loading.HIDDEN}|{loading.SOURCE_CODE}", path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/index.php", "/index.php/a", "/.well-known/x", "/a.css", "/phpinfo"]
+)
+def test_all_else_of_php_is(path: str) -> None:
+    assert not re.search(f"{loading.HIDDEN}|{loading.SOURCE_CODE}", path)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +183,10 @@ def test_dependencies_are_those_of_the_lock_file(project: Path) -> None:
     assert requirements.are_pinned and made_by(found.release)
     without = package(project, "psgi", app_requirements="cpanfile").release.requirements
     assert without and not without.are_pinned
+    (project / "cpanfile").write_text('my $from = "${NAME}/x";')  # which is Perl's
+    _read.cache_clear()
+    its = package(project, "psgi", app_requirements="cpanfile").release.requirements
+    assert its and its.variables == set()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from uwsgi_consul_fleet.host.content import BROUGHT
 from uwsgi_consul_fleet.host.content import FOLDER as REQUIREMENTS
+from uwsgi_consul_fleet.host.store import SHARED
 from uwsgi_consul_fleet.inventory import uwsgi_options
 from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.languages import PYTHON
@@ -10,6 +11,9 @@ from uwsgi_consul_fleet.operations.plan import DeployError
 
 # What its own command would ask for, or write.
 BUNDLER = {"FROZEN": "true", "WITHOUT": "development:test", "USER_HOME": "/nonexistent"}
+# Of a path: hidden files, and PHP's source where uWSGI would not run it.
+HIDDEN = r"/\.(?!well-known/)"
+SOURCE_CODE = r"\.(?!php(?:/|$))(?i:ph(?:p|ar|tml)|inc$)"
 
 
 def folder(settings: Settings) -> str:
@@ -80,24 +84,32 @@ def _other(settings: Settings) -> list[str]:
             lines += [f"env = BUNDLE_{name}={value}" for name, value in said.items()]
             lines.append("rb-require = bundler/setup")
     elif kind == "php":
-        return lines + _php(place)
+        return lines + _php(settings, place)
     return [*lines, f"{kind} = {place}"]
 
 
-def _php(place: str) -> list[str]:
+def _php(settings: Settings, place: str) -> list[str]:
     """One file that answers everything; or a folder, of which the files that are not PHP are sent
-    as they are, but for hidden ones."""
+    as they are, but for hidden ones. What is PHP by another name, such as index.php.bak, is not
+    sent, nor what is brought by app_static."""
+    lines = ["static-skip-ext = .php", f"route = {SOURCE_CODE} break:403 Forbidden"]
     if place.endswith(".php"):
-        return [f"php-docroot = {place.rpartition('/')[0]}", f"php-app = {place}"]
+        return [f"php-docroot = {place.rpartition('/')[0]}", f"php-app = {place}", *lines]
     return [
         f"php-docroot = {place}",
         "php-index = index.php",
         "php-allowed-ext = .php",
         f"check-static = {place}",
-        "static-skip-ext = .php",
         "static-index = index.html",
-        r"route = /\.(?!well-known/) break:403 Forbidden",
+        *lines,
+        f"route = {HIDDEN} break:403 Forbidden",
+        *_beyond(settings),
     ]
+
+
+def _beyond(settings: Settings) -> list[str]:
+    """What is served although a link leads to it, out of the release."""
+    return [f"static-safe = /srv/{settings.app_name}/{SHARED}"] if settings.app_shared else []
 
 
 def options(settings: Settings) -> list[str]:
@@ -110,6 +122,8 @@ def _static(settings: Settings) -> list[str]:
         f"static-map = {mount}=%d{folder(settings)}{path}"
         for mount, path in settings.app_static.items()
     ]
+    if found:
+        found += ["static-skip-ext = .env", *_beyond(settings)]
     # A worker finds the file; for as long as a client takes it, it is not kept.
     offloads = found and "offload-threads" not in settings.app_uwsgi
     return [*found, "offload-threads = 1"] if offloads else found
