@@ -16,7 +16,7 @@ from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, InventoryHost, bu
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import decided, dependencies, resolution
 from uwsgi_consul_fleet.operations.applications.release import Release, made_by
-from uwsgi_consul_fleet.operations.applications.requirements import Requirements, read, variables
+from uwsgi_consul_fleet.operations.applications.requirements import Requirements, read
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import AppHere
 from uwsgi_consul_fleet.operations.state import AppState, HostState, parse
@@ -246,7 +246,7 @@ def test_variables_of_requirements_are_pips(tmp_path: Path) -> None:
         "--index-url https://${USER}:${PASSWORD}@example.org/  # https://me:it@example.org ${NOT}\n"
         "x @ git+ssh://git@example.org/x.git\ny @ https://example.org/y@1.zip\n$NOT ${not}\n"
     )
-    assert variables(read(file).files.values()) == {"USER", "PASSWORD"}
+    assert read(file).variables == {"USER", "PASSWORD"}
 
 
 def test_what_pip_is_given_is_no_file_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

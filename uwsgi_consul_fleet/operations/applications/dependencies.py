@@ -28,7 +28,7 @@ from uwsgi_consul_fleet.languages import PYTHON
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.archive import pieces, temporary
 from uwsgi_consul_fleet.operations.applications.release import Release
-from uwsgi_consul_fleet.operations.applications.requirements import Requirements, variables
+from uwsgi_consul_fleet.operations.applications.requirements import Requirements
 from uwsgi_consul_fleet.operations.applications.resolution import (
     States,
     connected,
@@ -110,7 +110,7 @@ class Supply:
         written, run, app = release.requirements, self._run, me.app
         # Those that this run leaves out are asked only where the others don't have it.
         have = (self._there(app, how(run, app), release.resolution) for how in (inside, everywhere))
-        if written and variables(written.files.values()) and not any(have):
+        if written and written.variables and not any(have):
             _variables(me, written)
 
     def wheels(self, me: AppHost, release: Release) -> IO[bytes] | None:
@@ -247,7 +247,7 @@ def _variables(me: AppHost, written: Requirements) -> dict[str, str]:
 
     :raises DeployError: where one has no value, or none that can be handed over
     """
-    names = variables(written.files.values())
+    names = written.variables
     found = {name: environment.secret(name, me.settings, "app_requirements") for name in names}
     for name, value in found.items():
         if "\n" in value:

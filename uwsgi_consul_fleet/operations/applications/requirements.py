@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,17 +48,23 @@ class Requirements:
         return digest_of(self.files)
 
     @property
+    def are_pythons(self) -> bool:
+        """Whether pip reads them."""
+        return self.main.rpartition("/")[2] not in MANIFESTS
+
+    @property
+    def variables(self) -> set[str]:
+        """The names of those that stand in them; in comments they do not count."""
+        texts = self.files.values() if self.are_pythons else ()
+        plain = (COMMENT.sub("", text.decode("utf-8-sig")) for text in texts)
+        return {name for text in plain for name in VARIABLE.findall(text)}
+
+    @property
     def are_pinned(self) -> bool:
         """Whether each has its version: pip then wants hashes for all of them."""
-        if len(self.files) > 1 and self.main.rpartition("/")[2] in MANIFESTS:
-            return True
+        if not self.are_pythons:
+            return len(self.files) > 1
         return any(re.search(rb"(^|\s)--hash[= ]", text) for text in self.files.values())
-
-
-def variables(texts: Iterable[bytes]) -> set[str]:
-    """The names of those that stand in requirements; in comments they do not count."""
-    plain = (COMMENT.sub("", text.decode("utf-8-sig")) for text in texts)
-    return {name for text in plain for name in VARIABLE.findall(text)}
 
 
 def read(main: Path, extras: Sequence[str] = ()) -> Requirements:
