@@ -175,6 +175,11 @@ def test_what_a_language_cannot_have_is_refused(
     assert says in refused(project, kind, **settings)
 
 
+def test_plugins_that_an_option_is_from_are_loaded_too(project: Path) -> None:
+    found = ini(project, "psgi", app_uwsgi={"async": 8, "ugreen": True})
+    assert "plugins = psgi,ugreen,%dconsul_plugin.so" in found
+
+
 def test_dependencies_are_those_of_the_lock_file(project: Path) -> None:
     found = package(project, "rack", app_requirements="Gemfile")
     assert {"requirements.d/Gemfile", "requirements.d/Gemfile.lock"} <= {*found.files}

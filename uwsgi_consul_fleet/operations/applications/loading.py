@@ -34,10 +34,10 @@ def plugins(settings: Settings) -> str:
                     '"debian", or use gevent; nothing was changed'
                 )
         return ""
-    if settings.app_type != PYTHON:
-        return f"{settings.language.plugin},"
     asked = (uwsgi_options.PLUGINS.get(name, ()) for name in settings.app_uwsgi)
-    return "".join(f"{name}," for name in dict.fromkeys(("python3", *sum(asked, ()))))
+    return "".join(
+        f"{name}," for name in dict.fromkeys((settings.language.plugin, *sum(asked, ())))
+    )
 
 
 def loading(settings: Settings) -> list[str]:
