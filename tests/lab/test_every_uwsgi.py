@@ -478,8 +478,10 @@ def run_plugins_tests(
     program.write_text(f'#!/bin/sh\nexec chroot {root} env -C "$PWD" {binary} "$@"\n')
     program.chmod(0o755)
     script = IN_ITS_ROOT.replace("$3", shlex.join(words))
+    # Options of pytest's are for this run.
     return lab.run(
-        *SUDO, "env", f"root={root}", "unshare", "--net", "--mount", "--propagation", "private",
+        *SUDO, "env", "--unset=PYTEST_ADDOPTS", f"root={root}",
+        "unshare", "--net", "--mount", "--propagation", "private",
         "sh", "-c", script, "tests", str(folder), sys.executable, check=False,
     )  # fmt: skip
 
