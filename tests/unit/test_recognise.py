@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.recognise import Recognised, recognise
 
 # Each would leave a file behind if anything of it were run.
@@ -333,6 +334,60 @@ def test_a_path_that_may_be_a_part_of_one_is_left_to_be_checked(folder: Path) ->
     assert (
         found.todo["health_path"] == "views/utils.py has it as /health/: does anything come before?"
     )
+
+
+# --- Other processes ------------------------------------------------------------------------------
+
+CELERY = {"celery": {"command": "celery -A shop.celery worker -n $APP_WORKER@%h"}}
+BEAT = {"overlap": False, "hosts": []}
+APP = "from celery import Celery\napp = Celery('shop')\n"
+
+
+@pytest.mark.parametrize("root", ["", "src/"])
+def test_a_celery_application_gets_a_worker(folder: Path, root: str) -> None:
+    package = {f"{root}shop/__init__.py": "", f"{root}shop/wsgi.py": "app = Flask('')"}
+    found = look(folder, **package, **{f"{root}shop/celery.py": APP})
+    assert f"Celery: shop.celery in {root}shop/celery.py" in found.said
+    assert found.settings["app_workers"] == CELERY
+    assert "app_shared" not in found.settings and "app_workers" not in found.todo
+    app = {key: value for key, value in found.settings.items() if key != "health_path"}
+    Settings.model_validate({**app, "app_name": "shop", "app_source": "."})
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "app.conf.beat_schedule = {}",
+        "app.conf.update(beat_schedule={})",
+        "CELERY_BEAT_SCHEDULE = {}",
+        "sender.add_periodic_task(10, test.s())",
+    ],
+)
+def test_what_is_scheduled_needs_a_beat_on_one_host(folder: Path, schedule: str) -> None:
+    found = look(
+        folder, **{"shop/celery.py": APP, "shop/other.py": schedule, "shop/__init__.py": ""}
+    )
+    command = "celery -A shop.celery beat --schedule beat/schedule"
+    assert found.settings["app_workers"] == {**CELERY, "beat": {"command": command, **BEAT}}
+    assert found.settings["app_shared"] == ["beat/"]
+    assert '"hosts": ["…"]' in found.todo["app_workers"]
+
+
+def test_a_schedule_in_djangos_database_needs_no_file(folder: Path) -> None:
+    apps = 'INSTALLED_APPS = ["django_celery_beat"]\n'
+    found = look(folder, **django(apps), **{"mysite/celery.py": APP})
+    beat = {"command": "celery -A mysite.celery beat --scheduler django", **BEAT}
+    assert found.settings["app_workers"]["beat"] == beat
+    assert "app_shared" not in found.settings
+
+
+def test_what_a_factory_makes_is_taken_where_it_has_a_name(folder: Path) -> None:
+    factory = {"shop/__init__.py": "def create_app():\n    celery_app = Celery(app.name)\n"}
+    found = look(folder, **factory)
+    assert "app_workers" not in found.settings
+    assert "Celery is made in shop/__init__.py" in found.todo["app_workers"]
+    found = look(folder, **{"make_celery.py": 'celery = create_app().extensions["celery"]\n'})
+    assert found.settings["app_workers"]["celery"]["command"].startswith("celery -A make_celery ")
 
 
 # --- Not Python -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uwsgi_consul_fleet.recognise import dependencies, django, modules, others, paste
+from uwsgi_consul_fleet.recognise import dependencies, django, modules, others, paste, workers
 from uwsgi_consul_fleet.recognise.candidate import Candidate
 from uwsgi_consul_fleet.recognise.tree import Tree, strings
 
@@ -48,6 +48,7 @@ def recognise(folder: Path) -> Recognised:
         return Recognised(said, settings, todo)
     _require(tree, best.root, said, settings, todo)
     _check_health(tree, best.routes, said, settings, todo)
+    workers.find(tree, best.root, said, settings, todo)
     _look_at_python(tree, todo)
     return Recognised(said, settings, todo)
 
