@@ -11,7 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from uwsgi_consul_fleet.errors import InventoryError
+from uwsgi_consul_fleet.commands import report
+from uwsgi_consul_fleet.errors import FleetError, InventoryError
 from uwsgi_consul_fleet.host import retire, store, switch, systemd, units
 from uwsgi_consul_fleet.host.says import ReleaseError
 from uwsgi_consul_fleet.instances import logs
@@ -24,6 +25,9 @@ from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import AppHere
 from uwsgi_consul_fleet.operations.state import AppState
+from uwsgi_consul_fleet.releases import releases
+from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
+from uwsgi_consul_fleet.releases.rollback import targets
 from uwsgi_consul_fleet.verify import workers as verification
 
 CELERY = "celery -A shop worker"
@@ -333,14 +337,98 @@ def test_a_switch_that_is_killed_is_completed_or_taken_back(
 
 
 def test_they_leave_with_the_application(
-    srv: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+    srv: Path, host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(retire.ownership, "expect", lambda _: None)
+    monkeypatch.setattr(systemd, "timed_out", lambda units: units[:1])
     release(srv, "r1-a", OLD)
     take_over("r1-a")
+    host.told.clear()
     retire.stop("shop")
+    assert host.told[0] == "-shop-2001@r1-a.service"
+    assert "shop.beat.1@r1-a.service did not finish" in capsys.readouterr().err
     assert not host.active("*.service")
     assert not list(units.UNITS.glob("*.service"))
+
+
+@pytest.mark.parametrize("left", [{}, {"celery.1": True}, {"celery.1": False}])
+def test_those_that_a_release_has_no_more_end_and_come_back_with_the_one_before(
+    srv: Path, host: Host, left: dict[str, bool]
+) -> None:
+    for generation, names, back in (
+        ("r1-a", OLD, False),
+        ("r2-a", left, False),
+        ("r1-a", OLD, True),
+    ):
+        made = release(srv, generation, names)
+        take_over(generation, back=back)
+        assert host.runs == exactly(made)
+
+
+def test_those_of_another_application_are_its_own(srv: Path, host: Host) -> None:
+    others = {"shop-x.celery.1@r0-a.service", "blog.celery.1@r0-a.service"}
+    host.runs |= others
+    for generation, names in (("r1-a", OLD), ("r2-a", {})):
+        made = release(srv, generation, names)
+        take_over(generation)
+        assert host.runs == exactly(made) | others
+
+
+# --- Which releases have them ---------------------------------------------------------
+
+
+def test_the_list_of_releases_says_which_they_have(
+    srv: Path, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for generation, names in (("r1-a", {}), ("r2-a", OLD)):
+        release(srv, generation, names)
+        take_over(generation)
+    capsys.readouterr()
+    store.show("shop")
+    listed = tuple(map(releases._generation, json.loads(capsys.readouterr().out)))
+    assert [len(each.workers) for each in listed] == [3, 0]
+    report.show_releases([HostReleases(fleet().applications[0], listed)], ["shop"])
+    heading, _, latest, _ = capsys.readouterr().out.splitlines()
+    assert heading.split()[-1] == "workers"
+    assert latest.endswith("2 celery, beat")
+
+
+def had(name: str, *kinds_of: str) -> HostReleases:
+    """The workers that each release had there, the latest first."""
+    host = next(each for each in fleet("drakar", "cheetah").applications if each.name == name)
+    found = [
+        Generation(
+            f"r{number}-{name}",
+            f"r{number}",
+            "0",
+            ("server1",),
+            number == len(kinds_of),
+            "2026-01-01T00:00:00+00:00",
+            previous=number == len(kinds_of) - 1,
+            workers=tuple(store.Worker(f"{kind}.1", kind != "beat") for kind in kinds.split()),
+        )
+        for number, kinds in zip(range(len(kinds_of), 0, -1), kinds_of, strict=True)
+    ]
+    return HostReleases(host, tuple(found))
+
+
+def test_no_roll_back_begins_a_second_one_of_what_must_never_run_twice() -> None:
+    """It went from one host to the other, as a deploy wants that: by a release without it."""
+    moved = (
+        had("drakar", "celery", "celery", "celery beat"),
+        had("cheetah", "celery beat", "celery", "celery"),
+    )
+    with pytest.raises(FleetError) as caught:
+        targets(moved, "r1")
+    assert "drakar: app_workers: beat runs on cheetah, and would begin here before" in str(
+        caught.value
+    )
+    for found, name in (
+        (moved, ""),
+        ((had("drakar", "celery", "celery"), had("cheetah", "beat", "beat")), ""),
+        ((had("drakar", "", "beat"), had("cheetah", "celery", "celery")), "r1"),
+    ):
+        assert len(targets(found, name)) == 2
 
 
 # --- What verify says ----------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Reports for a person: a verification, the releases, and the audit."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -49,12 +50,14 @@ def show_releases(found: Iterable[HostReleases], services: Sequence[str]) -> Non
     """
     screen = console()
     several = len(services) > 1
-    rows = table("node", *["service"] * several, "release", "with its settings", "state", "since")
     listed = list(found)
+    workers = any(one.workers for each in listed for one in each.generations)
+    columns = ("node", *["service"] * several, "release", "with its settings", "state", "since")
+    rows = table(*columns, *["workers"] * workers)
     for each in listed:
         place = (each.host.name, *[each.host.app] * several)
-        for generation in each.generations:
-            rows.add_row(*place, *_generation_cells(generation))
+        for one in each.generations:
+            rows.add_row(*place, *_generation_cells(one), *[_workers(one)] * workers)
     screen.print(rows)
     for problem in dict.fromkeys(each.problem for each in listed if each.problem):
         screen.print(Text(problem, style="red"), soft_wrap=True)
@@ -64,6 +67,12 @@ def _generation_cells(found: Generation) -> tuple[str | Text, ...]:
     state = Text("✓ serves", style="green") if found.current else Text("kept")
     since = _moment(found.since) if found.since else "never served"
     return found.release, found.settings, state, since
+
+
+def _workers(found: Generation) -> str:
+    """How many of each kind, where it isn't one."""
+    kinds = Counter(each.kind for each in found.workers)
+    return ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items())
 
 
 def _moment(iso: str) -> str:

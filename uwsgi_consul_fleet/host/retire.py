@@ -26,7 +26,8 @@ def stop(app: str, undo: bool = False) -> None:
     # First: an interruption must not leave something that a boot starts again.
     store.pointer(app).unlink(missing_ok=True)
     units.close_sockets(app, units.all_ports(app))
-    systemd.stop([*services, *others])
+    systemd.stop(services)
+    workers.end(others)
     units.remove_target(app)
     units.remove_unused(app)
     systemd.systemctl("daemon-reload")

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class Worker:
 
     name: str
     overlap: bool
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -322,6 +326,7 @@ def show(app: str) -> None:
                 "settings": release.settings,
                 "content": release.content,
                 "instances": [instance.id for instance in release.instances],
+                "workers": [asdict(each) for each in release.workers],
                 "current": now is not None and now.generation == generation,
                 "previous": generation == before,
                 "since": entry.get("since"),

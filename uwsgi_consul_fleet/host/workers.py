@@ -29,8 +29,8 @@ def start(release: Release) -> list[str]:
     :raises ReleaseError: where one can't be started, or the other one does not end
     """
     app = release.app
-    alone = {each.name.partition(".")[0] for each in release.workers if not each.overlap}
-    systemd.stop(unit for unit in others(release) if systemd.worker_kind(app, unit) in alone)
+    alone = {each.kind for each in release.workers if not each.overlap}
+    end([unit for unit in others(release) if systemd.worker_kind(app, unit) in alone])
     began = [unit for unit in release.worker_units if not systemd.is_active(unit)]
     if began:
         systemd.start(began, release.health_timeout)
@@ -39,14 +39,19 @@ def start(release: Release) -> list[str]:
 
 def end_others(release: Release) -> None:
     """Let those of other releases finish what they are at."""
-    ending = others(release)
-    if not ending:
+    if ending := others(release):
+        say(f"{release.release}: waits until {len(ending)} workers of before have finished")
+        end(ending)
+
+
+def end(units: list[str]) -> None:
+    """Let these finish what they are at, and say which did not."""
+    if not units:
         return
-    say(f"{release.release}: waits until {len(ending)} workers of before have finished")
-    systemd.systemctl("stop", *ending)
-    for unit in systemd.timed_out(ending):
+    systemd.systemctl("stop", *units)
+    for unit in systemd.timed_out(units):
         say(f"{unit} did not finish within its stop_timeout, and was killed", error=True)
-    systemd.stop(ending)  # which forgets how they ended
+    systemd.stop(units)  # which forgets how they ended
 
 
 def watch(release: Release, units: list[str]) -> None:

@@ -9,6 +9,7 @@ from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.main import LOCK
+from uwsgi_consul_fleet.host.store import Worker
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, Host
 from uwsgi_consul_fleet.ssh import connection as ssh
@@ -20,8 +21,9 @@ class Generation:
     served, None if it never did.
 
     ``settings`` is a hash of what it runs with, the same on each host with the same settings;
-    ``instances`` are the service ids that it registers; ``previous`` is that to which a roll-back
-    goes; ``content`` is the digest of its bytes, '' where a version before 0.3 made it.
+    ``instances`` are the service ids that it registers, ``workers`` its other processes;
+    ``previous`` is that to which a roll-back goes; ``content`` is the digest of its bytes, '' where
+    a version before 0.3 made it.
     """
 
     name: str
@@ -32,6 +34,12 @@ class Generation:
     since: str | None
     previous: bool = False
     content: str = ""
+    workers: tuple[Worker, ...] = ()
+
+    @property
+    def alone(self) -> set[str]:
+        """The kinds of its workers of which only one may run in the fleet."""
+        return {each.kind for each in self.workers if not each.overlap}
 
 
 @dataclass(frozen=True)
@@ -105,4 +113,5 @@ def _read(host: AppHost, settled: bool) -> HostReleases:
 def _generation(row: dict[str, Any]) -> Generation:
     """As the program on a host prints it."""
     instances = tuple(row.pop("instances"))
-    return Generation(name=row.pop("generation"), instances=instances, **row)
+    workers = tuple(Worker(**each) for each in row.pop("workers"))
+    return Generation(name=row.pop("generation"), instances=instances, workers=workers, **row)

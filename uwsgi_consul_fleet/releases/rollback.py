@@ -69,6 +69,7 @@ def targets(found: Sequence[HostReleases], name: str) -> list[Target]:
     result = [Target(each, one) for each, one in chosen if one is not None]
     for app in affected:
         _refuse_different([t for t in result if t.found.host.app == app])
+    _refuse_two_at_once(result, asked)
     return result
 
 
@@ -91,6 +92,23 @@ def _refuse_different(targets: Sequence[Target]) -> None:
         raise FleetError(
             f"the hosts would go to different releases: {listing}; name one. Nothing was changed"
         )
+
+
+def _refuse_two_at_once(targets: Sequence[Target], asked: Sequence[HostReleases]) -> None:
+    """:raises FleetError: where a worker of which there is one begins on a host while another has
+    it still"""
+    for target in targets:
+        me, now = target.found.host, target.found.current
+        begins = target.generation.alone - (now.alone if now else set())
+        for other in asked:
+            is_another = other.host.app == me.app and other.host.name != me.name
+            there = other.current.alone if is_another and other.current else set()
+            for kind in sorted(begins & there):
+                raise FleetError(
+                    f"{me.name}: app_workers: {kind} runs on {other.host.name}, and would begin "
+                    f"here before it has ended there: go back to a release without it first, or "
+                    f"deploy once with hosts = [] for {kind}. Nothing was changed"
+                )
 
 
 def _choose(
