@@ -1,5 +1,6 @@
 """What is recognised in the folder of an application, of which nothing is run."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from uwsgi_consul_fleet.inventory import written
 from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.recognise import Recognised, recognise
 
@@ -368,7 +370,11 @@ def test_what_is_scheduled_needs_a_beat_on_one_host(folder: Path, schedule: str)
         folder, **{"shop/celery.py": APP, "shop/other.py": schedule, "shop/__init__.py": ""}
     )
     command = "celery -A shop.celery beat --schedule beat/schedule"
-    assert found.settings["app_workers"] == {**CELERY, "beat": {"command": command, **BEAT}}
+    workers = {**CELERY, "beat": {"command": command, **BEAT}}
+    assert found.settings["app_workers"] == workers
+    lines = written.python(found.settings, {"app_workers"}).splitlines()[-4:]
+    assert [len(line) < 120 for line in lines] == [True] * 4
+    assert ast.literal_eval("".join(lines).partition(" = ")[2]) == workers
     assert found.settings["app_shared"] == ["beat/"]
     assert '"hosts": ["…"]' in found.todo["app_workers"]
 

@@ -78,8 +78,17 @@ def python(
             told = section
         lines += [f"# {line}" for line in text.splitlines()]
         lines += [f"# {line}" for line in _noted((todo or {}).get(key, ""))]
-        lines += [f"{key} = {literal(values.get(key, default(key)))}", ""]
+        lines += [*_assigned(key, values.get(key, default(key))), ""]
     return "\n".join(lines)
+
+
+def _assigned(key: str, value: Any) -> list[str]:
+    """In one line, or what is in it in one each."""
+    line = f"{key} = {literal(value)}"
+    if len(line) <= WIDTH or not isinstance(value, dict):
+        return [line]
+    items = (f"    {literal(name)}: {literal(its)}," for name, its in value.items())
+    return [f"{key} = {{", *items, "}"]
 
 
 def all_py(text: str, values: Mapping[str, Any], keys: Iterable[str] | None = None) -> str:
