@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from checkout import BIN
 
-from uwsgi_consul_fleet.inventory.settings import Settings
+from uwsgi_consul_fleet.inventory.settings import Settings, literal
 from uwsgi_consul_fleet.new import folder as new_folder
 from uwsgi_consul_fleet.new import program
 from uwsgi_consul_fleet.new.applications import example
@@ -130,6 +130,7 @@ def test_what_an_application_says_is_never_code(tmp_path: Path) -> None:
     (shop / "\x1b[2J\n.py").write_text("def create_app(): ...\n")
     said = run(tmp_path, "new", "fleet", "--app", "shop")
     assert "\x1b" not in said
+    assert f"\n  health_headers = {literal({'Host': hostile})}\n" in said
     assert settings(tmp_path / "fleet", "shop")["health_headers"] == {"Host": hostile}
     assert not [*tmp_path.rglob("ran")]
 

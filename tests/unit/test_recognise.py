@@ -246,7 +246,7 @@ def test_fastapi_gets_told_what_lies_between(folder: Path, made: str) -> None:
     assert found.settings["app_lazy"] is True
     todo = found.todo["app_entry_point"]
     name = "app" if made.startswith("app") else "create_app"
-    assert "a file src/wsgi.py with\n    from a2wsgi import ASGIMiddleware\n" in todo
+    assert "this as src/wsgi.py:\n    from a2wsgi import ASGIMiddleware\n" in todo
     assert f"    from shop.api import {name}\n" in todo
     # With that, it is one like others.
     lines = "from a2wsgi import ASGIMiddleware\nfrom shop.api import app\n"
@@ -254,6 +254,12 @@ def test_fastapi_gets_told_what_lies_between(folder: Path, made: str) -> None:
     assert entry(both) == ("src", "wsgi:application")
     assert both.settings["app_lazy"] is True
     assert "app_entry_point" not in both.todo
+    # And what it imports is none of several; its routes are all of a path where it is made.
+    assert not [line for line in both.said if "also there" in line and "wsgi:app" in line]
+    well = look(
+        folder, **{"src/shop/api.py": 'app = FastAPI()\n@app.get("/healthz")\ndef w(): ...'}
+    )
+    assert well.settings["health_path"] == "/healthz" and "health_path" not in well.todo
 
 
 def test_pyramids_layout_is_loaded_by_its_paste_ini(folder: Path) -> None:
@@ -396,6 +402,31 @@ def test_what_a_factory_makes_is_taken_where_it_has_a_name(folder: Path) -> None
     assert found.settings["app_workers"]["celery"]["command"].startswith("celery -A make_celery ")
 
 
+@pytest.mark.parametrize(
+    ("code", "secrets", "others"),
+    [
+        ('KEY = os.environ["SECRET_KEY"]; S = os.environ["SITE"]', ["SECRET_KEY"], "SITE"),
+        ('env = environ.Env(DEBUG=(bool, False))\nx = env("DEBUG"), env.db("DATABASE_URL")\n'
+         'y = env.str("SITE"), env("ZONE", default="")\nimport environ', ["DATABASE_URL"], "SITE"),
+        ('from decouple import config\nx = config("API_TOKEN"), config("Z", 1)', ["API_TOKEN"], ""),
+        # What it has something else for, or sets, or a WSGI application has.
+        ('os.environ.setdefault("SITE", "1"); os.environ["ZONE"] = "1"\n'
+         'x = os.environ["SITE"], os.environ["ZONE"]\nif "A_KEY" in os.environ:\n'
+         '    y = os.environ["A_KEY"], os.environ["B"]\ntry:\n    os.environ["C_KEY"]\n'
+         'except KeyError: ...\nz = environ["REMOTE_ADDR"], os.environ["HOME"], env("SITE")',
+         None, ""),
+    ],
+)  # fmt: skip
+def test_variables_without_which_it_does_not_start(
+    folder: Path, code: str, secrets: list[str] | None, others: str
+) -> None:
+    found = look(folder, **{"app.py": f"app = Flask('')\n{code}\n", "local.py": "os.environ['X']"})
+    assert found.settings.get("app_secrets") == secrets
+    assert ("app_secrets" in found.todo) == bool(secrets)
+    read = f"app.py reads {others} from the environment" if others else ""
+    assert found.todo.get("app_env", "") == read
+
+
 # --- Not Python -------------------------------------------------------------------------------
 
 
@@ -427,6 +458,9 @@ def test_other_languages_are_recognised(
 
 
 def test_what_other_languages_leave_open(folder: Path) -> None:
+    well = look(folder, **{"app.psgi": "mount '/healthz' => sub {}"})
+    assert well.settings["health_path"] == "/healthz" and "health_path" not in well.todo
+    (folder / "app.psgi").unlink()
     found = look(folder, **{"index.php": "", "about.php": "", "composer.json": ""})
     assert found.todo["app_requirements"].startswith("composer.lock is missing")
     assert "(as about.php)" in found.todo["app_entry_point"]

@@ -9,8 +9,15 @@ import click
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.applications import FOLDER
+from uwsgi_consul_fleet.inventory.settings import literal
 from uwsgi_consul_fleet.new import applications, folder
 from uwsgi_consul_fleet.new.applications import Application
+
+# Settings that are in what an application is recognised by, and where it is.
+TOLD = (
+    "app_source", "app_root", "app_type", "app_entry_point", "app_requirements", "health_path",
+    "instances",
+)  # fmt: skip
 
 
 @click.group(help="Web applications on uWSGI, on machines of your own, that find each other.")
@@ -41,9 +48,12 @@ def new(place: str, apps: tuple[str, ...]) -> None:
 
 
 def _tell(app: Application) -> None:
-    left = [f"to be filled in: {key}: {text.splitlines()[0]}" for key, text in app.todo.items()]
+    more = {key: value for key, value in app.settings.items() if key not in (*TOLD, *app.todo)}
+    lines = [*app.said, *(f"{key} = {literal(value)}" for key, value in more.items())]
+    for key, text in app.todo.items():
+        lines += f"to be filled in: {key}: {text}".splitlines()
     click.secho(f"{app.name}: {app.given}", bold=True)
-    for line in (*app.said, *left):
+    for line in lines:
         # Names of files are the application's: a terminal could take them for commands.
         click.echo("  " + "".join(char if char.isprintable() else "?" for char in line))
 

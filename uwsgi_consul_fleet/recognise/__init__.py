@@ -1,11 +1,20 @@
 """What an application is, seen from its folder. Nothing of it is ever imported or run."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uwsgi_consul_fleet.recognise import dependencies, django, modules, others, paste, workers
+from uwsgi_consul_fleet.recognise import (
+    dependencies,
+    django,
+    modules,
+    others,
+    paste,
+    variables,
+    workers,
+)
 from uwsgi_consul_fleet.recognise.candidate import Candidate
 from uwsgi_consul_fleet.recognise.tree import Tree, strings
 
@@ -44,12 +53,16 @@ def recognise(folder: Path) -> Recognised:
     settings = {"app_root": best.root, "app_entry_point": best.entry, **best.settings}
     todo = dict(best.todo)
     if "app_type" in best.settings:
-        _take_front_page(settings, todo)
+        _check_health(
+            {best.entry: _quoted(tree.text(best.entry))}, [best.entry], said, settings, todo
+        )
         return Recognised(said, settings, todo)
     _require(tree, best.root, said, settings, todo)
-    _check_health(tree, best.routes, said, settings, todo)
+    texts = {path: strings(module) for path, module in tree.python.items()}
+    _check_health(texts, [best.routes, *modules.made(tree)], said, settings, todo)
     workers.find(tree, best.root, said, settings, todo)
     _look_at_python(tree, todo)
+    _look_at_variables(tree, settings, todo)
     return Recognised(said, settings, todo)
 
 
@@ -81,23 +94,34 @@ def _require(
 
 
 def _check_health(
-    tree: Tree, routes: str, said: list[str], settings: dict[str, Any], todo: dict[str, str]
+    files: Mapping[str, Iterable[str]],
+    routes: Sequence[str],
+    said: list[str],
+    settings: dict[str, Any],
+    todo: dict[str, str],
 ) -> None:
-    """A path that sounds like one for this, else the front page."""
-    for path in sorted(tree.python, key=lambda path: path != routes):
-        for text in strings(tree.python[path]):
+    """A path that sounds like one for this, else the front page.
+
+    :param files: the texts that stand in each
+    :param routes: those in which a text is all of a path
+    """
+    for path in sorted(files, key=lambda path: path not in routes):
+        for text in files[path]:
             if HEALTH.fullmatch(text) and (text.strip("/^$") == "healthz" or "/" in text):
                 settings["health_path"] = found = "/" + text.strip("^$").lstrip("/")
                 said.append(f"health: {found} in {path}")
-                if path != routes:
+                if path not in routes:
                     todo["health_path"] = f"{path} has it as {found}: does anything come before?"
                 return
-    _take_front_page(settings, todo)
-
-
-def _take_front_page(settings: dict[str, Any], todo: dict[str, str]) -> None:
     settings["health_path"] = "/"
-    todo["health_path"] = "a path that answers 200 when it is well, without a log-in"
+    todo["health_path"] = (
+        "the front page, or what else answers 200 when it is well, without a log-in"
+    )
+
+
+def _quoted(text: str) -> list[str]:
+    """What stands in quotes, in whatever language."""
+    return [found for _, found in re.findall(r"""(["'])([^"'\s]+)\1""", text)]
 
 
 def _look_at_python(tree: Tree, todo: dict[str, str]) -> None:
@@ -109,3 +133,21 @@ def _look_at_python(tree: Tree, todo: dict[str, str]) -> None:
                 f"it asks for Python {wants}, which {' or '.join(older)} has not: install one "
                 'there, name it here, and set uwsgi_source = "pypi"'
             )
+
+
+def _look_at_variables(tree: Tree, settings: dict[str, Any], todo: dict[str, str]) -> None:
+    needed = variables.needed(tree)
+    secrets = [name for name in needed if variables.SECRET.search(name)]
+    if secrets:
+        settings["app_secrets"] = secrets
+        todo["app_secrets"] = (
+            f"{_readers(needed, secrets)}: yours has the values, or app_secrets_file"
+        )
+    if others := [name for name in needed if name not in secrets]:
+        told = f"{_readers(needed, others)}"
+        todo["app_env"] = "; ".join(filter(None, [todo.get("app_env"), told]))
+
+
+def _readers(needed: Mapping[str, str], names: Sequence[str]) -> str:
+    files = ", ".join(dict.fromkeys(needed[name] for name in names))
+    return f"{files} reads {', '.join(names)} from the environment"

@@ -20,17 +20,27 @@ def applications(tree: Tree) -> Iterator[Candidate]:
     """What modules define, or make of another module's factory."""
     for path, module in tree.python.items():
         is_wsgi = Path(path).stem == "wsgi"
-        for name, value in _names(module):
+        names = list(_names(module))
+        # What it imports as app may be what its application is made of.
+        usual = ("application",) if "application" in dict(names) else ("app",)
+        for name, value in names:
             if (what := called(value)) in ASGI:
                 yield _asgi(tree, path, name, what)
             elif what in WSGI or (what in FACTORIES and not _makes_asgi(tree, what)):
                 yield _wsgi(tree, path, name, what, 2 if is_wsgi else 3)
-            elif is_wsgi and name in ("application", "app") and what not in FACTORIES:
+            elif is_wsgi and name in usual and what not in FACTORIES:
                 yield _wsgi(tree, path, name, "", 2)
         for node in module.body:
             if isinstance(node, ast.FunctionDef) and _is_wsgi(node) and not is_wsgi:
                 yield _wsgi(tree, path, node.name, "", 3)
         yield from _factories(tree, path, module)
+
+
+def made(tree: Tree) -> Iterator[str]:
+    """The files that make one as they are imported: their routes are all of a path."""
+    for path, module in tree.python.items():
+        if any(called(value) in (*WSGI, *ASGI) for _, value in assigned(module)):
+            yield path
 
 
 def _names(module: ast.Module) -> Iterator[tuple[str, ast.expr | None]]:
@@ -97,8 +107,8 @@ def _asgi(tree: Tree, path: str, name: str, what: str) -> Candidate:
     module = module_name(path, root)
     made, attribute = name.endswith("()"), name.removesuffix("()")
     todo = (
-        f"{what} speaks ASGI, and uWSGI WSGI: add a2wsgi to what is required, and a file "
-        f"{'' if root == '.' else root + '/'}wsgi.py with\n"
+        f"{what} speaks ASGI and uWSGI WSGI: add a2wsgi to its requirements, and this as "
+        f"{'' if root == '.' else root + '/'}wsgi.py:\n"
         f"    from a2wsgi import ASGIMiddleware\n"
         f"    from {module} import {attribute}\n"
         f"    application = ASGIMiddleware({attribute}{'()' * made})"
