@@ -1,18 +1,24 @@
-"""A folder of an operator's own, made by the wheel for applications as their teams have them."""
+"""What the README begins with, as a stranger types it: from a clone to what is verified.
 
+A second application lies beside the README's: a project as Django's own command makes it.
+"""
+
+import os
+import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import prepared
 import pytest
 import wheel
-from checkout import BIN
+from applications import commit
+from checkout import BIN, ROOT
+from fleet_commands import changed
 from lab_commands import Lab
 
-pytestmark = pytest.mark.takes(90)
+pytestmark = pytest.mark.takes(60)
 
 SHOP = """
 from flask import Flask
@@ -25,68 +31,103 @@ def create_app():
 """
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "wheel").mkdir()
-    with wheel.installed(wheel.build(tmp_path / "wheel"), tmp_path / "environment") as found:
-        yield found
+def commands(page: str, title: str) -> list[str]:
+    """Those of a section."""
+    text = (ROOT / page).read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+class Stranger:
+    """Somebody with a shell, Python with pip and pipx, and nothing of ours."""
+
+    def __init__(self, home: Path) -> None:
+        self.place = home
+        uv = [BIN / "uv", "--system-certs"]
+        subprocess.run([*uv, "venv", "--quiet", "--seed", "--python", sys.executable, home / "py"])
+        install = [*uv, "pip", "install", "--quiet", "--python", home / "py", "pipx", "django"]
+        subprocess.run(install, check=True)
+        ours = os.environ.keys() - {"PYTHONPATH", "VIRTUAL_ENV"}
+        self.environment = {
+            **{key: os.environ[key] for key in ours},
+            **prepared.environment(),
+            "PATH": f"{home}/bin:{home}/py/bin:{os.environ['PATH']}",
+            "PIPX_HOME": str(home / "pipx"),
+            "PIPX_BIN_DIR": str(home / "bin"),
+        }
+
+    def types(self, command: str) -> subprocess.CompletedProcess[str]:
+        """One that has to succeed."""
+        folder = self.place
+        if command.startswith("cd "):
+            self.place, command = (folder / command.removeprefix("cd ")).resolve(), "true"
+        result = subprocess.run(
+            ["bash", "-c", command],
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, f"{command}:\n{result.stdout}{result.stderr}"
+        return result
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> str:
-    """The URL of a repository: Flask by a factory, below src/."""
-    found = tmp_path / "my-shop"
-    (found / "src/shop").mkdir(parents=True)
-    (found / "src/shop/__init__.py").write_text(SHOP)
-    (found / "requirements.txt").write_text("flask\n")
-    git = ["git", "-C", str(found), "-c", "user.name=a", "-c", "user.email=a@example.com"]
-    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a"]):
-        subprocess.run([*git, *words], check=True)
-    return found.as_uri()
+def stranger(tmp_path: Path) -> Stranger:
+    """In a clone, with a repository (Flask by a factory, below src/) and a folder beside it."""
+    shop, blog = tmp_path / "shop", tmp_path / "blog"
+    (shop / "src/shop").mkdir(parents=True)
+    (shop / "src/shop/__init__.py").write_text(SHOP)
+    (shop / "requirements.txt").write_text("flask\n")
+    commit(shop)
+    found = Stranger(tmp_path)
+    blog.mkdir()
+    found.types("django-admin startproject site1 blog")
+    (blog / "requirements.txt").write_text("django\n")
+    found.place = wheel.clone(tmp_path / "clone")
+    return found
 
 
-@pytest.fixture
-def blog(tmp_path: Path) -> str:
-    """A folder: a project as Django's own command makes it."""
-    uv, modules = BIN / "uv", tmp_path / "modules"
-    install = [uv, "--system-certs", "pip", "install", "--quiet", "--target", modules, "django"]
-    subprocess.run([*install, "--python", sys.executable], check=True)
-    (tmp_path / "blog").mkdir()
-    words = [sys.executable, "-m", "django", "startproject", "site1", str(tmp_path / "blog")]
-    subprocess.run(words, check=True, env={"PYTHONPATH": str(modules)})
-    (tmp_path / "blog/requirements.txt").write_text("django\n")
-    return "blog"
-
-
-def test_from_the_wheel_to_applications_that_are_verified(
-    environment: Path, shop: str, blog: str, tmp_path: Path
-) -> None:
-    def said(folder: Path, *words: str) -> str:
-        result = wheel.run(environment, folder, *words, **prepared.environment())
-        assert result.returncode == 0, f"{words}:\n{result.stdout}{result.stderr}"
-        return result.stdout
-
-    said(tmp_path, "uwsgi-consul-fleet", "new", "fleet", "--app", shop, "--app", blog)
-    place = tmp_path / "fleet"
+def test_from_the_wheel_to_applications_that_are_verified(stranger: Stranger) -> None:
+    *before, build, deploy, verify = commands("README.md", "Your application in ten minutes")
+    for command in before:
+        stranger.types(command + " --app ../blog" * ("--app" in command))
+    place = stranger.place
     # Two names are edited.
     inventory = (place / "inventory.py").read_text()
     names = inventory.replace('["drakar", "cheetah"]', '["shop1"]').replace('"drakar"]', '"shop1"]')
     (place / "inventory.py").write_text(names)
     lab = Lab(place, **prepared.environment())
     try:
-        said(place, "invoke", "lab.up", "shop1")
-        assert "built: plugin_build/dist/" in said(place, "invoke", "build-plugin")
-        said(place, "pyinfra", "-y", "inventory.py", "deploy/")
-        assert "The catalog agrees" in said(place, "invoke", "verify", "--wait", "10", "--probe")
+        stranger.types("invoke lab.up shop1")
+        assert "built: plugin_build/dist/" in stranger.types(build).stdout
+        stranger.types(deploy)
+        assert "The catalog agrees" in stranger.types(f"{verify} --probe").stdout
         assert get(lab, 2001) == "made by a factory"
         # With DEBUG, which its file has a TODO about.
         assert "The install worked successfully!" in get(lab, 2011)
-        migrated = ("python", "manage.py", "migrate", "--check")
-        said(place, "invoke", "exec", "--app", "blog", "--", *migrated)
+        stranger.types("invoke exec --app blog -- python manage.py migrate --check")
         # All that was made lies in the folder.
         assert {path.name for path in place.iterdir()} >= {".lab", "plugin_build"}
+        upgrade(stranger, place)
+        assert changed(stranger.types(f"{deploy} --json")) == {}
     finally:
         lab.down()
+
+
+def upgrade(stranger: Stranger, folder: Path) -> None:
+    """To a wheel of the next version, built where the one before was."""
+    stranger.types("cd ../clone")
+    project = stranger.place / "pyproject.toml"
+    text, count = re.subn('(?m)^version = ".*"$', 'version = "100.0"', project.read_text())
+    assert count == 1
+    project.write_text(text)
+    for command in commands("docs/folder.md", "Upgrading"):
+        stranger.types(command)
+    stranger.types(f"cd {folder}")
+    assert stranger.types("uwsgi-consul-fleet --version").stdout == "uwsgi-consul-fleet 100.0\n"
 
 
 def get(lab: Lab, port: int) -> str:

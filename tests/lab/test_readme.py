@@ -1,7 +1,8 @@
 """Every command of the README works, in the order in which a reader comes to them.
 
-The demo is the first of them, and begins where two that were interrupted ended. All moments at
-which it may be killed are in bench/demo_killed.py.
+Those that it begins with, for an application of one's own, are in test_folder.py. Of the others the
+demo is the first, and begins where two that were interrupted ended. All moments at which it may be
+killed are in bench/demo_killed.py.
 """
 
 import random
@@ -22,7 +23,8 @@ ITSELF = "script/test"
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    text = (ROOT / "README.md").read_text().partition("\n## See it ")[2]
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     return [line for block in blocks for line in block.splitlines() if line]
 
 

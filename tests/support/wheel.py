@@ -13,15 +13,21 @@ from checkout import BIN, ROOT
 Result = subprocess.CompletedProcess[str]
 
 
-def build(folder: Path) -> Path:
-    """From a copy: setuptools leaves folders behind, and would pack what it finds in them."""
-    sources = folder / "sources"
+def clone(folder: Path) -> Path:
+    """What is under test, as in a clone of its own: setuptools leaves folders behind, and would
+    pack what it finds in them."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
-            (sources / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, sources / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def build(folder: Path) -> Path:
+    """In a folder; returns the wheel."""
+    sources = clone(folder / "sources")
     # What an operator builds is his.
     (sources / "plugin_build/dist/0").mkdir(parents=True)
     (sources / "plugin_build/dist/0/consul_plugin.so").touch()
