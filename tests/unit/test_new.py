@@ -96,7 +96,7 @@ def test_an_application_is_recognised_and_filled_in(tmp_path: Path, flask: Path)
     said = run(tmp_path, "new", "ops/fleet", "--app", flask.name, "--app", str(flask))
     assert "a factory: shop:create_app() in src/shop/__init__.py" in said
     assert "requirements: requirements.txt" in said
-    assert "to be filled in: health_path: " in said
+    assert 'left to you: health_path = "/": ' in said
     place = tmp_path / "ops/fleet"
     first, second = settings(place, "my_shop"), settings(place, "my_shop_2")
     # As it was named: a relative path leads there from the new folder.

@@ -48,10 +48,10 @@ def new(place: str, apps: tuple[str, ...]) -> None:
 
 
 def _tell(app: Application) -> None:
-    more = {key: value for key, value in app.settings.items() if key not in (*TOLD, *app.todo)}
-    lines = [*app.said, *(f"{key} = {literal(value)}" for key, value in more.items())]
+    filled = {key: f"{key} = {literal(value)}" for key, value in app.settings.items()}
+    lines = [*app.said, *(text for key, text in filled.items() if key not in (*TOLD, *app.todo))]
     for key, text in app.todo.items():
-        lines += f"to be filled in: {key}: {text}".splitlines()
+        lines += f"left to you: {filled.get(key, key)}: {text}".splitlines()
     click.secho(f"{app.name}: {app.given}", bold=True)
     for line in lines:
         # Names of files are the application's: a terminal could take them for commands.
