@@ -1,6 +1,7 @@
 """What the commands share: the inventory, JSON, errors."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,19 @@ def test_a_reader_that_goes_away_ends_a_command(tmp_path: Path) -> None:
         process.stdout.close()
         assert not process.stderr.read()
     assert process.returncode == 141
+
+
+def test_what_a_terminal_can_not_show_ends_no_command(tmp_path: Path) -> None:
+    start = "from uwsgi_consul_fleet.commands.command import command\n\n\n@command()\n"
+    (tmp_path / "tasks.py").write_text(f"{start}def say():\n    print('naïve ✓')\n")
+    said = subprocess.run(
+        [str(BIN / "invoke"), "say"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert said == "naïve \\u2713\n".encode("latin-1")
 
 
 @pytest.mark.parametrize(

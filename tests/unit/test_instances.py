@@ -5,7 +5,10 @@ import itertools
 import json
 import os
 import pty
+import signal
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +20,7 @@ from uwsgi_consul_fleet.commands import execute, logs
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.host import execution, store
 from uwsgi_consul_fleet.instances.choice import choose
-from uwsgi_consul_fleet.instances.execution import Command
+from uwsgi_consul_fleet.instances.execution import Command, _Lines
 from uwsgi_consul_fleet.instances.logs import AHEAD, Line, merged, parsed, script
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
@@ -41,7 +44,6 @@ def fleet() -> Fleet:
     [
         ({}, ["web1/server1", "web1/server2", "web2/server1", "web2/server2", "web3/one"]),
         ({"hosts": ["web2"]}, ["web2/server1", "web2/server2"]),
-        ({"app": "blog"}, ["web3/one"]),
         ({"instance": "server2"}, ["web1/server2", "web2/server2"]),
         ({"instance": "blog-one"}, ["web3/one"]),
         ({"hosts": ["web1"], "instance": "server1"}, ["web1/server1"]),
@@ -52,16 +54,17 @@ def test_some_are_meant(wanted: dict[str, str], found: list[str]) -> None:
     assert [f"{host.name}/{each.name}" for host, its in chosen for each in its] == found
 
 
+def test_of_one_application() -> None:
+    [(host, its)] = choose(fleet().only("blog"))
+    assert (host.name, [each.name for each in its]) == ("web3", ["one"])
+
+
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
         ({"hosts": ["web9"]}, "--host web9: is not in the inventory; there is: web1, web2, web3"),
-        (
-            {"app": "shop"},
-            "--app shop: is not in the inventory; there is: blog, consul-demo-server",
-        ),
         ({"instance": "two"}, "there is: blog-one, one, server1, server2"),
-        ({"hosts": ["web1"], "app": "blog"}, "no instance is all of that"),
+        ({"hosts": ["web1"], "instance": "one"}, "no instance is all of that"),
     ],
 )
 def test_what_there_is_not_is_told_with_what_there_is(wanted: dict[str, str], said: str) -> None:
@@ -77,7 +80,7 @@ def line(moment: int, host: str = "web1", text: str = "") -> Line:
 
 
 def entry(**fields: object) -> bytes:
-    return json.dumps({"__REALTIME_TIMESTAMP": "1700000000123456", **fields}).encode()
+    return json.dumps({"__REALTIME_TIMESTAMP": "1700000000123456", **fields}).encode() + b"\n"
 
 
 LABELS = {"shop-web-2001": "server1", "shop-web-trial": "trial"}
@@ -102,11 +105,26 @@ def test_what_is_not_about_them_is_none(unit: str | None) -> None:
     assert parsed(entry(MESSAGE="x", UNIT=unit, _SYSTEMD_UNIT="init.scope"), "web1", LABELS) is None
 
 
-def test_bytes_that_are_no_text() -> None:
-    raw = entry(MESSAGE=[104, 255, 105], _SYSTEMD_UNIT="shop-web-2001@r1-1a2b3c4d.service")
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [([104, 255, 105], "h\ufffdi"), (["a", [104, 105]], "a\nhi"), (None, "")],
+    ids=["bytes that are no text", "several", "none"],
+)
+def test_what_is_no_text_is_shown_as_one(message: object, text: str) -> None:
+    raw = entry(MESSAGE=message, _SYSTEMD_UNIT="shop-web-2001@r1-1a2b3c4d.service")
     found = parsed(raw, "web1", LABELS)
     assert found
-    assert found.text == "h\ufffdi"
+    assert found.text == text
+
+
+def test_an_application_can_not_speak_for_another() -> None:
+    raw = entry(MESSAGE="x", _SYSTEMD_UNIT="blog-1@r1-1.service", UNIT="shop-web-2001@r1-1.service")
+    assert parsed(raw, "web1", LABELS) is None
+
+
+def test_what_the_connection_cut_off_is_left_out() -> None:
+    raw = entry(MESSAGE="hello", _SYSTEMD_UNIT="shop-web-2001@spring-2-1a2b3c4d.service")
+    assert parsed(raw[:40], "web1", LABELS) is None
 
 
 def test_units_are_found_by_their_slices() -> None:
@@ -198,6 +216,41 @@ def test_colours_are_for_people(
 
 
 # --- Commands ---
+
+
+def test_lines_of_several_hosts_keep_their_bytes(
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    _Lines("[web1] ").writelines([b"a", b"b\xff\r\n\nlo", b"ng" * 500_000, b"er\nthe ", b"end"])
+    said = capsysbinary.readouterr().out.split(b"\n")
+    assert said[:2] == [b"[web1] ab\xff\r", b"[web1] "]
+    assert said[2] == b"[web1] lo" + b"ng" * 500_000 + b"er"
+    assert said[3:] == [b"[web1] the end", b""]
+
+
+RAW = """
+import sys, time
+from uwsgi_consul_fleet.ssh import terminal
+with terminal._raw():
+    print("raw", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_is_ended_leaves_a_terminal_that_shows_what_is_typed() -> None:
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    with subprocess.Popen(
+        [sys.executable, "-c", RAW], stdin=theirs, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stdout.readline() == b"raw\n"
+        assert termios.tcgetattr(theirs) != before
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
+
 
 WORDS = ["a  b", "", "$HOME", "it's", '"', "x\ny", "*", "%i", "ü", "\\n", "--", "--once"]
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from io import TextIOWrapper
 from itertools import dropwhile, islice
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,9 @@ def command(
 
         @wraps(body)
         def run(_context: Any, **given: Any) -> None:
+            for each in (sys.stdout, sys.stderr):
+                if isinstance(each, TextIOWrapper):  # whatever the terminal can't show
+                    each.reconfigure(errors="backslashreplace")
             as_json = bool(json) and given.pop("json", False)
             try:
                 if wants_fleet:

@@ -15,13 +15,13 @@ from uwsgi_consul_fleet.errors import FleetError, RefusedError, UnreachableError
     name="exec",
     failure=255,
     iterable=["host"],
+    app="of which application, where there are several",
     help={
-        "app": "of which application, where there are several",
         "host": "only on this host (may be given several times)",
         "once": "on one host: the first that can be reached",
     },
 )
-def execute(fleet: Fleet, host: list[str], app: str = "", once: bool = False) -> None:
+def execute(fleet: Fleet, host: list[str], once: bool = False) -> None:
     """Run a command beside the instances, as they run: invoke exec --once -- python manage.py."""
     from uwsgi_consul_fleet.host.lock_session import now
     from uwsgi_consul_fleet.instances import choice, execution
@@ -29,7 +29,7 @@ def execute(fleet: Fleet, host: list[str], app: str = "", once: bool = False) ->
     from uwsgi_consul_fleet.ownership import hosts as ownership
 
     words = typed(sys.argv)
-    chosen = choice.choose(fleet, host, app)
+    chosen = choice.choose(fleet, host)
     apps = sorted({each.service for _, instances in chosen for each in instances})
     if len(apps) > 1:
         raise FleetError(f"--app: name one of {', '.join(apps)}")

@@ -21,10 +21,10 @@ COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)  # of a terminal's
 @command(
     failure=2,
     iterable=["host"],
+    app="only of this application",
     help={
         "follow": "go on until Ctrl-C, also over releases that come meanwhile",
         "since": "how far back to begin: 90s, 10m, 2h, 1d",
-        "app": "only of this application",
         "host": "only of this host (may be given several times)",
         "instance": "only of the instances of this name",
         "release": "only of this release",
@@ -36,7 +36,6 @@ def logs(
     host: list[str],
     follow: bool = False,
     since: str = "10m",
-    app: str = "",
     instance: str = "",
     release: str = "",
     grep: str = "",
@@ -45,7 +44,7 @@ def logs(
     from uwsgi_consul_fleet.instances import choice, logs
 
     begin, pattern = _seconds(since), _pattern(grep)
-    chosen = choice.choose(fleet, host, app, instance)
+    chosen = choice.choose(fleet, host, instance)
     problems: list[str] = []
 
     def problem(text: str) -> None:

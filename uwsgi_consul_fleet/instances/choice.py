@@ -8,21 +8,19 @@ from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
 Chosen = Sequence[tuple[Host, tuple[Instance, ...]]]
 
 
-def choose(fleet: Fleet, hosts: Sequence[str] = (), app: str = "", instance: str = "") -> Chosen:
+def choose(fleet: Fleet, hosts: Sequence[str] = (), instance: str = "") -> Chosen:
     """Hosts with those of their instances that are meant, in the order of the inventory.
 
     :param hosts: their names; none for all
-    :param app: an application; '' for all
     :param instance: a name or an id; '' for all
     :raises FleetError: where there is nothing of that name, with what there is
     """
     every = [each for host in fleet.app_servers for each in host.instances]
     _expect("host", hosts, [host.name for host in fleet.app_servers])
-    _expect("app", [app] if app else [], {each.service for each in every})
     names = {name for each in every for name in (each.name, each.id)}
     _expect("instance", [instance] if instance else [], names)
     found = [
-        (host, tuple(each for each in host.instances if _is_meant(each, app, instance)))
+        (host, tuple(one for one in host.instances if instance in ("", one.name, one.id)))
         for host in fleet.app_servers
         if not hosts or host.name in hosts
     ]
@@ -36,7 +34,3 @@ def _expect(what: str, wanted: Collection[str], there: Collection[str]) -> None:
         if name not in there:
             listed = ", ".join(sorted(there)) or "none"
             raise FleetError(f"--{what} {name}: is not in the inventory; there is: {listed}")
-
-
-def _is_meant(one: Instance, app: str, instance: str) -> bool:
-    return app in ("", one.service) and instance in ("", one.name, one.id)

@@ -140,10 +140,11 @@ def _run(
 
 
 def _feed(channel: Channel, first: bytes) -> None:
-    with suppress(*ssh.LOST):
+    with suppress(*ssh.LOST):  # or our own input, which may be closed
         channel.sendall(first)
         while piece := os.read(0, 65536):
             channel.sendall(piece)
+    with suppress(*ssh.LOST):
         channel.shutdown_write()
 
 
@@ -165,22 +166,26 @@ class _Through:
 
 
 class _Lines:
-    """Output line by line, each behind a prefix."""
+    """Output line by line, each behind a prefix, and otherwise as it is."""
 
     def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+        self._prefix = prefix.encode()
 
     def writelines(self, pieces: Iterable[bytes]) -> None:
-        rest = b""
+        begun: list[bytes] = []  # what came of a line that may be long
         for piece in pieces:
-            *lines, rest = (rest + piece).split(b"\n")
-            self._print(lines)
-        if rest:
-            self._print([rest])
+            first, *more = piece.split(b"\n")
+            begun.append(first)
+            for each in more:
+                self._show(begun)
+                begun = [each]
+        if any(begun):
+            self._show(begun)
 
-    def _print(self, lines: Iterable[bytes]) -> None:
-        for line in lines:
-            print(self._prefix + line.decode(errors="replace"), flush=True)
+    def _show(self, parts: Iterable[bytes]) -> None:
+        # In one, because other hosts' lines come side by side.
+        sys.stdout.buffer.write(b"".join([self._prefix, *parts, b"\n"]))
+        sys.stdout.buffer.flush()
 
 
 class _Signals:

@@ -20,6 +20,7 @@ AHEAD = 1000  # lines of a host that wait for those of others
 # Seconds for which a line of a journal that goes on waits for an earlier one of another host.
 PATIENCE = 0.5
 TRIAL = "trial"
+SYSTEMD = "init.scope"  # the unit that it is in itself
 # journalctl ends when nobody is at the other end any more: that may be noticed nowhere else.
 SCRIPT = """\
 exec 3<&0
@@ -100,18 +101,29 @@ def script(units: Iterable[str], since: int, follow: bool) -> str:
 
 
 def parsed(raw: bytes, host: str, labels: Mapping[str, str]) -> Line | None:
-    """A line of journalctl's JSON; None where it is not about one of these instances."""
+    """A line of journalctl's JSON; None where it is not about one of these instances, or only the
+    beginning of one, because the connection was lost."""
+    if not raw.endswith(b"\n"):
+        return None
     entry: dict[str, Any] = json.loads(raw)
-    unit = entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or ""
+    unit = _text(entry.get("_SYSTEMD_UNIT"))
+    if unit == SYSTEMD:  # nobody else may say whom it speaks of
+        unit = _text(entry.get("UNIT"))
     name, _, generation = unit.removesuffix(".service").partition("@")
     if name not in labels:
         return None
-    text = entry.get("MESSAGE") or ""
-    if isinstance(text, list):  # bytes that are no text
-        text = bytes(text).decode(errors="replace")
     release = generation.rpartition("-")[0]
     moment = int(entry["__REALTIME_TIMESTAMP"])
-    return Line(moment, host, labels[name], release, generation, text)
+    return Line(moment, host, labels[name], release, generation, _text(entry.get("MESSAGE")))
+
+
+def _text(value: Any) -> str:
+    """A field as journalctl has it: a text, bytes that are none, or several of these."""
+    if not isinstance(value, list):
+        return value or ""
+    if all(isinstance(each, int) for each in value):
+        return bytes(value).decode(errors="replace")
+    return "\n".join(map(_text, value))
 
 
 def merged(

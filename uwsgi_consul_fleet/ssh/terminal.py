@@ -2,7 +2,6 @@
 
 import codecs
 import os
-import shutil
 import signal
 import sys
 import termios
@@ -37,7 +36,7 @@ def attach(connection: Connection, script: str, ready: str, first: bytes) -> int
     name = f"{options.name} ({options.host})"
     try:
         channel = connection.transport.open_session()
-        channel.get_pty(os.environ.get("TERM", "xterm"), *shutil.get_terminal_size())
+        channel.get_pty(os.environ.get("TERM", "xterm"), *_size())
         channel.exec_command(root.command(options.root, script))
         said = _become_root(channel, root.Dialog(options), name)
         while ready not in said and (received := channel.recv(4096)):
@@ -68,27 +67,51 @@ def _become_root(channel: paramiko.Channel, dialog: root.Dialog, name: str) -> s
     return said
 
 
+def _size() -> tuple[int, int]:
+    """Columns and lines, whatever the environment says of them."""
+    found = os.get_terminal_size(0)
+    return (found.columns, found.lines) if all(found) else (80, 24)
+
+
 @contextmanager
 def _raw() -> Iterator[None]:
     """Each key goes to the host, Ctrl-C too."""
     before = termios.tcgetattr(0)
+    # Who ends this process must not leave a terminal behind that shows no key.
+    ended = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     tty.setraw(0, termios.TCSADRAIN)  # what was typed meanwhile stays
     try:
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTERM, ended)
+
+
+@contextmanager
+def _resized() -> Iterator[int]:
+    """What can be read when the terminal has got another size. The handler may come in the middle
+    of a write to the channel, and must not write to it itself."""
+    ours, theirs = os.pipe()
+    before = signal.signal(signal.SIGWINCH, lambda *_: os.write(theirs, b"."))
+    try:
+        yield ours
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+        os.close(ours)
+        os.close(theirs)
 
 
 def _shuttle(channel: paramiko.Channel, said: str) -> None:
     """Until the other end has nothing more to say."""
-    resized = signal.signal(
-        signal.SIGWINCH, lambda *_: channel.resize_pty(*shutil.get_terminal_size())
-    )
     _write(said.encode())
-    ends: list[Any] = [channel, 0]
-    try:
+    with _resized() as resized:
+        ends: list[Any] = [channel, 0, resized]
         while True:
             readable = select(ends, [], [])[0]
+            if resized in readable:
+                os.read(resized, 4096)
+                with suppress(paramiko.SSHException):  # it has just ended
+                    channel.resize_pty(*_size())
             if channel in readable:
                 if not (received := channel.recv(65536)):
                     return
@@ -98,11 +121,11 @@ def _shuttle(channel: paramiko.Channel, said: str) -> None:
                     channel.sendall(typed)
                 else:
                     ends.remove(0)
-    finally:
-        signal.signal(signal.SIGWINCH, resized)
 
 
 def _write(text: bytes) -> None:
-    with suppress(BlockingIOError):
-        while text:
+    while text:
+        try:
             text = text[os.write(1, text) :]
+        except BlockingIOError:  # somebody else has made it so
+            select([], [1], [])
