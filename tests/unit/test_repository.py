@@ -5,7 +5,8 @@ import http.server
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,92 @@ def test_what_is_not_there_is_said(shop: Path, tmp_path: Path) -> None:
     assert refused(gone).startswith(f"app_source: {gone} can't be fetched: fatal: ")
     git(tmp_path, "init", "--quiet", "empty")
     assert "has no commit on its default branch" in refused(f"file://{tmp_path}/empty")
+
+
+def test_a_clone_has_two_heads_and_one_default_branch(shop: Path) -> None:
+    git(shop.parent, "clone", "--quiet", str(shop), "clone")
+    assert files(released(f"file://{shop}/../clone")) == {
+        path.replace("shop", "clone"): text for path, text in NOW.items()
+    }
+
+
+def test_what_upstream_takes_back_is_no_obstacle(shop: Path) -> None:
+    url = f"file://{shop}"
+    first = git(shop, "rev-parse", "v1^{commit}")
+    git(shop, "branch", "wide")
+    assert files(released(url, first[:9])) == FIRST  # every branch is here now
+    git(shop, "branch", "--move", "wide", "wide/er")
+    git(shop, "reset", "--quiet", "--hard", "v1")
+    commit(shop, c="rewritten\n")
+    assert files(released(url, "main")) == {**FIRST, "shop/c.py": "rewritten\n"}
+    assert files(released(url, git(shop, "rev-parse", "wide/er")[:9])) == NOW
+
+
+def test_a_commit_that_is_here_needs_nobody(shop: Path) -> None:
+    url, first = f"file://{shop}", git(shop, "rev-parse", "v1^{commit}")
+    released(url, first)
+    shop.rename(shop.with_name("away"))
+    assert files(released(url, first)) == FIRST
+    assert "can't be fetched" in refused(url, "v1")
+
+
+def test_the_same_bytes_whatever_git_is_configured_for(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.autocrlf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
+    assert [each.place.read_bytes() for each in released(f"file://{shop}").sources.entries] == [
+        b"2\n",
+        b"\n",
+    ]
+
+
+def _damage(kept: Path) -> None:
+    for each in kept.glob("objects/??/*"):
+        each.chmod(0o644)
+        each.write_bytes(b"")
+
+
+def _lock(kept: Path) -> None:
+    (kept / "config.lock").touch()
+
+
+def _lose(kept: Path) -> None:
+    (kept / "HEAD").write_text("")
+
+
+@pytest.mark.parametrize("break_it", [_damage, _lock, _lose])
+def test_what_a_killed_run_left_is_made_anew(
+    shop: Path, cache: Path, break_it: Callable[[Path], None]
+) -> None:
+    url = f"file://{shop}"
+    released(url)
+    (kept,) = cache.glob(".cache/sources/shop-*")
+    (kept / ("a" * 40)).mkdir()  # half done
+    break_it(kept)
+    commit(shop, a="3\n")
+    assert files(released(url)) == {"shop/a.py": "3\n", "shop/b.py": "\n"}
+    assert not (kept / ("a" * 40)).exists()
+
+
+def test_two_runs_at_once_fetch_the_same(shop: Path) -> None:
+    url = f"file://{shop}"
+    with ThreadPool(4) as pool:
+        found = pool.starmap(repository.fetch.__wrapped__, [(url, None), (url, "v1")] * 2)
+    assert [{each.name for each in folder.glob("*.py")} for folder in found] == [
+        {"a.py", "b.py"},
+        {"a.py"},
+    ] * 2
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path, shop: Path) -> None:
+    (shop / ".git").rename(shop / ".git.away")
+    (shop / ".git").write_text("gitdir: nowhere\n")
+    said = refused(shop, "v1")
+    assert said.startswith(f"app_ref: git can't read the repository of {shop}; try: git -C ")
+    (tmp_path / "operator").touch()
+    assert f"file://{shop} can't be kept in {tmp_path}/operator/.cache" in refused(f"file://{shop}")
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,9 @@ def test_what_git_lfs_has_not_fetched_is_refused(shop: Path) -> None:
     """As in a shallow clone that CI made."""
     (shop / "logo.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     commit(shop)
-    assert f"{shop}/logo.png was not fetched by git-lfs yet: git lfs pull" in refused(shop)
+    assert f"{shop}/logo.png was not fetched by git-lfs yet: git -C {shop} lfs pull" in refused(
+        shop
+    )
 
 
 # --- Links, and what is no file ---

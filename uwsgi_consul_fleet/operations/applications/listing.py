@@ -15,6 +15,11 @@ def refusal(reason: str) -> DeployError:
     return DeployError(f"app_source: {reason}; nothing was changed")
 
 
+def is_in_a_repository(folder: Path) -> bool:
+    """Whether it is in git's, although git may not be able to read it."""
+    return any((parent / ".git").exists() for parent in (folder, *folder.parents))
+
+
 def paths(folder: Path) -> list[Path]:
     """Files, links and whatever else is to be sent, submodules' too; says what is not obvious.
 
@@ -22,7 +27,7 @@ def paths(folder: Path) -> list[Path]:
     """
     listing = git(folder, "ls-files", "--recurse-submodules", "-z")
     if listing is None:
-        if any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+        if is_in_a_repository(folder):
             # What is ignored there must not be sent because git is missing or mistrusts the owner.
             raise refusal(
                 f"{folder} is in a git repository that git can't read; try: "

@@ -4,7 +4,7 @@ import fcntl
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pyinfra import logger
 
 from uwsgi_consul_fleet.git import environment, git
-from uwsgi_consul_fleet.operations.applications.listing import refusal
+from uwsgi_consul_fleet.operations.applications.listing import is_in_a_repository, refusal
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.shipped import folder as operators
 
@@ -24,7 +24,20 @@ ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::?//")
 KEPT = 5  # commits of a repository; another run may be at work with one
 TOO_LONG = 900  # seconds that one step may take
 # Of its own: an answer that never comes must end.
-CONFIG = {"http.lowSpeedLimit": "1000", "http.lowSpeedTime": "30", "advice.detachedHead": "false"}
+CONFIG = {
+    "http.lowSpeedLimit": "1000",
+    "http.lowSpeedTime": "30",
+    "advice.detachedHead": "false",
+    "core.autocrlf": "false",  # the same bytes wherever it is deployed from
+}
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+COMPLETE = "complete"  # marks a checkout
+
+
+class GitError(DeployError):
+    """Git could not do what was asked of it."""
+
+
 HELPER = (
     '!f() { [ "$1" != get ] || printf "username=%s\\npassword=%s\\n" "$SOURCE_USER" '
     '"$SOURCE_PASSWORD"; }; f'
@@ -78,14 +91,16 @@ class Repository:
             / f"{self.name}-{sha256(self.url.encode()).hexdigest()[:8]}"
         )
 
-    def git(self, *words: str) -> str:
+    def git(self, *words: str, folder: Path | None = None) -> str:
         """What git prints.
 
-        :raises DeployError: with what it says is wrong
+        :param folder: another than where it is kept
+        :raises GitError: with what it says is wrong
+        :raises DeployError: where there is no git
         """
         try:
             result = subprocess.run(
-                ["git", "-C", str(self.folder), *words],
+                ["git", "-C", str(folder or self.folder), *words],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -98,7 +113,8 @@ class Repository:
         except subprocess.TimeoutExpired:
             raise refusal(f"{self.url}: git {words[0]} takes longer than {TOO_LONG} s") from None
         if result.returncode:
-            raise refusal(f"{self.url} can't be fetched: {self._why(result.stderr)}")
+            why = refusal(f"{self.url} can't be fetched: {self._why(result.stderr)}")
+            raise GitError(str(why))
         return result.stdout
 
     def _why(self, said: str) -> str:
@@ -135,9 +151,12 @@ def fetch(source: str, ref: str | None) -> Path:
         repository, inside = Repository.at(source), ""
     else:
         repository, inside = _around(Path(source).expanduser().resolve())
-    with _alone(repository.folder):
-        commit = _commit(repository, ref)
-        folder = _checked_out(repository, commit)
+    try:
+        with _alone(repository.folder):
+            commit = _had(repository, ref)
+            folder = _with_submodules(repository, commit)
+    except OSError as error:
+        raise refusal(f"{repository.url} can't be kept in {repository.folder}: {error}") from None
     logger.info(f"    {repository.url}: {ref or 'its default branch'} is {commit[:10]}")
     return folder / inside
 
@@ -148,6 +167,8 @@ def _around(folder: Path) -> tuple[Repository, str]:
         (git(folder, "rev-parse", what) or b"").decode().removesuffix("\n")
         for what in ("--show-toplevel", "--show-prefix")
     )
+    if not top and is_in_a_repository(folder):
+        raise _no_ref(f"git can't read the repository of {folder}; try: git -C {folder} log")
     if not top:
         raise _no_ref(f"{folder} is in no git repository")
     return Repository(top, Path(top).name), inside
@@ -163,23 +184,39 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _commit(repository: Repository, ref: str | None) -> str:
-    """It is here afterwards, with what it needs."""
-    repository.git("init", "--quiet", "--bare")
-    # A submodule's relative URL begins there.
-    repository.git("config", "remote.origin.url", repository.url)
-    patterns = [f"refs/{kind}/{ref}" for kind in ("heads", "tags", "remotes")] if ref else ["HEAD"]
-    patterns += [ref] if ref and ref.startswith("refs/") else []
-    listed = repository.git("ls-remote", "--", repository.url, *patterns)
-    names = [line.split("\t")[1] for line in listed.splitlines()]
-    if len(names) > 1:
-        raise _no_ref(f"{ref} is several in {repository.url}: write {' or '.join(names)}")
-    if names:
-        return _have(repository, names[0])
+def _had(repository: Repository, ref: str | None) -> str:
+    """The commit, which is checked out afterwards."""
+    name = _name(repository, ref)
+    try:
+        return _checked_out(repository, name)
+    except GitError:
+        # A run that was killed, or a machine without power, may have left it so.
+        for each in repository.folder.iterdir():
+            if each.is_dir():
+                shutil.rmtree(each)
+            elif each.name != "lock":
+                each.unlink()
+        return _checked_out(repository, name)
+
+
+def _name(repository: Repository, ref: str | None) -> str:
+    """What it is called there: the branch or the tag in full, or the commit."""
+    if ref and COMMIT.fullmatch(ref) and (repository.folder / ref / COMPLETE).exists():
+        return ref  # which is the same for ever: nobody has to be asked
+    names = [f"refs/{kind}/{ref}" for kind in ("heads", "tags", "remotes")] if ref else ["HEAD"]
+    names += [ref] if ref and ref.startswith("refs/") else []
+    # Outside of what is kept, which may be damaged.
+    listed = repository.git("ls-remote", "--", repository.url, *names, folder=Path("/"))
+    # Others may end alike.
+    found = [name for line in listed.splitlines() if (name := line.split("\t")[1]) in names]
+    if len(found) > 1:
+        raise _no_ref(f"{ref} is several in {repository.url}: write {' or '.join(found)}")
+    if found:
+        return found[0]
     if ref is None:
         raise refusal(f"{repository.url} has no commit on its default branch")
     if re.fullmatch(r"[0-9a-f]{7,64}", ref):
-        return _have_commit(repository, ref)
+        return ref
     raise _no_ref(f"{repository.url} has no branch, tag or commit {ref}")
 
 
@@ -191,47 +228,60 @@ def _have(repository: Repository, name: str) -> str:
     words = ("fetch", "--quiet", "--no-tags", "--force")
     try:
         repository.git(*words, "--depth=1", "--", repository.url, name)
-    except DeployError:  # a server may know no depths
+    except GitError:  # a server may know no depths
         repository.git(*words, "--", repository.url, name)
     return repository.git("rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
 
 
 def _have_commit(repository: Repository, commit: str) -> str:
     """By itself, if the server gives that away; else with every branch and tag."""
-    if len(commit) >= 40:
-        with suppress(DeployError):
+    if COMMIT.fullmatch(commit):
+        with suppress(GitError):
             repository.git("cat-file", "-e", f"{commit}^{{tree}}")
             return commit
-        with suppress(DeployError):
+        with suppress(GitError):
             return _have(repository, commit)
     shallow = ["--unshallow"] if (repository.folder / "shallow").exists() else []
     every = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
-    repository.git("fetch", "--quiet", "--force", *shallow, "--", repository.url, *every)
+    # A branch may have gone, and another one be in its folder.
+    words = ("fetch", "--quiet", "--force", "--prune", *shallow)
+    repository.git(*words, "--", repository.url, *every)
     try:
         return repository.git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").strip()
-    except DeployError:
+    except GitError:
         raise _no_ref(f"{repository.url} has no commit {commit} on a branch or a tag") from None
 
 
-def _checked_out(repository: Repository, commit: str) -> Path:
+def _checked_out(repository: Repository, name: str) -> str:
+    repository.git("init", "--quiet", "--bare")
+    # A submodule's relative URL begins there.
+    repository.git("config", "remote.origin.url", repository.url)
+    is_commit = not name.startswith(("HEAD", "refs/"))
+    commit = (_have_commit if is_commit else _have)(repository, name)
     place = repository.folder / commit
     folder = place / repository.name
-    if not (place / "complete").exists():
+    if not (place / COMPLETE).exists():
         shutil.rmtree(place, ignore_errors=True)
         repository.git("worktree", "prune")
         repository.git("worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
-    for words in (
-        "reset --quiet --hard",
-        "clean --quiet -ffdx",
-        "submodule --quiet update --init --recursive --force",
-    ):
-        repository.git("-C", str(folder), *words.split())
-    (place / "complete").touch()
-    for other in _old(repository.folder.glob("*/complete")):
+    for words in ("reset --quiet --hard", "clean --quiet -ffdx"):
+        repository.git(*words.split(), folder=folder)
+    return commit
+
+
+def _with_submodules(repository: Repository, commit: str) -> Path:
+    folder = repository.folder / commit / repository.name
+    words = "submodule --quiet update --init --recursive --force"
+    repository.git(*words.split(), folder=folder)
+    (folder.parent / COMPLETE).touch()
+    for other in _old(repository.folder):
         shutil.rmtree(other)
     return folder
 
 
-def _old(marks: Iterable[Path]) -> list[Path]:
-    latest = sorted(marks, key=lambda mark: mark.stat().st_mtime, reverse=True)
-    return [mark.parent for mark in latest[KEPT:]]
+def _old(folder: Path) -> list[Path]:
+    """What nobody is at work with: also what a run that was killed has left half done."""
+    places = [each for each in folder.iterdir() if COMMIT.fullmatch(each.name)]
+    done = [each for each in places if (each / COMPLETE).exists()]
+    done.sort(key=lambda place: (place / COMPLETE).stat().st_mtime, reverse=True)
+    return [each for each in places if each not in done[:KEPT]]

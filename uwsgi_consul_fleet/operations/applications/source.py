@@ -74,7 +74,10 @@ def digest(entries: Sequence[Entry]) -> str:
         try:
             for block in entry.blocks():
                 if entry.size < 1024 and block.startswith(POINTER):
-                    raise refusal(f"{entry.place} was not fetched by git-lfs yet: git lfs pull")
+                    raise refusal(
+                        f"{entry.place} was not fetched by git-lfs yet: "
+                        f"git -C {entry.place.parent} lfs pull"
+                    )
                 found.update(block)
         except OSError as error:
             raise refusal(f"{entry.place}: {error.strerror}") from error
