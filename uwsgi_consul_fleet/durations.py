@@ -2,6 +2,8 @@
 
 import re
 
+from uwsgi_consul_fleet.errors import FleetError
+
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -13,6 +15,17 @@ def seconds(text: str) -> int:
     if not (found := re.fullmatch(r"(\d+)([smhd])", text, re.ASCII)):
         raise ValueError("a length of time is a number and s, m, h or d, such as 90s or 10m")
     return int(found[1]) * UNITS[found[2]]
+
+
+def typed(option: str, text: str) -> int:
+    """How many seconds an option of a command says.
+
+    :raises FleetError: where it says none
+    """
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise FleetError(f"--{option} {text}: {error}") from None
 
 
 def told(count: float) -> str:

@@ -5,13 +5,16 @@ The tests run in the order in which they stand here.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,7 +129,8 @@ def test_ctrl_c_reaches_each_host_and_the_worst_end_counts(lab: Lab, words: Word
 
 
 def test_with_a_terminal_it_is_interactive(words: Words) -> None:
-    script = f'echo go; read line; echo "<$line>"; {CATCHES}'
+    resized = "trap 'stty size' WINCH; stty size; until stty size | grep -q ^7; do sleep 0.1; done"
+    script = f'echo go; read line; echo "<$line>"; {resized}; {CATCHES}'
     told = words("exec", "--once", "--", "sh", "-c", script)
     pid, terminal = pty.fork()
     if pid == 0:
@@ -142,7 +146,9 @@ def test_with_a_terminal_it_is_interactive(words: Words) -> None:
 
     until_said(b"go\r\n")
     os.write(terminal, b"typed\n")
-    until_said(b"<typed>\r\n")
+    until_said(b"<typed>\r\n24 80\r\n")
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 7, 70, 0, 0))
+    until_said(b"\r\n7 70\r\n")
     until_said(b"ready\r\n")
     os.write(terminal, b"\x03")
     until_said(b"caught")
@@ -195,6 +201,7 @@ def hook(releases: Releases) -> Iterator[Callable[..., None]]:
 
     def write(name: str, *lines: str) -> None:
         path = folder / name
+        path.unlink(missing_ok=True)  # a shell may be reading it
         path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
         path.chmod(0o755)
 
@@ -329,16 +336,20 @@ def test_ctrl_c_in_a_hook_ends_it_and_the_run(
 def test_a_roll_back_has_them_too(
     releases: Releases, load: Load, recorded: Callable[[], list[str]], hook: Hook, tmp_path: Path
 ) -> None:
+    """One is interrupted in a hook; another has waited for its end."""
     pid = tmp_path / "pid"
     hook("before-deploy", f"echo $$ >{pid}.part", f"mv {pid}.part {pid}", "exec sleep 60")
-    told = ["invoke", "rollback", "--inventory", str(releases.fleet.path)]
-    process = start(*told, own_group=True)
-    with killed_at_the_end(process):
+    told = ["invoke", "rollback", releases.before, "--inventory", str(releases.fleet.path)]
+    first = start(*told, own_group=True)
+    with killed_at_the_end(first):
         until(pid.exists, "the hook runs", 60)
-        os.killpg(process.pid, signal.SIGINT)
-        assert finish(process, check=False).returncode == 130
-    assert gone(pid)
-    assert not recorded()
-    hook("before-deploy", RECORD.format(tmp_path / "recorded"))
-    releases.fleet.rollback(releases.before)
+        hook("before-deploy", RECORD.format(tmp_path / "recorded"))
+        second = start(*told, "--wait", "60s", own_group=True)
+        with killed_at_the_end(second):
+            assert second.stdout
+            assert any("runs a rollback" in x and "waits for it" in x for x in second.stdout)
+            os.killpg(first.pid, signal.SIGINT)
+            assert finish(first, check=False).returncode == 130
+            assert gone(pid)
+            finish(second, check=True)
     assert recorded() == framed(releases.before)

@@ -3,6 +3,7 @@
 import pytest
 
 from uwsgi_consul_fleet import durations
+from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.settings import DEMO, Settings, parse
 
 
@@ -19,6 +20,12 @@ def test_a_number_and_a_letter(text: str, seconds: int) -> None:
 def test_what_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="such as 90s or 10m"):
         durations.seconds(text)
+
+
+def test_an_option_that_is_none_is_named() -> None:
+    assert durations.typed("since", "2h") == 7200
+    with pytest.raises(FleetError, match=r"--since yesterday: a length of time is a number and"):
+        durations.typed("since", "yesterday")
 
 
 @pytest.mark.parametrize(("count", "told"), [(0.4, "0 s"), (119, "119 s"), (600, "10 min")])

@@ -43,7 +43,7 @@ def logs(
     """Show what all instances say, in the order of time. Exit 1: a host could not be asked."""
     from uwsgi_consul_fleet.instances import choice, logs
 
-    begin, pattern = _seconds(since), _pattern(grep)
+    begin, pattern = durations.typed("since", since), _pattern(grep)
     chosen = choice.choose(fleet, host, instance)
     problems: list[str] = []
 
@@ -57,13 +57,6 @@ def logs(
             show(line, flush=follow)
     sys.stdout.flush()
     raise Exit(code=1 if problems else 0)
-
-
-def _seconds(since: str) -> int:
-    try:
-        return durations.seconds(since)
-    except ValueError as error:
-        raise FleetError(f"--since {since}: {error}") from None
 
 
 def _pattern(grep: str) -> re.Pattern[str]:

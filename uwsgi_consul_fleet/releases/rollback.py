@@ -131,10 +131,11 @@ def _choose(
     return alike[0] if len(alike) == 1 else None
 
 
-def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None:
+def rollback(fleet: Fleet, name: str = "", without_consul: bool = False, wait: int = 0) -> None:
     """Switch the hosts, batch after batch, under the fleet's lock.
 
     :param name: a release, or with the hash of its settings behind it; '' for the one before
+    :param wait: seconds to wait for another run to end
     :param without_consul: wait for nothing that Consul reports; go on without the lock where
         Consul does not answer
     :raises FleetError: see :func:`targets`; nothing was changed
@@ -155,9 +156,17 @@ def rollback(fleet: Fleet, name: str = "", without_consul: bool = False) -> None
     if identity:
         print(f"Fleet {identity}", flush=True)
     with Lock(fleet.asked) as lock:
-        lock.look()  # before the hosts are asked
-        found = read(fleet, settled=True)
-        chosen = targets(found, name)
+        # Before the hosts are asked.
+        if wait:
+            lock.wait("rollback", wait, lambda line: print(line, flush=True))
+        else:
+            lock.look()
+        try:
+            found = read(fleet, settled=True)
+            chosen = targets(found, name)
+        except FleetError:
+            lock.release()  # there is nothing to tell the audit
+            raise
         _take(lock, chosen, identity, without_consul)
         with _framed(its, chosen) as frame:
             missed = _switch_all(fleet, lock, chosen, without_consul, frame)
