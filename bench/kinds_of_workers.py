@@ -4,8 +4,9 @@
     bench/kinds_of_workers.py --kinds threads      of this one alone
     bench/kinds_of_workers.py --without            by uWSGI alone, for comparison
 
-Two instances take over from each other on one socket, as releases do, while seven clients ask for
-quick, slow and large answers, each with a new connection; one of them takes the large ones slowly.
+Two instances take over from each other on one socket, as releases do, while nine clients ask for
+quick, slow, large and (in Python) computed answers, each with a new connection; one of them takes
+the large ones slowly.
 Kinds of which this machine lacks uWSGI's plugin are left out.
 """
 
@@ -34,6 +35,9 @@ import time
 
 def application(environ, start_response):
     path = environ["PATH_INFO"]
+    computed = time.thread_time() + 0.02
+    while path == "/busy" and time.thread_time() < computed:
+        pass
     time.sleep({{"/quick": 0.002, "/slow": 0.4}}.get(path, 0.02))
     body = b"x" * ({LARGE} if path == "/large" else 100)
     start_response("200 OK", [("Content-Length", str(len(body)))])
@@ -88,7 +92,7 @@ LANGUAGES = {
 KINDS |= {kind: options for kind, (_, options, _) in LANGUAGES.items()}
 # systemd's protocol, but for the variables: descriptor 3.
 ACTIVATE = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.execvp(sys.argv[2], sys.argv[2:])"
-CLIENTS = [("/quick", "/", "/")] * 4 + [("/slow",)] * 2 + [("/large",)]
+CLIENTS = [("/quick", "/", "/")] * 4 + [("/slow",)] * 2 + [("/large",)] + [("/busy",)] * 2
 
 
 class Load:

@@ -71,21 +71,22 @@ static int is_answering(void) {
 }
 
 /*
- * With threads uWSGI's handler waits for all but the first of its own, in which it has to run: one
- * of the application's hands the signal on. Here it does not exit after that, as it would not were
- * the first in a request. It can't be called again; the signals that follow wake the first. Since
- * 2.0.27 the handler tells the others, and the first waits for them when it has left its loop.
+ * With threads uWSGI's handler waits for all but the first of its own. Where the first is at the
+ * application's code, these wait for an interpreter's lock which it holds, until the worker is
+ * killed: so that wait is put off until the first has left its loop. Since 2.0.27 the handler does
+ * not wait, and that function is not to be had. Only the first of uWSGI's own can leave by it: one
+ * of the application's hands the signal on. The signals that follow wake the first.
  */
+void wait_for_threads(void) __attribute__((weak));
+
 static void on_hangup_with_threads(int signum) {
     int saved = errno;
-    int *in_request = &uwsgi.workers[uwsgi.mywid].cores[0].in_request;
-    int was = *in_request;
     if (getpid() != worker.pid || (repeat_after(REPEAT_AFTER) && !worker.repeats)) {
         gracefully_kill(signum);
     } else if ((pid_t)syscall(SYS_gettid) == worker.pid && !worker.repeats++) {
-        *in_request = 1;
-        gracefully_kill(signum);
-        *in_request = was;
+        uwsgi.workers[uwsgi.mywid].manage_next_request = 0;
+        if (!wait_for_threads)
+            gracefully_kill(signum);
     } else if (worker.repeats > REPEATS && !is_answering()) {
         exit(UWSGI_RELOAD_CODE);
     }
@@ -124,6 +125,8 @@ static void on_exit_begins(void) {
         return;
     signal(SIGHUP, SIG_IGN);
     repeat_after(0);
+    if (uwsgi.threads > 1 && worker.repeats && wait_for_threads)
+        wait_for_threads();
 }
 
 static int is_offloading(void) {

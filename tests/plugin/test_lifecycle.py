@@ -369,6 +369,28 @@ def test_a_stop_finishes_an_answer_that_the_client_takes_slowly(
 
 
 @pytest.mark.everywhere
+def test_a_stop_leaves_threads_that_compute_the_interpreters_lock(
+    start: Start, agent: Agent, name: str
+) -> None:
+    """Python runs one of them at a time: none may be waited for where another is interrupted."""
+    options = ["exit-on-reload = true", "worker-reload-mercy = 20", "threads = 2"]
+    line = f"url={agent.url},name={name},drain=0"
+    uwsgi = start(line, options=options, processes=1).ready()
+    answers: list[str] = []
+    clients = [
+        threading.Thread(target=lambda: answers.append(uwsgi.get("/?compute", 30))) for _ in range(2)
+    ]
+    for client in clients:
+        client.start()
+    time.sleep(0.5)  # in which both have begun
+    uwsgi.signal(signal.SIGHUP)
+    for client in clients:
+        client.join()
+    assert len(answers) == 2, "both are answered"
+    assert uwsgi.wait(10) == 0
+
+
+@pytest.mark.everywhere
 def test_a_worker_that_still_starts_is_asked_to_go_too(
     start: Start, agent: Agent, name: str
 ) -> None:
