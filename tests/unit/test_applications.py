@@ -345,6 +345,11 @@ def test_where_hosts_set_app_name_nothing_is_read(
     assert {each.id for each in found.instances} == {"server1", "server2"}
     assert found.notes == ("applications/ is not read: the data of hosts set app_name (drakar)",)
     assert not found.is_described
+    listed[0]["groups"].append("shop")
+    with pytest.raises(InventoryError) as caught:
+        reading.build(folder / "inventory.py", listed, lambda *_: "")
+    assert "unknown group 'shop'" in caught.value.problems[0]
+    assert caught.value.problems[1:] == found.notes
 
 
 def test_pyinfra_says_what_is_set_where(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.errors import FleetError, InventoryError
 from uwsgi_consul_fleet.inventory import applications, model
 
 # The address under which a host of that name and with that data is reached, or OSError.
@@ -65,16 +65,19 @@ def build(
     ]
     files = applications.files(folders)
     named = ", ".join(each.name for each in listed if "app_name" in each.data)
-    fleet = model.build(
-        listed,
-        group_files,
-        implicit_groups={"all", path.stem},
-        resolve=lambda host: resolve(host.name, host.data),
-        applications=None if named else applications.read(files),
-        groups={group for each in hosts for group in each["all_groups"]} - group_files,
-    )
-    fleet = replace(fleet, folder=path.parent)
-    if not named or not files:
-        return fleet
     note = f"{applications.FOLDER}/ is not read: the data of hosts set app_name ({named})"
-    return replace(fleet, notes=(note,))
+    try:
+        fleet = model.build(
+            listed,
+            group_files,
+            implicit_groups={"all", path.stem},
+            resolve=lambda host: resolve(host.name, host.data),
+            applications=None if named else applications.read(files),
+            groups={group for each in hosts for group in each["all_groups"]} - group_files,
+        )
+    except InventoryError as error:
+        used = {group for each in listed for group in each.groups}
+        if named and used & {file.stem.replace("-", "_") for file in files}:
+            raise InventoryError([*error.problems, note]) from None  # so its groups are unknown
+        raise
+    return replace(fleet, folder=path.parent, notes=(note,) if named and files else ())
