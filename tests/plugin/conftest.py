@@ -175,7 +175,8 @@ def start(
         one.destroy()
         print(f"--- log of uWSGI {number} ---\n{one.log}")
     reports = [report.read_text() for one in started for report in one.folder.glob("sanitizer*")]
-    assert reports == []
+    # It says only that it may be wrong with ugreen.
+    assert [text for text in reports if "support makecontext" not in text or "ERROR" in text] == []
 
 
 @pytest.fixture
