@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from uwsgi_consul_fleet.errors import InventoryError
-from uwsgi_consul_fleet.inventory.model import InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
-from uwsgi_consul_fleet.operations.applications import loading
+from uwsgi_consul_fleet.operations.applications import dependencies, loading
 from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import _read, made_by, read
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -44,12 +44,16 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def package(folder: Path, kind: str, **settings: Any) -> Package:
+def host(folder: Path, kind: str, **settings: Any) -> AppHost:
     ours = {"app_type": kind, "app_root": ".", "app_entry_point": ENTRIES.get(kind, "main.go")}
     data = {**DEMO, "app_source": str(folder), "app_requirements": None, "app_ini": None}
     groups = frozenset({"consul_servers", "app_servers"})
     hosts = [InventoryHost("drakar", groups, {**data, **ours, **settings})]
-    me = build(hosts, (), (), lambda _: "10.0.3.11").host("drakar").applications[0]
+    return build(hosts, (), (), lambda _: "10.0.3.11").host("drakar").applications[0]
+
+
+def package(folder: Path, kind: str, **settings: Any) -> Package:
+    me = host(folder, kind, **settings)
     return make(me, read(me.settings))
 
 
@@ -173,6 +177,12 @@ def test_what_a_language_cannot_have_is_refused(
     project: Path, kind: str, settings: dict[str, Any], says: str
 ) -> None:
     assert says in refused(project, kind, **settings)
+
+
+def test_what_is_compiled_finds_the_packages_for_it(project: Path) -> None:
+    me = host(project, "rack", app_requirements="Gemfile", app_build_packages=["libpq-dev"])
+    told = dependencies._to_bring(me, read(me.settings), "a-kind")
+    assert "compiler='ruby-dev libpq-dev'" in told
 
 
 def test_plugins_that_an_option_is_from_are_loaded_too(project: Path) -> None:
