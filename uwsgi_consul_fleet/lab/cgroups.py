@@ -1,7 +1,8 @@
 """A control group for each machine, on a host whose own init is not systemd.
 
 Without one, the systemd of every machine would manage the same group and take the
-other machines' processes for its own.
+other machines' processes for its own. Nor would a niceness in a machine count among its
+own processes alone, as it does where systemd makes the group.
 """
 
 import time
@@ -14,8 +15,8 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 def folders(name: str) -> list[Path]:
-    """The group's folder in each hierarchy that systemd uses."""
-    hierarchies = (ROOT / "systemd", ROOT / "unified", ROOT)
+    """The group's folder in each hierarchy that systemd uses, and in that of processors."""
+    hierarchies = (ROOT / "systemd", ROOT / "unified", ROOT / "cpu", ROOT)
     return [h / f"uwsgi-consul-fleet-{name}" for h in hierarchies if (h / "cgroup.procs").exists()]
 
 
