@@ -1,4 +1,8 @@
-"""Projects as their teams have them, by settings alone: docs/frameworks.md says which."""
+"""Projects as their teams have them, by settings alone: docs/frameworks.md says which.
+
+Each is an application of one fleet, beside the one that all files use. The tests run in the order
+in which they stand here, each from what the one before it left.
+"""
 
 import json
 import subprocess
@@ -12,16 +16,17 @@ from typing import Any
 import pytest
 from applications import commit
 from consul_processes import until
+from described import HOSTS, Described
 from fleet_commands import finish, output
 from lab_commands import Lab
-from load import SERVICE
 from releasing import UNITS
 from shared_fleet import SharedFleet
 from uv import find_uv_bin
 
-pytestmark = pytest.mark.takes(140)
+pytestmark = pytest.mark.takes(110)
 
-API = """
+FASTAPI = {
+    "shop/wsgi.py": """
 import asyncio
 from a2wsgi import ASGIMiddleware
 from fastapi import FastAPI
@@ -34,48 +39,9 @@ async def answer(path: str) -> str:
     return "made by FastAPI"
 
 application = ASGIMiddleware(api)
-"""
-SLEEPER = """
-import time
-
-def application(environ, start_response):
-    if environ["PATH_INFO"] == "/":
-        time.sleep(0.5)
-    start_response("200 OK", [])
-    return [b"slept"]
-"""
-
-
-def source(folder: Path, code: str) -> dict[str, Any]:
-    (folder / "shop").mkdir(parents=True)
-    (folder / "shop/wsgi.py").write_text(code)
-    return {"app_source": str(folder / "shop"), "app_entry_point": "shop.wsgi:application"}
-
-
-def test_fastapi_and_gevent(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
-    asgi = {**source(tmp_path / "api", API), "app_lazy": True}
-    green = source(tmp_path / "green", SLEEPER)
-    green |= {"app_ini": None, "app_uwsgi": {"gevent": 100, "gevent-monkey-patch": True}}
-    fleet.hosts(["drakar"], [("drakar", asgi), ("cheetah", green)])
-    # One file and one name for both: it is resolved once.
-    requirements = tmp_path / "requirements.txt"
-    requirements.write_text("a2wsgi\nfastapi\ngevent\n")
-    settings = (f"app_requirements={requirements}", "release=both", "min_healthy_time=0")
-    options = [word for each in settings for word in ("--data", each)]
-    assert output(fleet.deploy(*options)).count("resolving its requirements") == 1
-    look = "/srv/consul-demo-server/current/venv/bin/python -m pip freeze"
-    assert lab.ssh("drakar", look).stdout == lab.ssh("cheetah", look).stdout
-    fleet.verify("--wait", "10", "--probe")
-    assert fleet.changes(*options) == {}
-    assert fetch(lab.address("drakar")) == '"made by FastAPI"'
-    green_address = lab.address("cheetah")
-    begin = time.monotonic()
-    # More than there are processes, at the same time.
-    with ThreadPoolExecutor(10) as pool:
-        assert {*pool.map(lambda _: fetch(green_address), range(10))} == {"slept"}
-    assert time.monotonic() - begin < 2.5
-
-
+""",
+    "requirements.txt": "a2wsgi\nfastapi\n",
+}
 FLASK = {
     "src/shop/__init__.py": """
 from importlib.metadata import version
@@ -104,7 +70,7 @@ dev = ["iniconfig"]
 # As its cookiecutter makes it.
 PYRAMID = {
     "myproject/__init__.py": """
-import logging
+import logging, time
 from pyramid.config import Configurator
 from pyramid.response import Response
 
@@ -113,14 +79,19 @@ def main(global_config, **settings):
     with Configurator(settings=settings) as config:
         config.add_route("all", "/{path:.*}")
         text = f"Pyramid, {settings['greeting']}, {level}"
-        config.add_view(lambda request: Response(text), route_name="all")
+
+        def view(request):
+            time.sleep(0.5 * (request.path == "/"))
+            return Response(text)
+
+        config.add_view(view, route_name="all")
         return config.make_wsgi_app()
 """,
     "pyproject.toml": """
 [project]
 version = "0.0"
 name = "myproject"
-dependencies = ["plaster_pastedeploy", "pyramid"]
+dependencies = ["gevent", "plaster_pastedeploy", "pyramid"]
 [project.entry-points."paste.app_factory"]
 main = "myproject:main"
 """,
@@ -159,55 +130,89 @@ format = %(asctime)s %(message)s
 }
 
 
-def project(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
+PORTS = {"api": 3001, "flask": 3101, "pyramid": 3201, "celery": 3301}
 
 
-def test_flask_and_pyramid(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
-    flask = project(tmp_path / "a-flask-shop", FLASK)
-    subprocess.run([find_uv_bin(), "lock", "--quiet"], cwd=flask, check=True)
-    commit(flask)
-    factory = {
-        "app_source": str(flask),
-        "app_root": "src",
-        "app_entry_point": "shop:create_app()",
-        "app_requirements": "pyproject.toml",
-        "app_uwsgi": {"threads": 4, "harakiri": 20},
-        "app_static": {"/static": "public"},
-    }
-    paste = {
-        "app_source": str(project(tmp_path / "a-pyramid", PYRAMID)),
-        "app_root": ".",
-        "app_entry_point": "production.ini",
-        "app_requirements": "pyproject.toml",
-    }
-    alike = {"app_ini": None}
-    fleet.hosts(["drakar"], [("drakar", paste | alike), ("cheetah", factory | alike)])
-    fleet.deploy()
-    fleet.verify("--wait", "10", "--probe")
-    assert fleet.changes() == {}
-    assert fetch(lab.address("drakar")) == "Pyramid, ahoy, 40"
-    said = fetch(lab.address("cheetah"))
-    assert said == "Flask, shop 1.5, True, ['public', 'pyproject.toml', 'src', 'uv.lock']"
-    with urllib.request.urlopen(f"http://{lab.address('cheetah')}:2001/static/a.css") as answer:
-        assert answer.read() == b"body {}"
-        modified = parsedate_to_datetime(answer.headers["Last-Modified"])
-    assert time.time() - modified.timestamp() < 600
-    locked = {line.split("==")[0] for line in installed(lab, "cheetah")}
-    assert {"Flask", "Werkzeug"} <= locked and "iniconfig" not in locked
+@pytest.fixture(scope="module")
+def own(fleet: SharedFleet, tmp_path_factory: pytest.TempPathFactory) -> Described:
+    return Described(tmp_path_factory.mktemp("own"))
 
 
-def installed(lab: Lab, host: str) -> list[str]:
-    python = "/srv/consul-demo-server/current/venv/bin/python"
+def project(own: Described, name: str, files: dict[str, str], **settings: Any) -> Path:
+    """An application with these files and settings."""
+    source = own.folder / f"a-{name}-project"
+    for path, text in files.items():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_text(text)
+    settings = {"app_root": ".", "app_ini": None, "instances": {"web": PORTS[name]}, **settings}
+    own.describe(name, settings.pop("app_source", source), **settings)
+    return source
+
+
+def fetch(address: str, app: str, path: str = "") -> str:
+    url = f"http://{address}:{PORTS[app]}/{path}"
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def installed(lab: Lab, host: str, app: str) -> list[str]:
+    python = f"/srv/{app}/current/venv/bin/python"
     return str(lab.ssh(host, f"{python} -m pip freeze").stdout).splitlines()
 
 
-def fetch(address: str, path: str = "") -> str:
-    with urllib.request.urlopen(f"http://{address}:2001/{path}", timeout=5) as answer:
-        return str(answer.read().decode())
+def test_fastapi_flask_and_pyramid_in_one_run(own: Described, lab: Lab) -> None:
+    project(
+        own,
+        "api",
+        FASTAPI,
+        app_root=None,
+        app_source=own.folder / "a-api-project/shop",
+        app_entry_point="shop.wsgi:application",
+        app_lazy=True,
+        app_requirements=str(own.folder / "a-api-project/requirements.txt"),
+    )
+    flask = project(
+        own,
+        "flask",
+        FLASK,
+        app_root="src",
+        app_entry_point="shop:create_app()",
+        app_requirements="pyproject.toml",
+        app_uwsgi={"threads": 4, "harakiri": 20},
+        app_static={"/static": "public"},
+    )
+    subprocess.run([find_uv_bin(), "lock", "--quiet"], cwd=flask, check=True)
+    commit(flask)
+    project(
+        own,
+        "pyramid",
+        PYRAMID,
+        app_entry_point="production.ini",
+        app_requirements="pyproject.toml",
+        app_uwsgi={"gevent": 100, "gevent-monkey-patch": True},
+    )
+    own.groups |= {"api": [*HOSTS], "flask": ["cheetah"], "pyramid": ["drakar"]}
+    # That of the api is resolved once for both hosts.
+    assert output(own.deploy()).count("resolving its requirements") == 3
+    assert installed(lab, "drakar", "api") == installed(lab, "cheetah", "api")
+    own.run("invoke", "verify", "--wait", "10", "--probe")
+    assert own.changes() == {}
+    drakar, cheetah = map(lab.address, HOSTS)
+    assert fetch(drakar, "api") == fetch(cheetah, "api") == '"made by FastAPI"'
+    said = fetch(cheetah, "flask")
+    assert said == "Flask, shop 1.5, True, ['public', 'pyproject.toml', 'src', 'uv.lock']"
+    with urllib.request.urlopen(f"http://{cheetah}:{PORTS['flask']}/static/a.css") as answer:
+        assert answer.read() == b"body {}"
+        modified = parsedate_to_datetime(answer.headers["Last-Modified"])
+    assert time.time() - modified.timestamp() < 600
+    locked = {line.split("==")[0] for line in installed(lab, "cheetah", "flask")}
+    assert {"Flask", "Werkzeug"} <= locked and "iniconfig" not in locked
+    begin = time.monotonic()
+    # More than there are processes, at the same time.
+    with ThreadPoolExecutor(10) as pool:
+        answers = {*pool.map(lambda _: fetch(drakar, "pyramid"), range(10))}
+    assert answers == {"Pyramid, ahoy, 40"}
+    assert time.monotonic() - begin < 2.5
 
 
 CELERY = {
@@ -215,13 +220,14 @@ CELERY = {
     "shop/tasks.py": """
 import os, time
 from celery import Celery
+from celery.signals import worker_shutting_down
 
 app = Celery("shop", broker=os.environ["BROKER"])
 app.conf.beat_schedule = {"tick": {"task": "shop.tasks.tick", "schedule": 1}}
 
 def note(*words):
-    with open("/srv/notes/all", "a") as file:
-        print(*words, os.environ["APP_RELEASE"], os.getpid(), file=file)
+    with open("notes/all", "a") as file:
+        print(*words, os.environ["APP_RELEASE"], file=file)
 
 @app.task
 def slow(number):
@@ -232,6 +238,10 @@ def slow(number):
 @app.task
 def tick():
     note("ticked")
+
+@worker_shutting_down.connect
+def stopping(**_):
+    note("stopping")
 """,
     "shop/wsgi.py": """
 from shop.tasks import slow
@@ -240,80 +250,103 @@ def application(environ, start_response):
     if environ["PATH_INFO"].startswith("/add/"):
         slow.delay(environ["PATH_INFO"][5:])
     start_response("200 OK", [])
-    return [b"added"]
+    try:
+        notes = open("notes/all").read()
+    except FileNotFoundError:
+        notes = ""
+    return [notes.encode()]
 """,
     "requirements.txt": "celery[redis]",
 }
 REDIS = """sudo apt-get -qq -y --no-install-recommends install redis-server >/dev/null
 sudo systemctl stop redis-server
 sudo systemd-run --quiet --unit=broker redis-server --protected-mode no --save ''"""
-# A second one ends with 42: so a switch with two would fail.
-BEAT = (
-    "flock --no-fork --nonblock --conflict-exit-code 42 /srv/notes/beat celery -A shop.tasks beat"
-)
-CHEETAH = ["cheetah"]
-WORKERS = {
-    "celery": {
-        "command": "celery -A shop.tasks worker -c 1 -n $APP_WORKER@%h",
-        "count": 2,
-        "hosts": CHEETAH,
-    },
-    "beat": {"command": f"{BEAT} -s /tmp/schedule", "overlap": False, "hosts": CHEETAH},
+# A second one would end with 42, and be started again and again.
+BEAT = "flock --no-fork --nonblock --conflict-exit-code 42 notes/lock celery -A shop.tasks beat"
+WORKERS: dict[str, dict[str, Any]] = {
+    "celery": {"command": "celery -A shop.tasks worker -c 1 -n $APP_WORKER@%h", "count": 2},
+    "beat": {"command": f"{BEAT} --schedule notes/schedule", "overlap": False},
 }
+AT_ONCE = 8  # tasks that are added before some have ended
 
 
-def test_celery(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
-    """A task that runs when a release takes over ends, and none runs twice; nor does beat."""
-    celery = {
-        "app_source": str(project(tmp_path / "a-celery-shop", CELERY)),
-        "app_root": ".",
-        "app_entry_point": "shop.wsgi:application",
-        "app_requirements": "requirements.txt",
-        "app_env": {"BROKER": f"redis://{lab.address('drakar')}/0"},
-        "app_ini": None,
-        "app_workers": WORKERS,
-    }
+def celery_project(own: Described, lab: Lab, **workers: dict[str, Any]) -> None:
+    project(
+        own,
+        "celery",
+        CELERY,
+        app_entry_point="shop.wsgi:application",
+        app_requirements="requirements.txt",
+        app_env={"BROKER": f"redis://{lab.address('drakar')}/0"},
+        app_shared=["notes/"],
+        app_workers={**WORKERS, **workers},
+    )
+
+
+def test_celery_ends_its_tasks_and_none_runs_twice(own: Described, lab: Lab) -> None:
+    """Tasks that run when a release takes over; nor are there two of beat then."""
+    celery_project(own, lab)
+    own.groups["celery"] = ["cheetah"]
     lab.ssh("drakar", REDIS)
-    lab.ssh("cheetah", f"sudo install -d -o {SERVICE} /srv/notes")
-    fleet.hosts(["drakar"], [(host, celery) for host in ("drakar", "cheetah")])
-    fleet.deploy("--data", "release=one")
-    numbers = []
-    deploy = fleet.start_deploy("--data", "release=two")
-    while deploy.poll() is None:  # two processes are seldom idle
-        numbers.append(str(len(numbers)))
-        fetch(lab.address("drakar"), f"add/{numbers[-1]}")
-        time.sleep(0.7)
+    address = lab.address("cheetah")
+    own.deploy("--data", "app=celery", "--data", "release=one")
+    deploy = own.start_deploy("--data", "app=celery", "--data", "release=two")
+    added = 0
+    while deploy.poll() is None:  # no process is ever idle
+        if added - len(notes(fetch(address, "celery"), "ended")) < AT_ONCE:
+            fetch(address, "celery", f"add/{added}")
+            added += 1
+        time.sleep(0.1)
     finish(deploy, check=True)
-    assert workers(lab, "drakar") == [] and workers(lab, "cheetah") == ["two"] * 3
-    until(lambda: len(notes(lab, "ended")) == len(numbers), "they have ended")
-    began, ended = notes(lab, "began"), notes(lab, "ended")
+    assert workers(lab) == ["two"] * 3
+    until(lambda: len(notes(fetch(address, "celery"), "ended")) == added, "they have ended")
+    said = fetch(address, "celery")
+    began, ended = notes(said, "began"), notes(said, "ended")
     assert sorted(began) == sorted(ended)
-    assert sorted(number for number, *_ in began) == sorted(numbers)
-    assert {release for _, release, _ in began} == {"one", "two"}
-    useless = {"command": "sh -c 'echo no sails; exit 3'", "hosts": CHEETAH}
-    broken = {**celery, "app_workers": {**WORKERS, "celery": useless}}
-    fleet.hosts(["drakar"], [(host, broken) for host in ("drakar", "cheetah")])
-    said = output(fleet.deploy(check=False))
+    assert sorted(number for number, _ in began) == sorted(map(str, range(added)))
+    assert {release for _, release in began} == {"one", "two"}
+    _, _, after = said.partition("stopping one\n")
+    assert {release for _, release in notes(after, "ended")} == {"one", "two"}
+    assert notes(said, "ticked")
+
+
+def test_a_worker_that_is_missing_is_seen_and_one_that_fails_is_put_back(
+    own: Described, lab: Lab
+) -> None:
+    lab.ssh("cheetah", "sudo systemctl stop 'celery.celery.2@*'")
+    verified = own.run("invoke", "verify", "--app", "celery", check=False)
+    assert verified.returncode == 1
+    assert "missing: celery celery.2 on cheetah" in output(verified)
+    celery_project(own, lab, celery={"command": "sh -c 'echo no sails; exit 3'"})
+    said = output(own.deploy("--data", "app=celery", check=False))
     assert "no sails" in said and "two still serves" in said, said
-    fleet.hosts(["drakar"], [(host, celery) for host in ("drakar", "cheetah")])
-    lab.reboot("cheetah")
-    rows = json.loads(fleet.verify("--json", "--wait", "30").stdout)["rows"]
-    states = {row["state"] for row in rows if row["id"] in ("celery.1", "celery.2", "beat.1")}
-    assert states == {"running"}
-    assert workers(lab, "drakar") == [] and workers(lab, "cheetah") == ["two"] * 3
-    assert fleet.changes() == {}
-    journal = f"sudo journalctl -o cat -u '{SERVICE}.beat.1@*'"
+    celery_project(own, lab)
+    assert own.changes("--data", "app=celery") == {}
+    lab.ssh("cheetah", "sudo systemctl stop celery.target")
+    assert workers(lab) == []
+    lab.ssh("cheetah", "sudo systemctl start celery.target")
+    verified = own.run("invoke", "verify", "--json", "--wait", "30", "--app", "celery")
+    states = {row["id"]: row["state"] for row in json.loads(verified.stdout)["rows"]}
+    assert states == {
+        "celery-web": "passing",
+        **dict.fromkeys(("celery.1", "celery.2", "beat.1"), "running"),
+    }
+    journal = "sudo journalctl -o cat -u 'celery.beat.1@*'"
     assert "status=42" not in lab.ssh("cheetah", journal).stdout
-    assert notes(lab, "ticked")
 
 
-def notes(lab: Lab, kind: str) -> list[list[str]]:
+def test_where_an_application_leaves_its_workers_do(own: Described, lab: Lab) -> None:
+    own.groups |= {app: [] for app in PORTS}
+    own.deploy()
+    assert workers(lab) == []
+
+
+def notes(said: str, kind: str) -> list[list[str]]:
     """What tasks wrote down, of one kind."""
-    lines = lab.ssh("cheetah", "cat /srv/notes/all").stdout.splitlines()
-    return [line.split()[1:] for line in lines if line.startswith(kind)]
+    return [line.split()[1:] for line in said.splitlines() if line.startswith(kind)]
 
 
-def workers(lab: Lab, host: str) -> list[str]:
-    """The release of each worker that runs there, or is on its way."""
-    units = lab.ssh(host, f"{UNITS} '{SERVICE}.*@*' | cut -d' ' -f1").stdout.splitlines()
+def workers(lab: Lab) -> list[str]:
+    """The release of each worker that runs, or is on its way."""
+    units = lab.ssh("cheetah", f"{UNITS} 'celery.*@*' | cut -d' ' -f1").stdout.splitlines()
     return [unit.split("@")[1].rpartition("-")[0] for unit in units]
