@@ -46,7 +46,10 @@ def test_releases_under_load(fleet: Fleet) -> None:
     assert said.count(" 0 failed") == 2
 
 
-def test_a_release_with_assets(fleet: Fleet) -> None:
-    said = once("assets")
+def test_a_large_release(fleet: Fleet) -> None:
+    said = once("large")
     assert "20 MB, 2 hosts" in said
-    assert re.search(r"^sent: [\d.]+ s of CPU, [12]?\d?\d MB of memory", said, re.MULTILINE), said
+    took = r"^released: [\d.]+ s, at most [12]?\d?\d MB of memory .*, packed 1 times$"
+    assert re.search(took, said, re.MULTILINE), said
+    assert re.search(r"^of that sent: [\d.]+ s, to 2 of 2 at once$", said, re.MULTILINE), said
+    assert re.search(r"^scp -r of the same to all at once: [\d.]+ s$", said, re.MULTILINE), said

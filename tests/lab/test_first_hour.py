@@ -173,6 +173,7 @@ def told(text: str) -> list[tuple[str, ...]]:
 def test_the_journals_of_all_in_the_order_of_time(
     releases: Releases, release: str, clients: Load, tmp_path: Path
 ) -> None:
+    """Also where one of the hosts is down."""
     inventory = tmp_path / "fleet.py"
     ghost = ("ghost", {"ssh_hostname": "127.0.0.1", "ssh_port": 1, "address": "10.9.9.9"})
     inventory.write_text(releases.fleet.path.read_text())
@@ -188,6 +189,11 @@ def test_the_journals_of_all_in_the_order_of_time(
     assert {line[1:3] for line in lines} == servers
     assert {line[3] for line in lines} == {release}
     assert "\x1b" not in result.stdout
+    # So with a command: it runs where it can, and the end says that this was not everywhere.
+    told_all = run("invoke", "exec", "--inventory", str(inventory), "--", "hostname", check=False)
+    assert told_all.returncode == 255
+    assert "ghost (127.0.0.1): no SSH connection" in told_all.stderr
+    assert sorted(told_all.stdout.split()) == ["[cheetah]", "[drakar]", "cheetah", "drakar"]
 
 
 # --- Hooks ---

@@ -176,6 +176,11 @@ def test_a_host_that_is_down_is_told_and_the_others_go_on() -> None:
     assert said == ["web2: no SSH connection"]
 
 
+def test_what_is_no_pattern_is_told() -> None:
+    with pytest.raises(FleetError, match=r"--grep \(: is no regular expression: "):
+        logs._pattern("(")
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
