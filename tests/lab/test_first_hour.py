@@ -128,6 +128,17 @@ def test_ctrl_c_reaches_each_host_and_the_worst_end_counts(lab: Lab, words: Word
         assert not lab.ssh(name, LEFT).stdout
 
 
+def test_it_ends_when_nobody_reads_it_any_more(lab: Lab, words: Words) -> None:
+    process = start(*words("exec", "--", "yes"), own_group=True)
+    with killed_at_the_end(process):
+        assert process.stdout and process.stdout.readline().endswith(" y\n")
+        process.stdout.close()
+        assert process.stderr and not process.stderr.read()
+        assert process.wait(30) == 141
+    for name in ("drakar", "cheetah"):
+        until(lambda name=name: not lab.ssh(name, LEFT).stdout, "it is gone")
+
+
 def test_with_a_terminal_it_is_interactive(words: Words) -> None:
     resized = "trap 'stty size' WINCH; stty size; until stty size | grep -q ^7; do sleep 0.1; done"
     script = f'echo go; read line; echo "<$line>"; {resized}; {CATCHES}'

@@ -131,6 +131,7 @@ class Running:
         :param stdin: None where somebody else writes to it, and ends it
         :param into: takes its output, of which the result has nothing then
         :raises UnreachableError: where it can't become root, or the connection is lost
+        :raises BrokenPipeError: where ``into`` does
         """
         try:
             if root.may_ask(self._options.root):
@@ -149,6 +150,8 @@ class Running:
                 raise self._lost("")
             self.begin()
             return Result(stdout, "".join(self.lines), code)
+        except BrokenPipeError:  # of whoever reads what `into` writes
+            raise
         except LOST as error:
             raise self._lost(error) from error
         finally:
