@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 from consul_processes import until
 
+from uwsgi_consul_fleet import hooks
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.hooks import NAMES, Frame, Hooks, find
 
@@ -76,6 +77,22 @@ def test_one_that_hangs_is_ended_with_all_that_it_started(
     assert refused == "before-deploy: did not end within 1 s (hook_timeout)"
     assert time.monotonic() - begin < 10
     until(lambda: is_gone(said[0].split()[-1]), "its child is gone")
+
+
+def test_nobody_waits_for_what_may_not_be_ended(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sudo's, which is root's, for an operator who is not."""
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.killpg", refuse)
+    monkeypatch.setattr(hooks, "GRACE", 0.1)
+    write("before-deploy", "exec sleep 5")
+    begin = time.monotonic()
+    assert run(tmp_path, timeout=0.1)[0].startswith("before-deploy: did not end within")
+    assert time.monotonic() - begin < 4
 
 
 def test_nobody_waits_for_what_one_left_in_the_background(tmp_path: Path, write: Write) -> None:
