@@ -1,17 +1,19 @@
 """Whose a host is, decided without one."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from folders import Machine
 
 from uwsgi_consul_fleet.inventory.model import InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.state import parse as state
-from uwsgi_consul_fleet.ownership.belongings import parse
+from uwsgi_consul_fleet.ownership.belongings import LOOK, parse
 from uwsgi_consul_fleet.ownership.identity import LAYOUT, ForeignError, Identity, agreed
 
 SHOP = Identity("shop", "1" * 32)
@@ -84,6 +86,27 @@ def test_what_lies_on_a_host() -> None:
         "app:shop": ["/srv/shop", "the user shop"],
         "port:2001": ["nginx (process 7)"],
     }
+
+
+@pytest.mark.parametrize(
+    ("folder", "mode", "more", "is_ours"),
+    [
+        ("shared", 0o700, "", True),
+        ("shared", 0o755, "", False),
+        ("shared", 0o700, "notes", False),
+        ("data", 0o700, "", False),
+    ],
+)
+def test_what_a_host_that_retired_kept_is_no_strangers(
+    tmp_path: Path, folder: str, mode: int, more: str, is_ours: bool
+) -> None:
+    machine = Machine(tmp_path)
+    machine.put(f"/srv/shop/{folder}/db.sqlite3")
+    (tmp_path / "srv/shop" / folder).chmod(mode)
+    if more:
+        machine.put(f"/srv/shop/{more}")
+    found = parse(machine.run(f"{LOOK}look_around\nlook_for shop ''").splitlines())
+    assert found.strangers.get("app:shop") == (None if is_ours else ["/srv/shop"])
 
 
 def test_one_that_is_handed_over_is_no_fleets_yet() -> None:

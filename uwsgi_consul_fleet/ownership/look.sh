@@ -89,13 +89,21 @@ look_for_marks() {
     done
 }
 
+# Whether nothing is in an application's folder but what its releases shared, as remove() in
+# host/retire.py leaves that.
+was_left() {
+    [ "$(ls -A "/srv/$1")" = shared ] && [ "$(find "/srv/$1/shared" -prune -type d -user 0 -perm 700)" ]
+}
+
 look_for_application() {
     user=theirs
     if is_our_user "$1"; then user=ours; fi
     # An installation that failed has left these.
     if [ -e "/srv/$1" ]; then
         more=$(find "/srv/$1" -mindepth 1 -maxdepth 1 ! -name releases ! -name venvs ! -name resolutions ! -name shared)
-        if [ $user = theirs ] || [ -n "$more" ]; then echo "stranger app:$1 /srv/$1"; fi
+        if [ -n "$more" ] || { [ $user = theirs ] && ! was_left "$1"; }; then
+            echo "stranger app:$1 /srv/$1"
+        fi
     fi
     for place in "/lib/systemd/system/$1.target" "/etc/systemd/system/$1.target"; do
         if [ -e "$place" ] && ! is_ours "$place"; then echo "stranger app:$1 $place"; fi
