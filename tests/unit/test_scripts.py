@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from folders import Machine
 
 from uwsgi_consul_fleet.host import content
+from uwsgi_consul_fleet.operations.state import State
 
 SCRIPTS = ROOT / "uwsgi_consul_fleet"
 APPLICATIONS = SCRIPTS / "operations/applications"
@@ -184,3 +187,15 @@ def test_a_build_leaves_the_folder_of_another_one_alone(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     first, second = map(Path, result.stdout.split())
     assert sorted(left.parent.iterdir()) == sorted([first, second])
+
+
+def test_what_is_known_of_a_release_arrives_as_it_was_written(tmp_path: Path) -> None:
+    """Some shells' echo takes out backslashes, which a command in it may have."""
+    machine, build = Machine(tmp_path), r"sed 's/\\n$/\t/' x.in >x"
+    machine.put("/srv/shop/releases/r1-0123/release.json", json.dumps({"build": [build]}, indent=1))
+    machine.put("/etc/uwsgi-consul-fleet/shop.conf", "[Socket]\nService=%N@r1-0123.service\n")
+    machine.put("/srv/shop/history", json.dumps({"release": build}) + "\n")
+    words = ("shop", "2001", "", sys.executable, "")
+    found = State().process(machine.run(State().command("", words)).splitlines()).of("shop")
+    assert found.generations == {"r1-0123": {"build": [build]}}
+    assert found.last_switch == {"release": build}

@@ -24,7 +24,7 @@ fi
 if [ -n "$ask" ] && [ "$(sha256sum 2>/dev/null <"$program")" = "$digest  -" ]; then
     exec 3<&0 # a command in the background reads nothing else
     # shellcheck disable=SC2086 # several words
-    echo "consul $(python3 -IS -c "$run" "$program" $ask <&3)" &
+    printf 'consul %s\n' "$(python3 -IS -c "$run" "$program" $ask <&3)" &
 fi
 
 # As somebody who may as much as the application's user.
@@ -109,7 +109,8 @@ grep -ohs '/etc/uwsgi-consul-fleet/agent/[a-z0-9./-]*' /srv/*/releases/*/*.ini |
 look_at_releases() {
     for place in "/srv/$1/releases"/*; do
         if [ -e "$place/release.json" ]; then
-            echo "generation ${place##*/} $(tr -d '\n' 2>/dev/null <"$place/release.json")"
+            # As it is: some shells' echo takes out backslashes.
+            printf 'generation %s %s\n' "${place##*/}" "$(tr -d '\n' 2>/dev/null <"$place/release.json")"
         fi
     done
     for place in "/srv/$1/resolutions"/*/*/requirements.txt; do
@@ -120,7 +121,7 @@ look_at_releases() {
     if [ "$current" ]; then
         echo "current_generation $current"
         echo "current_plugin $(readlink "/srv/$1/releases/$current/consul_plugin.so")"
-        echo "last_switch $(tail -n 1 "/srv/$1/history" 2>/dev/null)"
+        printf 'last_switch %s\n' "$(tail -n 1 "/srv/$1/history" 2>/dev/null)"
     fi
 }
 set -- consul.service

@@ -10,7 +10,7 @@ look_around() {
     unit=/etc/systemd/system/consul.service marks='' made=''
     carried=$(cat /etc/uwsgi-consul-fleet/fleet.json 2>/dev/null)
     if [ -n "$carried" ]; then
-        echo "fleet $carried"
+        printf 'fleet %s\n' "$carried"
         made=${carried##*\"made\":}
     else
         look_for_marks
