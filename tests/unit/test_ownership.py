@@ -60,6 +60,31 @@ def test_a_newer_layout() -> None:
         agreed({"drakar": newer}, None)
 
 
+@pytest.mark.parametrize(("layout", "marked"), [(LAYOUT - 1, True), (LAYOUT, False)])
+def test_a_host_of_an_older_layout_gets_this_one(layout: int, marked: bool) -> None:
+    """A version that does not know it would remove what it does not know."""
+    host = InventoryHost("drakar", frozenset({"consul_servers", "app_servers"}), {**DEMO})
+    fleet = build([host], set(), {"all"}, lambda host: "10.0.3.11")
+    made = ["consul", f"app:{DEMO['app_name']}"]
+    record = {"fleet": "shop", "id": SHOP.id, "layout": layout, "made": made}
+    known = state(["python 3.11", "guard 2001", "guard 2002", f"fleet {json.dumps(record)}"])
+    pyinfra = SimpleNamespace(
+        connected={"drakar"}, about={"drakar"}, failed=frozenset(), is_executing=True
+    )
+    run: Any = SimpleNamespace(
+        fleet=fleet,
+        pyinfra=pyinfra,
+        state_of=lambda name: known,
+        once=lambda made: made(run),
+    )
+    me = fleet.host("drakar")
+    assert ownership._settle(run).unmarked == ({"drakar"} if marked else frozenset())
+    if marked:
+        here = SimpleNamespace(me=me, run=run, known=known, changed=lambda: None)
+        (command,) = ownership.mark._inner(here, True)
+        assert f" mark shop {SHOP.id} {LAYOUT} " in command.get_raw_value()
+
+
 def test_a_damaged_record() -> None:
     for text in ("{", "[]", '{"id": "1"}', "7"):
         with pytest.raises(ForeignError, match="damaged"):

@@ -190,7 +190,8 @@ def _record(me: Host, known: HostState) -> set[str]:
 def _lacks(me: Host, known: HostState) -> bool:
     record, there = _record(me, known), known.belongings
     ports = {instance.port for instance in me.instances}
-    fine = there.identity and record <= there.made and ports <= there.guards
+    is_known = there.identity is not None and there.identity.layout == LAYOUT
+    fine = is_known and record <= there.made and ports <= there.guards
     return bool(record) and not fine
 
 
@@ -214,6 +215,6 @@ def mark(here: Here, servers: bool) -> Generator[Any, None, None]:
     identity = ours.identity
     made = sorted(_record(me, here.known))
     ports = [f"--port={instance.port}" for instance in me.instances]
-    words = (identity.fleet, identity.id, str(identity.layout), *made, *ports)
+    words = (identity.fleet, identity.id, str(LAYOUT), *made, *ports)
     yield program.command(here, "mark", *words)
     here.changed()

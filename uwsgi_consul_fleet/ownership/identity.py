@@ -7,8 +7,9 @@ from typing import Any, Self
 
 from uwsgi_consul_fleet.errors import FleetError
 
-# Of what lies where on the hosts. Fleets before 0.3 carry none.
-LAYOUT = 2
+# Of what lies where on the hosts. Fleets before 0.3 carry none. Who knows 2 alone would remove what
+# releases share, and leave workers behind.
+LAYOUT = 3
 # On a host.
 FILE = "/etc/uwsgi-consul-fleet/fleet.json"
 
