@@ -16,7 +16,7 @@ import pytest
 
 from uwsgi_consul_fleet.build.builder import assignments
 from uwsgi_consul_fleet.errors import InventoryError
-from uwsgi_consul_fleet.host import content, ownership, retire, steps, store
+from uwsgi_consul_fleet.host import content, ownership, retire, steps, store, switch
 from uwsgi_consul_fleet.host.says import ReleaseError
 from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
@@ -297,6 +297,18 @@ def test_what_is_shared_outlives_the_application(
     assert owner(place.app / "shared") == "root"
     assert (place.app / "shared").stat().st_mode & 0o077 == 0
     assert made == {"made": [f"app:{APP}"]}
+    # It is the user's again whatever comes first, who need not have the number of before.
+    os.chown(place.app / "shared/media", 54321, 54321)
+    place.finish("r2")
+    assert {owner(each) for each in (place.app / "shared").rglob("*")} == {APP}
+    assert (place.app / "shared").stat().st_mode & 0o777 == 0o750
+    os.chown(place.app / "shared", 54321, 54321)
+    for name in ("load", "current"):
+        monkeypatch.setattr(store, name, lambda *_: None)
+    monkeypatch.setattr(retire, "running", lambda app: 1 / 0)  # no further
+    with pytest.raises(ZeroDivisionError):
+        switch.switch(None, APP, "r2", keep=2, without_consul=True)  # type: ignore[arg-type]
+    assert owner(place.app / "shared") == APP
     shutil.rmtree(place.app / "shared")
     retire.remove(APP, purge=True)
     assert made == {"made": []} and not place.app.exists()

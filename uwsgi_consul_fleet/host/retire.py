@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,6 +73,23 @@ def _close(shared: Path) -> Path | None:
     os.chown(shared, 0, 0)
     shared.chmod(0o700)
     return shared
+
+
+def give_back(app: str) -> None:
+    """Let what releases shared be the application's user's, where it is root's since it retired or
+    a user's who is gone."""
+    shared = store.folder(app) / store.SHARED
+    if not shared.exists():
+        return
+    with suppress(KeyError):
+        if (number := shared.stat().st_uid) != 0:
+            pwd.getpwuid(number)
+            return
+    with suppress(KeyError):  # of a user that is gone the start tells
+        user = pwd.getpwnam(app)
+        shared.chmod(0o750)
+        words = ["chown", "-hR", f"{user.pw_uid}:{user.pw_gid}", f"{shared}/"]
+        subprocess.run(words, check=False)
 
 
 def _clear(folder: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from . import content, store
+from . import content, retire, store
 from .says import ReleaseError, say
 from .store import SHARED
 from .told import told
@@ -183,6 +183,7 @@ def finish(app: str, generation: str, about: str) -> None:
         top = content.top(place)
         subprocess.run(["cp", "-a", "--reflink=auto", top, place / content.AS_SENT], check=True)
         steps = Steps(app, place, port, about)
+        retire.give_back(app)
         for path in fields["shared"]:
             _share(steps, app, path)
         _build(steps, top, fields["build"])
@@ -242,6 +243,7 @@ def once(app: str, generation: str, release: str, commands: str, about: str) -> 
     if release in before:
         say("app_release: went well here before, and does not run again")
         return
+    retire.give_back(app)
     place = store.load(app, generation)
     steps = Steps(app, place.folder, place.instances[0].port, about)
     for command in json.loads(commands):

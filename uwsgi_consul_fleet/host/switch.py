@@ -40,6 +40,7 @@ def switch(
         store.record(old)
     if not without_consul:
         health.refuse_others(consul, app, store.first_ids(new))
+    retire.give_back(app)
     ran = retire.running(app)
     opened = units.closed_ports(new)
     with SIDE_BY_SIDE.open("w") as lock:

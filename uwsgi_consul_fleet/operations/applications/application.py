@@ -12,7 +12,6 @@ from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.host.store import SHARED
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations import packages as debian
 from uwsgi_consul_fleet.operations.applications import decided, resolution, steps
@@ -128,11 +127,7 @@ def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
         yield fail(f"{me.name}: without its plugin no release can be installed")
         return
     # Also where the release is there: a host that was retired may have kept it.
-    if me.app not in here.known.users:
-        yield from system_user(here, me.app)
-        # What its releases shared, when it had another user.
-        shared = f"/srv/{me.app}/{SHARED}"
-        yield StringCommand("[", "!", "-e", shared, "]", "||", "chown", "-hR", f"{me.app}:", shared)
+    yield from system_user(here, me.app)
     name = package.generation(plugin, its.python)
     if name in its.generations:
         host.noop(f"release {name} is installed")
