@@ -6,6 +6,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from uwsgi_consul_fleet.build.builder import assignments
 from uwsgi_consul_fleet.errors import InventoryError
-from uwsgi_consul_fleet.host import content, ownership, retire, steps, store, switch
+from uwsgi_consul_fleet.host import content, main, ownership, retire, steps, store, switch
 from uwsgi_consul_fleet.host.says import ReleaseError
 from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
@@ -312,6 +313,27 @@ def test_what_is_shared_outlives_the_application(
     shutil.rmtree(place.app / "shared")
     retire.remove(APP, purge=True)
     assert made == {"made": []} and not place.app.exists()
+
+
+def test_who_waits_for_another_run_says_for_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "LOCK", tmp_path / "lock")
+    said: list[str] = []
+    waits = threading.Event()
+    monkeypatch.setattr(main, "say", lambda text: (said.append(text), waits.set()))
+
+    def switch_too() -> None:
+        with main._alone("switch of shop"):
+            said.append(main.LOCK.read_text())
+
+    other = threading.Thread(target=switch_too)
+    with main._alone("app_release of shop"):
+        other.start()
+        assert waits.wait(10)
+        assert said == ["waits for what an interrupted run began here: app_release of shop"]
+    other.join(10)
+    assert said[1:] == ["switch of shop\n"]
 
 
 NO_OVERLAY = '#!/bin/sh\ncase $* in *overlay*) exit 1 ;; esac\nexec /bin/mount "$@"\n'

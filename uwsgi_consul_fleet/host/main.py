@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +75,26 @@ def _run(access: Access, token: str, command: str, **options: Any) -> None:
 
         getattr(content, command)(**options)
     else:
-        LOCK.touch(0o600)  # who can read it can hold it, and stop every deploy
-        LOCK.chmod(0o600)
-        with LOCK.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        what = {"finish": "app_build", "once": "app_release"}.get(command, command)
+        with _alone(" of ".join(filter(None, (what, options.get("app"))))):
             _change(Consul(access, token), command, **options)
+
+
+@contextmanager
+def _alone(doing: str) -> Iterator[None]:
+    """Wait until nobody else changes anything on this host; :param doing: who waits is told"""
+    LOCK.touch(0o600)  # who can read it can hold it, and stop every deploy
+    LOCK.chmod(0o600)
+    with LOCK.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waits for what an interrupted run began here: {lock.read().strip()}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        lock.truncate()
+        print(doing, file=lock, flush=True)
+        yield
 
 
 def _ask(consul: Consul, action: str, **options: Any) -> None:

@@ -18,10 +18,11 @@ fail() {
 }
 # One at a time: a run that was killed may have left its script working on this host.
 umask 077 # who can read it can hold it
-exec 9>/run/uwsgi-consul-fleet.lock
+exec 9>>/run/uwsgi-consul-fleet.lock
 chmod 600 /run/uwsgi-consul-fleet.lock
 umask 022
 flock 9
+echo "installation of $1" >/run/uwsgi-consul-fleet.lock # who waits is told
 if [ -e "$base/releases/$name/release.json" ]; then cat >/dev/null; exit 0; fi # by the run that held the lock
 
 # Nothing half-done stays, neither of this run nor of one that was killed.
