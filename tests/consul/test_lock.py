@@ -633,5 +633,13 @@ def test_app_release_is_written_down_for_each_release(agent: Agent) -> None:
     ended(r6, "done")
     assert begin(r7, "cheetah") == {}
     assert begin(r6, "cheetah")["state"] == "done"
+    # Also when it is deployed again long after.
+    key = f"/v1/kv/{KEYS}{lock_session.RAN}shop"
+    ran = one.keys.value(f"{lock_session.RAN}shop")["ran"]
+    before = next(each for each in ran if r6.items() <= each.items())
+    later = [{**before, "release": f"r{each}"} for each in range(100, 250)]
+    agent.call("PUT", key, json={"ran": [before, *later]})
+    ended(r7, "done")
+    assert begin(r6, "cheetah")["state"] == "done"
     # The same content under a new name is a release of its own.
     assert begin({**r6, "release": "again"}, "cheetah") == {}
