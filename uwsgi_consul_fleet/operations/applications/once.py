@@ -3,6 +3,7 @@
 import json
 from threading import Lock
 
+from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.lock_session import Message
 from uwsgi_consul_fleet.operations.applications import decided, steps
 from uwsgi_consul_fleet.operations.applications.package import Package
@@ -21,19 +22,25 @@ class Once:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._mutex = Lock()
-        self._went_well: set[tuple[str, Content]] = set()
+        self._problems: dict[tuple[str, Content], DeployError | FleetError | None] = {}
 
     def went_well(self, here: AppHere, package: Package) -> bool:
         """Whether it did for this release, by now or ever; it runs on this host where it has not.
+        Where it failed in this run it does not run again, which another host may be waiting for.
 
         :raises DeployError: where it fails, or nobody knows whether it ran
         :raises FleetError: where Consul can't say, or the lock is gone
         """
         key = (here.me.app, package.release.content)
         with self._mutex:
-            if key not in self._went_well:
-                self._ensure(here, package)
-                self._went_well.add(key)
+            if key not in self._problems:
+                try:
+                    self._ensure(here, package)
+                    self._problems[key] = None
+                except (DeployError, FleetError) as error:
+                    self._problems[key] = error
+        if problem := self._problems[key]:
+            raise problem
         return True
 
     def _ensure(self, here: AppHere, package: Package) -> None:
