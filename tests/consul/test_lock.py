@@ -609,8 +609,8 @@ def test_app_release_is_written_down_for_each_release(agent: Agent) -> None:
     one = Lock(keys(agent))
     r6, r7 = ({"release": f"r{each}", "content": str(each)} for each in (6, 7))
 
-    def begin(release: dict[str, str], host: str) -> dict[str, Any]:
-        told = {"do": "begin", "service": "shop", "release": release, "host": host}
+    def begin(release: dict[str, str], host: str, **more: str) -> dict[str, Any]:
+        told = {"do": "begin", "service": "shop", "release": release, "host": host, **more}
         reply = one.answer(told)
         assert reply.pop("state") == "held", reply
         return dict(reply["before"])
@@ -643,3 +643,7 @@ def test_app_release_is_written_down_for_each_release(agent: Agent) -> None:
     assert begin(r6, "cheetah")["state"] == "done"
     # The same content under a new name is a release of its own.
     assert begin({**r6, "release": "again"}, "cheetah") == {}
+    # One that is not to run.
+    r8 = {"release": "r8", "content": "8"}
+    assert begin(r8, "drakar", state="done") == {}
+    assert begin(r8, "cheetah")["state"] == "done"

@@ -312,6 +312,7 @@ def test_a_roll_back_that_consul_was_not_told_of_is_known_to_hosts_that_limit_le
     (found,) = run.once(decided._decide).values()
     assert found.release.content == A
     assert found.told.startswith("stays on a: app_source is ")
+    assert found.is_served
 
 
 # --- Several applications ------------------------------------------------------------
@@ -335,6 +336,9 @@ def test_a_name_that_is_typed_for_one_is_no_label_of_another(
     monkeypatch.setattr(kept, "find", lambda *_: SimpleNamespace(content=A))
     found = {source[0]: each.told for source, each in run.once(decided._decide).items()}
     assert found["shop"].startswith(f"releases {shop} (app_source) over a")
+    assert not any(
+        each.is_served for each in run.once(decided._decide).values() if "over" in each.told
+    )
     head = read(run.fleet.serving("blog")[0].settings).name
     assert found["blog"].startswith(says.format(head=head))
 

@@ -368,7 +368,7 @@ class Fleet:
         self.log: list[str] = []
         self.noted: list[str] = []
         self.ran: list[str] = []
-        self._ends = ends
+        self._before, self._ends = before, ends
         hosts = tuple(self._host(name) for name in ("drakar", "cheetah"))
         self.fleet = SimpleNamespace(serving=lambda app: hosts)
         self.pyinfra = SimpleNamespace(
@@ -378,9 +378,13 @@ class Fleet:
             executor=self._executor,
         )
         self.lock = SimpleNamespace(
-            begin=lambda app, release, host: before,
+            begin=self._begin,
             ended=lambda app, release, host, state: self.noted.append(f"{host} {state}"),
         )
+
+    def _begin(self, app: str, release: Any, host: str, state: str) -> dict[str, str]:
+        self.noted += [] if self._before or state == "begun" else [f"{host} {state}"]
+        return self._before
 
     def _host(self, name: str) -> Any:
         settings = SimpleNamespace(app_release=["migrate"])
@@ -401,14 +405,14 @@ class Fleet:
 
 @pytest.fixture
 def go(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def went_well(fleet: Any) -> bool:
+    def went_well(fleet: Any, is_served: bool = False) -> bool:
         monkeypatch.setattr(once, "guard", lambda here: fleet)
         monkeypatch.setattr(once, "plugin_file", lambda its: PLUGIN)
         monkeypatch.setattr(once, "command", lambda here, *words: words)
         monkeypatch.setattr(planned, "about", lambda settings: "{}")
         prepared = SimpleNamespace(generation=lambda plugin, kind: "r1-1a2b3c4d")
         monkeypatch.setattr(decided, "prepare", lambda here: prepared)
-        release: Any = SimpleNamespace(release=SimpleNamespace(content=R1))
+        release: Any = SimpleNamespace(release=SimpleNamespace(content=R1), is_served=is_served)
         found, (first, second) = Once(fleet), fleet.fleet.serving("shop")
         here, other = once.AppHere(fleet, first), once.AppHere(fleet, second)
         try:
@@ -438,6 +442,14 @@ def test_what_ran_in_another_run_does_not_again(go: Any) -> None:
     assert not fleet.ran and not fleet.noted
     told = "app_release: ran for r1 on cheetah at 2026-11-26T10:00:00Z, and does not again"
     assert fleet.log == [told]
+
+
+def test_for_what_served_before_it_was_set_it_does_not_run(go: Any) -> None:
+    """A roll-back may have come back to that: then the database is ahead of it."""
+    fleet = Fleet({}, BOTH)
+    assert go(fleet, is_served=True)
+    assert (fleet.ran, fleet.noted) == ([], ["drakar done"])
+    assert fleet.log == ["app_release: hosts serve r1 already: it does not run for that"]
 
 
 def test_where_it_was_begun_it_is_known_how_it_ended(go: Any) -> None:

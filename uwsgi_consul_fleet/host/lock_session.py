@@ -295,17 +295,18 @@ class Lock:
 
         return self._write(written)
 
-    def do_begin(self, service: str, release: Message, host: str) -> Message:
+    def do_begin(self, service: str, release: Message, host: str, state: str = "begun") -> Message:
         """Note that app_release begins on a host; ``before`` in the reply says when that was done,
         or where it was begun and nobody knows how it ended, and nothing is noted then.
 
         :param release: its ``release`` and its ``content``
+        :param state: what is noted: ``done`` where it is not to run
         """
         ran = self.keys.value(RAN + service).get("ran", [])
         before: Message = next((each for each in ran if release.items() <= each.items()), {})
         if before.get("state") in ("begun", "done"):
             return {"state": "held", "before": before}
-        return {**self.do_ended(service, release, host, "begun"), "before": {}}
+        return {**self.do_ended(service, release, host, state), "before": {}}
 
     def do_ended(self, service: str, release: Message, host: str, state: str) -> Message:
         """Note how it ended there: ``done`` or ``failed``."""

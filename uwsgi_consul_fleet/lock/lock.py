@@ -200,17 +200,19 @@ class Lock:
         message = {"do": "expect", "releases": dict(releases), "contents": contents or {}}
         self._note(message, "the releases")
 
-    def begin(self, service: str, release: Message, host: str) -> Message:
+    def begin(self, service: str, release: Message, host: str, state: str = "begun") -> Message:
         """Write down that app_release begins on a host. Where it was done for this release, or was
         begun and nobody knows how it ended, nothing is written.
 
         :param release: its ``release`` and its ``content``
+        :param state: ``done`` where it is not to run
         :returns: the record of that: its ``state`` (done, begun), ``host`` and ``since``; else
             nothing
         :raises LostLockError: where the lock is gone
         :raises UnreachableError: where Consul does not answer
         """
         message = {"do": "begin", "service": service, "release": release, "host": host}
+        message["state"] = state
         before: Message = self._note(message, "the begin of app_release")["before"]
         return before
 

@@ -26,12 +26,13 @@ Source = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class Decided:
-    """For the hosts with one source: what they get, the line that says why, and what they do not
-    get unless it is named."""
+    """For the hosts with one source: what they get, the line that says why, what they do not
+    get unless it is named, and whether one of them serves what they get."""
 
     release: Release
     told: str
     refused: tuple[Content, ...]
+    is_served: bool
 
 
 def prepare(here: AppHere) -> Package:
@@ -45,7 +46,7 @@ def prepare(here: AppHere) -> Package:
         return replace(make(me, its.release), stays=known.current_generation, refused=its.refused)
     workers.refuse_a_move(here)
     release = replace(its.release, resolution=resolution.choose(here, its.release))
-    package = replace(make(me, release), refused=its.refused)
+    package = replace(make(me, release), refused=its.refused, is_served=its.is_served)
     if package.virtualenv != "-" and known.python_closed:
         raise DeployError(
             f"{me.name}: app_python: {known.python_closed} is not for everybody: the "
@@ -126,26 +127,28 @@ def _decided(
     stay = label == CURRENT
     head = replace(head, name=head.name if stay else label or head.name)
     several = len({source[0] for source in heads}) > 1
+    serving = _serving(run, hosts)
     try:
         content, told, refused = decide(
             head.content,
             record,
-            _serving(run, hosts),
+            serving,
             named=named,
             stay=stay,
             typed=heads[_source(me)].name if several else "",
         )
     except FleetError as error:
         raise DeployError(f"{app_name}: {error}") from error
+    is_served = any(each.content == content for each in serving.values())
     if content.digest == head.content.digest:
-        return Decided(replace(head, name=content.release), told, refused)
+        return Decided(replace(head, name=content.release), told, refused, is_served)
     release = kept.find(app_name, _who_has_it(run, app_name, content), content, head.template)
     if release is None:
         raise DeployError(
             f"{app_name}: {told}; but no host that can be asked has {content.release} for those "
             "that lack it; nothing was changed"
         )
-    return Decided(release, told, refused)
+    return Decided(release, told, refused, is_served)
 
 
 def is_meant(typed: str, app_name: str, heads: Mapping[Source, Release]) -> bool:

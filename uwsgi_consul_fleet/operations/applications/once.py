@@ -47,9 +47,14 @@ class Once:
         lock, app = guard(here).lock, here.me.app
         assert lock  # nothing is carried out with --dry
         content = package.release.content
-        before = lock.begin(app, content.as_dict(), here.me.name)
+        state = "done" if package.is_served else "begun"
+        before = lock.begin(app, content.as_dict(), here.me.name, state)
         if before.get("state") == "done":
             _say(here, f"ran for {content.release} on {_when(before)}, and does not again")
+            return
+        if not before and package.is_served:
+            # It may be one that a roll-back brought back, on a database that is ahead of it.
+            _say(here, f"hosts serve {content.release} already: it does not run for that")
             return
         there = self._where_it_was_begun(here, before) if before else here
         problem, ended = _run(there, content)

@@ -41,7 +41,8 @@ class Package:
     ``files`` are those that it has beside the sources, by path; ``variables`` is the
     application's environment, which nobody may see; ``virtualenv`` says what is in its virtual
     environment, ``-`` for none. ``stays`` is the generation that the host is on, where it keeps
-    the settings that it went back to. ``refused`` is what is released only where it is named.
+    the settings that it went back to. ``refused`` is what is released only where it is named;
+    ``is_served`` says that hosts serve this release already.
     """
 
     release: Release
@@ -50,6 +51,7 @@ class Package:
     virtualenv: str
     stays: str = ""
     refused: tuple[Content, ...] = ()
+    is_served: bool = False
 
     def generation(self, plugin: RemoteFile, python: str) -> str:
         """The name of the release together with everything it runs with on this host.
