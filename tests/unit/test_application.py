@@ -409,6 +409,8 @@ def test_a_project_is_found_as_if_it_were_installed(
         ("pyproject.toml", "[build-system]\nrequires = []\n", None),
         ("setup.py", "setup(name=NAME)", None),
         ("setup.cfg", "[flake8]\nx = 1\n", None),
+        ("setup.cfg", "[metadata]\nname = a\nversion = attr: shop.__version__\n", "0"),
+        ("setup.cfg", "[metadata]\nname = a\nversion = file: VERSION\n", "0"),
     ],
 )
 def test_what_is_computed_is_not_known(
@@ -417,6 +419,25 @@ def test_what_is_computed_is_not_known(
     (tmp_path / file).write_text(text)
     found = metadata.of(tmp_path)
     assert (found.version if found else None) == version
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("setup.py", 'setup(name="a", entry_points={"console_scripts": None})'),
+        ("setup.py", 'setup(name="a", entry_points=None)'),
+        ("setup.py", 'setup(name="a", entry_points={[]: 1})'),
+        ("setup.py", 'setup(name="a", entry_points={"console_scripts": [1]})'),
+        ("pyproject.toml", '[project]\nname = "a"\n[project.entry-points]\ng = 3\n'),
+        ("pyproject.toml", '[project]\nname = "a"\nentry-points = 3\n'),
+        ("pyproject.toml", 'project = "x"\ntool = 1\n'),
+        ("pyproject.toml", '[tool]\npoetry = "x"\n'),
+    ],
+)
+def test_what_nobody_expects_there_is_passed_over(tmp_path: Path, file: str, text: str) -> None:
+    (tmp_path / file).write_text(text)
+    found = metadata.of(tmp_path)
+    assert not found or not any(found.entry_points.values())
 
 
 def test_a_damaged_project_file_is_refused(project: Path) -> None:

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 # Group, name, and what it is: MODULE:NAME.
 EntryPoints = Mapping[str, Mapping[str, str]]
@@ -46,17 +46,28 @@ def of(folder: Path) -> Project | None:
     for read in (_pyproject, _setup_cfg, _setup_py):
         said = read(folder)
         if isinstance(name := said.get("name"), str):
-            points = {group: _pairs(its) for group, its in said.get("entry_points", {}).items()}
+            points = {group: _pairs(its) for group, its in _table(said, "entry_points").items()}
             version = said.get("version")
-            return Project(name, version if isinstance(version, str) else "0", points)
+            return Project(name, version if _is_plain(version) else "0", points)
     return None
+
+
+def _is_plain(version: Any) -> TypeGuard[str]:
+    """Not what setuptools would read elsewhere."""
+    return isinstance(version, str) and not version.startswith(("attr:", "file:"))
+
+
+def _table(said: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Empty where something else stands there."""
+    found = said.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _pyproject(folder: Path) -> dict[str, Any]:
     path = folder / "pyproject.toml"
     said = tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
-    project, poetry = said.get("project", {}), said.get("tool", {}).get("poetry", {})
-    groups = {**poetry.get("plugins", {}), **project.get("entry-points", {})}
+    project, poetry = _table(said, "project"), _table(_table(said, "tool"), "poetry")
+    groups = {**_table(poetry, "plugins"), **_table(project, "entry-points")}
     if scripts := project.get("scripts") or poetry.get("scripts"):
         groups["console_scripts"] = scripts
     return {**poetry, **project, "entry_points": groups}
@@ -81,11 +92,9 @@ def _setup_py(folder: Path) -> dict[str, Any]:
             for word in node.keywords:
                 try:
                     found[word.arg or ""] = ast.literal_eval(word.value)
-                except ValueError:
+                except (ValueError, TypeError):
                     continue
-    return (
-        found if isinstance(found.get("entry_points", {}), dict) else {**found, "entry_points": {}}
-    )
+    return found
 
 
 def _pairs(its: Any) -> dict[str, str]:
@@ -93,5 +102,7 @@ def _pairs(its: Any) -> dict[str, str]:
     if isinstance(its, dict):
         return {name: what for name, what in its.items() if isinstance(what, str)}
     lines = its.splitlines() if isinstance(its, str) else its
-    pairs = (line.partition("=") for line in lines if "=" in line)
+    if not isinstance(lines, (list, tuple, set)):
+        return {}
+    pairs = (line.partition("=") for line in lines if isinstance(line, str) and "=" in line)
     return {name.strip(): what.strip() for name, _, what in pairs}
