@@ -18,6 +18,7 @@ from uwsgi_consul_fleet.operations.applications import application, decided, kep
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.decided import Source, is_meant
 from uwsgi_consul_fleet.operations.applications.release import Release, read
+from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.pyinfra_run import PyinfraRun
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import AppState, HostState
@@ -341,6 +342,24 @@ def test_a_name_that_is_typed_for_one_is_no_label_of_another(
     )
     head = read(run.fleet.serving("blog")[0].settings).name
     assert found["blog"].startswith(says.format(head=head))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_mistake_names_the_application_where_there_are_several(
+    several: bool, tmp_path: Path
+) -> None:
+    def says(**settings: Any) -> str:
+        run = Run(tmp_path, states, blog={"cheetah"} if several else frozenset(), **settings)
+        here: Any = run.of("cheetah")
+        with pytest.raises(DeployError) as caught:
+            decided.prepare(next(here.applications))
+        return str(caught.value)
+
+    states = {name: HostState() for name in ("drakar", "cheetah")}
+    app = "blog: " if several else ""
+    assert says(app_secrets=["NO_SUCH"]).startswith(f"{app}app_secrets: no value for NO_SUCH")
+    app = "shop: " if several else ""  # which is read first, whoever asks
+    assert says(app_root="lost").startswith(f"{app}app_root: {tmp_path}/shop has no folder lost")
 
 
 def test_what_is_typed_is_told_from_the_data_of_hosts_and_groups() -> None:

@@ -1,7 +1,8 @@
 """What this run releases, decided once for the fleet before anything is touched."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pyinfra import logger
@@ -40,8 +41,14 @@ def prepare(here: AppHere) -> Package:
 
     :raises DeployError: where something is missing or wrong, before any host is touched
     """
-    me, known = here.me, here.its
+    me = here.me
     its = here.run.once(_decide)[_source(me)]
+    with _named(here.run, me.app):
+        return _prepare(here, its)
+
+
+def _prepare(here: AppHere, its: Decided) -> Package:
+    me, known = here.me, here.its
     if _keeps_its_settings(known, me, its.release):
         return replace(make(me, its.release), stays=known.current_generation, refused=its.refused)
     workers.refuse_a_move(here)
@@ -100,11 +107,25 @@ def _by_source(run: Run) -> Mapping[Source, list[AppHost]]:
 def _decisions(
     run: Run, by_source: Mapping[Source, list[AppHost]], records: Mapping[str, Record | None]
 ) -> Mapping[Source, Decided]:
-    heads = {source: read(hosts[0].settings) for source, hosts in by_source.items()}
+    heads = {}
+    for source, hosts in by_source.items():
+        with _named(run, hosts[0].app):
+            heads[source] = read(hosts[0].settings)
     return {
         source: _decided(run, hosts, heads, records.get(hosts[0].app))
         for source, hosts in by_source.items()
     }
+
+
+@contextmanager
+def _named(run: Run, app: str) -> Iterator[None]:
+    """Says of a mistake which application has it, where there are several."""
+    try:
+        yield
+    except DeployError as error:
+        if len(run.fleet.services) > 1:
+            raise DeployError(f"{app}: {error}") from error
+        raise
 
 
 def _source(me: AppHost) -> Source:
