@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from uwsgi_consul_fleet.build.identity import Uwsgi
 from uwsgi_consul_fleet.errors import FleetError, InventoryError
 from uwsgi_consul_fleet.inventory import applications, reading
 from uwsgi_consul_fleet.inventory.applications import Described
@@ -14,7 +15,8 @@ from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import application
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import FileState, HostState
+from uwsgi_consul_fleet.operations.state import AppState, FileState, HostState
+from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
 
 GIVEN = {key: DEMO[key] for key in ("app_source", "app_entry_point", "app_requirements", "app_ini")}
@@ -301,6 +303,28 @@ def test_one_goes_when_what_its_host_has_instead_serves(stopped: str) -> None:
     assert application._to_go(its) == ["shop"]
     why = f"the roll-out stopped {stopped}" if stopped else ""
     assert application._not_taken_over(its, ["shop"]) == why
+
+
+@pytest.mark.parametrize("built", [{"shop"}, set()])
+def test_one_without_a_plugin_for_its_uwsgi_fails_alone(
+    built: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugin.so").touch()
+    monkeypatch.setattr(uwsgi, "available", lambda: dict.fromkeys(built, tmp_path / "plugin.so"))
+    monkeypatch.setattr(uwsgi, "converge", lambda here, files: [x.path for x in files])
+    found = fleet([on("drakar", "consul_servers", "shop", "blog")], SHOP, BLOG)
+    its = here(found, "drakar")
+    uwsgis = {app: Uwsgi(app, "/usr/bin/uwsgi", "2.0.21") for app in ("shop", "blog")}
+    its.known.apps |= {app: AppState(each) for app, each in uwsgis.items()}
+    run: Any = its.run
+    run.its_state = lambda me: its.known.of(me.app)
+    run.has_failed = lambda me: False
+    (blog,) = (each for each in its.applications if each.me.app == "blog")
+    on_host = [str(each) for each in uwsgi.plugin._inner(its)]
+    of_blog = str(next(application.install.__wrapped__._inner(blog, None)))  # type: ignore[attr-defined]
+    says = "drakar: no consul plugin for its uWSGI 2.0.21 (fingerprint "
+    assert says in on_host[0] if not built else START in on_host
+    assert (f"{says}blog; built so far: shop): " in of_blog) == (built == {"shop"})
 
 
 # --- The files -----------------------------------------------------------------------

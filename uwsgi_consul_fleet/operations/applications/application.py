@@ -27,7 +27,7 @@ from uwsgi_consul_fleet.operations.program import command
 from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
 from uwsgi_consul_fleet.operations.state import UnitState
 from uwsgi_consul_fleet.operations.users import system_user
-from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, plugin_file
+from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, no_plugin, plugin_file
 from uwsgi_consul_fleet.releases.rollout import Step
 from uwsgi_consul_fleet.ssh.client import LOST
 
@@ -124,7 +124,7 @@ def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
         return
     plugin = plugin_file(its)
     if plugin is None:
-        yield fail(f"{me.name}: without its plugin no release can be installed")
+        yield fail(no_plugin(me, its))
         return
     # Also where the release is there: a host that was retired may have kept it.
     yield from system_user(here, me.app)

@@ -82,20 +82,20 @@ def _read(path: Path) -> RemoteFile:
 @operation()
 def plugin(here: Here) -> Generator[Any, None, None]:
     """The consul plugin with the fingerprint of the uWSGI that is installed now, and what
-    holds it against the uWSGI that is there whenever a service starts."""
-    files: dict[RemoteFile, None] = {}
-    for each in here.applications:
-        file = plugin_file(each.its)
-        if file is None:
-            yield fail(_no_plugin(each.me, each.its))
-            return
-        files[file] = None
+    holds it against the uWSGI that is there whenever a service starts. An application without one
+    fails alone when it is to be installed, unless all of them have none."""
+    apps = list(here.applications)
+    files = dict.fromkeys(file for each in apps if (file := plugin_file(each.its)))
+    if not files:
+        yield fail(no_plugin(apps[0].me, apps[0].its))
+        return
     start = (Path(__file__).parent / "start.sh").read_text()
     program = RemoteFile(START, f"#!/bin/sh\n{IDENTIFY}\n{start}", "755")
     yield from converge(here, [*files, program])
 
 
-def _no_plugin(me: AppHost, its: AppState) -> str:
+def no_plugin(me: AppHost, its: AppState) -> str:
+    """Why an application has none, and what to do."""
     if its.uwsgi is None:
         return f"{me.name}: no uWSGI found after its installation"
     at_hand = ", ".join(sorted(available())) or "none"
