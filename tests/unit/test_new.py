@@ -142,14 +142,19 @@ def test_a_password_is_neither_shown_nor_written(tmp_path: Path) -> None:
     assert "secret" not in said
     named = "https://deploy:${TOKEN}@127.0.0.1:9/shop.git"
     assert "the environment has no TOKEN" in run(tmp_path, "new", "fleet", "--app", named, code=1)
-    # What git is told, and what of it others can see.
-    (tmp_path / "git").write_text('#!/bin/sh\ncat /proc/$$/cmdline >seen; exec /usr/bin/git "$@"\n')
-    (tmp_path / "git").chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    said = run(tmp_path, "new", "fleet", "--app", named, code=1, TOKEN="secret", PATH=path)
-    assert "git can't clone it: " in said
-    assert "127.0.0.1" in said.partition("git can't clone it: ")[2]
-    assert "secret" not in said + (tmp_path / "seen").read_text()
+    token = "https://ghp_0123456789abcdefghijABCDEFGHIJ456789@127.0.0.1:9/shop.git"
+    assert "its password would be in a file" in run(tmp_path, "new", "f", "--app", token, code=1)
+    # As the deploy would read it.
+    small = named.lower()
+    said = run(tmp_path, "new", "fleet", "--app", small, code=1, token="secret")
+    assert f"--app {small}: a variable has capital letters" in said
+    # What git and its helpers are told: others can see the words of a process.
+    trace = tmp_path / "trace"
+    words = {"TOKEN": "secret", "GIT_TRACE": str(trace)}
+    said = run(tmp_path, "new", "fleet", "--app", named, code=1, **words)
+    assert "https://127.0.0.1:9/shop.git can't be fetched: fatal: " in said
+    assert "remote-https" in trace.read_text()
+    assert "secret" not in said + trace.read_text()
     # It does reach the right place.
     (tmp_path / "my-secret-shop").mkdir()
     subprocess.run(["git", "init", "--quiet", str(tmp_path / "my-secret-shop")], check=True)
@@ -163,7 +168,7 @@ def test_a_password_is_neither_shown_nor_written(tmp_path: Path) -> None:
     [
         ("nowhere", "--app nowhere: there is no such folder"),
         ("ext::sh -c true", "--app ext::sh -c true: there is no such folder"),
-        ("file:///nowhere/shop.git", "--app file:///nowhere/shop.git: git can't clone it: "),
+        ("file:///nowhere/shop.git", "file:///nowhere/shop.git can't be fetched: fatal: "),
         ("go", "--app go: a Go module: go.mod: Debian's uWSGI can't load its plugin for Go"),
     ],
 )

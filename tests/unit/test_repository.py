@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from uwsgi_consul_fleet import repository as shared
 from uwsgi_consul_fleet.git import environment
 from uwsgi_consul_fleet.inventory.model import InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
@@ -47,7 +48,7 @@ def commit(folder: Path, **files: str) -> str:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(repository, "operators", lambda: tmp_path / "operator")
+    monkeypatch.setattr(shared, "operators", lambda: tmp_path / "operator")
     yield tmp_path / "operator"
     _forget()
 

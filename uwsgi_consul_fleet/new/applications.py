@@ -2,23 +2,27 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.applications import OWN
 from uwsgi_consul_fleet.inventory.groups import ROLES
 from uwsgi_consul_fleet.inventory.settings import TAKEN
-from uwsgi_consul_fleet.new.clone import URL, cloned
 from uwsgi_consul_fleet.recognise import Recognised, recognise
+from uwsgi_consul_fleet.repository import URL, VARIABLE, Repository
 
 LENGTH = 32  # of a name
 # What the inventory has by these names is no application.
 GROUPS = frozenset({*(role.replace("_", "-") for role in ROLES), "all", "inventory"})
 FIRST_PORT = 2001
+# In a URL. What is as long as a token, and has a digit as they do, is none's name.
+PASSWORD = re.compile(r"[a-z]+://([^/@]*:(?!\$\{)[^/@]+|(?=[^/@]*\d)[\w-]{20,}:?)@")
 PORTS_EACH = 10  # numbers from one application's first port to the next one's
 
 
@@ -60,8 +64,8 @@ def look(places: Iterable[str], folder: Path) -> list[Application]:
 def _opened(place: str) -> Iterator[Path]:
     """Its folder; of a URL one that is there only meanwhile."""
     if URL.match(place):
-        with cloned(place) as found:
-            yield found
+        with tempfile.TemporaryDirectory(prefix="uwsgi-consul-fleet-") as temporary:
+            yield _cloned(place, Path(temporary) / "clone")
         return
     folder = Path(place).expanduser()
     if not folder.is_dir():
@@ -69,6 +73,34 @@ def _opened(place: str) -> Iterator[Path]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise FleetError(f"--app {place}: that folder can't be read")
     yield folder.resolve()
+
+
+def _cloned(url: str, folder: Path) -> Path:
+    """A folder with its default branch.
+
+    :param url: ``${NAME}`` in it is read from the environment
+    :raises FleetError: where it can't be had
+    """
+    if PASSWORD.match(url):
+        raise FleetError(
+            f"--app {url.partition(':')[0]}://…: its password would be in a file: write "
+            "'${NAME}' in its place, and have it in the environment"
+        )
+    if "${" in VARIABLE.sub("", url):
+        raise FleetError(f"--app {url}: a variable has capital letters, digits and _ alone")
+    values = {name: os.environ.get(name, "") for name in VARIABLE.findall(url)}
+    if missing := [name for name, value in values.items() if not value]:
+        raise FleetError(f"--app {url}: the environment has no {missing[0]}")
+    try:
+        found = Repository.at(VARIABLE.sub(lambda name: quote(values[name[1]], safe=""), url))
+        words = ("clone", "--quiet", "--depth=1", "--", found.url, str(folder))
+        found.git(*words, folder=folder.parent)
+    except FleetError as error:
+        said = str(error)
+        for name, value in values.items():
+            said = said.replace(quote(value, safe=""), f"${{{name}}}")
+        raise FleetError(f"--app {url}: {said}") from None
+    return folder
 
 
 def _name(place: str, taken: set[str]) -> str:

@@ -21,10 +21,11 @@ from uwsgi_consul_fleet.operations.applications import (
     source,
 )
 from uwsgi_consul_fleet.operations.applications.archive import Sources
-from uwsgi_consul_fleet.operations.applications.requirements import VARIABLE, Requirements
+from uwsgi_consul_fleet.operations.applications.requirements import Requirements
 from uwsgi_consul_fleet.operations.applications.source import SOURCE
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.releases.rule import Content
+from uwsgi_consul_fleet.repository import VARIABLE, is_url
 from uwsgi_consul_fleet.shipped import shipped
 
 INI = "app/uwsgi.ini.j2"
@@ -103,7 +104,7 @@ _one_at_a_time = Lock()
 def _folder(settings: Settings) -> Path:
     """:raises DeployError: where there is none, or it can't be fetched"""
     source, ref = settings.app_source, settings.app_ref
-    if ref or repository.is_url(source):
+    if ref or is_url(source):
         secret = lambda found: quote(environment.secret(found[1], settings, "app_source"), safe="")  # noqa: E731
         return repository.fetch(VARIABLE.sub(secret, source), ref)
     folder = Path(source).expanduser()

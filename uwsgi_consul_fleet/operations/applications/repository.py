@@ -3,141 +3,22 @@
 import fcntl
 import re
 import shutil
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from pyinfra import logger
 
-from uwsgi_consul_fleet.git import environment, git
+from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.git import git
 from uwsgi_consul_fleet.operations.applications.listing import is_in_a_repository, refusal
 from uwsgi_consul_fleet.operations.plan import DeployError
-from uwsgi_consul_fleet.shipped import folder as operators
+from uwsgi_consul_fleet.repository import GitError, Repository, is_url
 
-URL = re.compile(r"(https?|ssh|git|file)://|[\w.-]+@[\w.-]+:(?!//)")
-ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::?//")
 KEPT = 5  # commits of a repository; another run may be at work with one
-TOO_LONG = 900  # seconds that one step may take
-# Of its own: an answer that never comes must end.
-CONFIG = {
-    "http.lowSpeedLimit": "1000",
-    "http.lowSpeedTime": "30",
-    "advice.detachedHead": "false",
-    "core.autocrlf": "false",  # the same bytes wherever it is deployed from
-}
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 COMPLETE = "complete"  # marks a checkout
-
-
-class GitError(DeployError):
-    """Git could not do what was asked of it."""
-
-
-HELPER = (
-    '!f() { [ "$1" != get ] || printf "username=%s\\npassword=%s\\n" "$SOURCE_USER" '
-    '"$SOURCE_PASSWORD"; }; f'
-)
-
-
-def is_url(source: str) -> bool:
-    """Whether it is a repository's, and no folder here."""
-    return not Path(source).expanduser().is_dir() and bool(
-        URL.match(source) or ANY_URL.match(source)
-    )
-
-
-@dataclass(frozen=True)
-class Repository:
-    """``url`` holds no password; that is handed to git in its environment alone."""
-
-    url: str
-    name: str
-    user: str = ""
-    password: str = ""
-
-    @classmethod
-    def at(cls, source: str) -> "Repository":
-        """:raises DeployError: where it is of a kind that is not fetched"""
-        if not URL.match(source):
-            kind = source.partition(":")[0]
-            raise refusal(f"a URL {kind}:… is not fetched: https, ssh, git or file")
-        name = re.split("[/:]", source.rstrip("/"))[-1].removesuffix(".git")
-        try:
-            parts = urlsplit(source)
-        except ValueError as error:
-            raise refusal(f"its URL can't be read: {error}") from None
-        if not name.strip("."):
-            raise refusal("its URL ends with no name")
-        if not parts.scheme.startswith("http"):
-            if parts.password:
-                raise refusal(
-                    "a password in a URL is for https; ssh has keys, and an agent for them"
-                )
-            return cls(source, name)
-        clean = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        return cls(clean, name, unquote(parts.username or ""), unquote(parts.password or ""))
-
-    @property
-    def folder(self) -> Path:
-        """Where it is kept, by the operator's other files."""
-        return (
-            operators()
-            / ".cache/sources"
-            / f"{self.name}-{sha256(self.url.encode()).hexdigest()[:8]}"
-        )
-
-    def git(self, *words: str, folder: Path | None = None) -> str:
-        """What git prints.
-
-        :param folder: another than where it is kept
-        :raises GitError: with what it says is wrong
-        :raises DeployError: where there is no git
-        """
-        try:
-            result = subprocess.run(
-                ["git", "-C", str(folder or self.folder), *words],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                env=self._environment(),
-                timeout=TOO_LONG,
-                check=False,
-            )
-        except FileNotFoundError:
-            raise refusal(f"{self.url} takes git on this machine") from None
-        except subprocess.TimeoutExpired:
-            raise refusal(f"{self.url}: git {words[0]} takes longer than {TOO_LONG} s") from None
-        if result.returncode:
-            why = refusal(f"{self.url} can't be fetched: {self._why(result.stderr)}")
-            raise GitError(str(why))
-        return result.stdout
-
-    def _why(self, said: str) -> str:
-        if secret := self.password or self.user:  # a token may stand in either place
-            said = said.replace(secret, "…")
-        lines = [line for line in said.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR"))]
-        return " ".join((errors or lines or ["git does not say why"])[:2])
-
-    def _environment(self) -> Mapping[str, str]:
-        config = [*CONFIG.items()]
-        if self.user:
-            parts = urlsplit(self.url)
-            where = f"credential.{parts.scheme}://{parts.netloc}"
-            # A password that git's own helpers may know comes before none.
-            config += [(f"{where}.helper", "")] if self.password else []
-            config += [(f"{where}.username", self.user), (f"{where}.helper", HELPER)]
-        found = {**environment(), "GIT_TERMINAL_PROMPT": "0"}
-        first = int(found.get("GIT_CONFIG_COUNT", "0"))
-        for number, (key, value) in enumerate(config, first):
-            found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-        found["GIT_CONFIG_COUNT"] = str(first + len(config))
-        return {**found, "SOURCE_USER": self.user, "SOURCE_PASSWORD": self.password}
 
 
 @cache  # once in a run, whatever moves meanwhile
@@ -147,10 +28,16 @@ def fetch(source: str, ref: str | None) -> Path:
     :param source: a URL, or a folder in a repository
     :raises DeployError: where it can't be had
     """
-    if is_url(source):
-        repository, inside = Repository.at(source), ""
-    else:
+    try:
+        if is_url(source):
+            return _fetched(Repository.at(source), ref)
         repository, inside = _around(Path(source).expanduser().resolve())
+        return _fetched(repository, ref) / inside
+    except FleetError as error:
+        raise refusal(str(error)) from None
+
+
+def _fetched(repository: Repository, ref: str | None) -> Path:
     try:
         with _alone(repository.folder):
             commit = _had(repository, ref)
@@ -158,7 +45,7 @@ def fetch(source: str, ref: str | None) -> Path:
     except OSError as error:
         raise refusal(f"{repository.url} can't be kept in {repository.folder}: {error}") from None
     logger.info(f"    {repository.url}: {ref or 'its default branch'} is {commit[:10]}")
-    return folder / inside
+    return folder
 
 
 def _around(folder: Path) -> tuple[Repository, str]:

@@ -12,13 +12,12 @@ from uwsgi_consul_fleet.host.content import ALONE, FOLDER, digest_of
 from uwsgi_consul_fleet.languages import LANGUAGES, Language
 from uwsgi_consul_fleet.operations.applications import locked
 from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.repository import VARIABLE  # as pip has them
 
 MANIFESTS = {each.manifest for each in LANGUAGES.values() if each.manifest}
 # In a lock file of Bundler's or Composer's.
 ELSEWHERE = re.compile(r'^PATH$|"type": "path"', re.MULTILINE)
 COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
-# pip puts values of its environment there.
-VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 # What stands before the @ of a URL is a password or a token, unless it is a variable.
 PASSWORD = re.compile(r"https?://(?:[^/@\s:]*:)?(?!\$\{)[^/@\s:]+@")
 # A path below the file's own folder; what is elsewhere may be there on the hosts.
