@@ -11,18 +11,22 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from uwsgi_consul_fleet.commands import execute, logs
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.host import execution, store
+from uwsgi_consul_fleet.instances import execution as commands
 from uwsgi_consul_fleet.instances.choice import choose
 from uwsgi_consul_fleet.instances.execution import Command, _Lines
 from uwsgi_consul_fleet.instances.logs import AHEAD, Line, merged, parsed, script
-from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import Fleet, Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications.package import make
 from uwsgi_consul_fleet.operations.applications.release import read
@@ -278,6 +282,33 @@ def test_words_reach_a_shell_byte_by_byte(tmp_path: Path) -> None:
         ["sh", "-c", base64.b64decode(line)], capture_output=True, cwd=tmp_path, check=True
     ).stdout
     assert said.split(b"\0")[:-1] == [os.fsencode(word) for word in words]
+
+
+def test_once_is_on_the_first_host_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pointers = {name: tmp_path / name for name in ("web2", "web3")}  # web1 is down
+
+    def connect(host: Host) -> Any:
+        if host.name not in pointers:
+            raise UnreachableError(f"{host.name}: down")
+        return nullcontext(pointers[host.name])
+
+    def run_script(place: Path, script: str) -> Any:
+        words = script.replace(str(store.POINTERS), str(place))
+        code = subprocess.run(["sh", "-c", words], check=False).returncode
+        return SimpleNamespace(exit_code=code)
+
+    monkeypatch.setattr(commands.ssh, "connect", connect)
+    monkeypatch.setattr(commands.ssh, "run_script", run_script)
+    hosts = fleet().hosts
+    with pytest.raises(UnreachableError) as caught:
+        commands.first(hosts, "shop")
+    missing = [f"{name}: shop: no release serves on it" for name in pointers]
+    assert str(caught.value).splitlines() == ["web1: down", *missing]
+    pointers["web3"].mkdir()
+    (pointers["web3"] / "shop.conf").touch()
+    assert commands.first(hosts, "shop").name == "web3"
 
 
 class TestOnTheHost:

@@ -18,7 +18,7 @@ from uwsgi_consul_fleet.errors import FleetError, RefusedError, UnreachableError
     app="of which application, where there are several",
     help={
         "host": "only on this host (may be given several times)",
-        "once": "on one host: the first that can be reached",
+        "once": "on one host: the first that can be reached and serves it",
     },
 )
 def execute(fleet: Fleet, host: list[str], once: bool = False) -> None:
@@ -37,7 +37,7 @@ def execute(fleet: Fleet, host: list[str], once: bool = False) -> None:
     # Refuses those of another fleet.
     identity = ownership.identity(fleet, hosts)
     if once:
-        hosts = [execution.first(hosts)]
+        hosts = [execution.first(hosts, apps[0])]
     entry = {
         **lock.operator(),
         "what": "exec",

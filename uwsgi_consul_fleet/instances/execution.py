@@ -18,6 +18,7 @@ from paramiko import Channel
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.host.execution import READY
+from uwsgi_consul_fleet.host.store import pointer
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.ssh import terminal
@@ -52,16 +53,19 @@ class Command:
         return f"exec {shlex.join(program)}"
 
 
-def first(hosts: Sequence[Host]) -> Host:
-    """The first that can be reached.
+def first(hosts: Sequence[Host], app: str) -> Host:
+    """The first that can be reached and serves the application.
 
-    :raises UnreachableError: where none can
+    :raises UnreachableError: where none does
     """
     problems = []
     for host in hosts:
         try:
-            with ssh.connect(host):
+            with ssh.connect(host) as connection:
+                asked = ssh.run_script(connection, f"[ -e {shlex.quote(str(pointer(app)))} ]")
+            if not asked.exit_code:
                 return host
+            problems.append(f"{host.name}: {app}: no release serves on it")
         except UnreachableError as error:
             problems.append(str(error))
     raise UnreachableError("\n".join(problems))
