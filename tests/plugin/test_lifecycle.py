@@ -378,7 +378,8 @@ def test_a_stop_leaves_threads_that_compute_the_interpreters_lock(
     uwsgi = start(line, options=options, processes=1).ready()
     answers: list[str] = []
     clients = [
-        threading.Thread(target=lambda: answers.append(uwsgi.get("/?compute", 30))) for _ in range(2)
+        threading.Thread(target=lambda: answers.append(uwsgi.get("/?compute", 30)))
+        for _ in range(2)
     ]
     for client in clients:
         client.start()
