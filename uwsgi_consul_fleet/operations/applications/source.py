@@ -116,7 +116,7 @@ def _entry(folder: Path, path: Path, top: str) -> Entry | None:
 def _check_links(folder: Path, top: str, entries: Sequence[Entry]) -> None:
     """What a link leads to here it must lead to there. One that leads nowhere may."""
     sent = {os.fspath(entry.place) for entry in entries}
-    folders = {os.fspath(parent) for entry in entries for parent in entry.place.parents}
+    sent |= {os.fspath(parent) for entry in entries for parent in entry.place.parents}
     for entry in entries:
         real = os.path.realpath(entry.place)
         if entry.link:
@@ -128,7 +128,7 @@ def _check_links(folder: Path, top: str, entries: Sequence[Entry]) -> None:
                     f"{entry.place} is a link to {entry.link}, which is not in {folder} on the "
                     "hosts: only relative links within it are sent"
                 )
-            if real not in sent | folders and Path(real).exists():
+            if real not in sent and Path(real).exists():
                 raise refusal(f"{entry.place} is a link to {real}, which is not sent")
         elif real != os.fspath(entry.place):
             # What git tracks in a folder that has become a link since.
