@@ -87,6 +87,11 @@ def test_each_host_has_those_that_are_to_run_there() -> None:
         ({"a": {"command": "b", "cuont": 2}}, "unknown key, did you mean 'count'?"),
         ({"a": {"command": "b\nc"}}, "a command is one line"),
         ({"a": ""}, "at least 1 character"),
+        ({"a": "FOO='1 2' celery"}, "begins with a variable: put env before that"),
+        ({"a": "cd src && celery"}, "one program is run, and nothing behind &&: sh -c "),
+        ({"a": "celery; true"}, "nothing behind ;"),
+        ({"a": "celery | tee 'x'"}, "nothing behind |"),
+        ({"a": "celery&"}, "nothing behind &"),
         ({"a.b": "c"}, "should match pattern"),
         ({"a": {"command": "b", "stop_signal": "SIGKILL"}}, "'SIGTERM', 'SIGINT'"),
     ],
@@ -132,7 +137,14 @@ def test_a_unit_for_each() -> None:
     assert "KillSignal=SIGINT\n" in last and "TimeoutStopSec=7\n" in last
 
 
-@pytest.mark.parametrize("command", [CELERY, """a "b c" '$HOME' $X %n \\\\ 100% é"""])
+@pytest.mark.parametrize(
+    "command",
+    [
+        CELERY,
+        """a "b c" '$HOME' $X %n \\\\ 100% é""",
+        """env X=1 a --x=';' "y\\" && b" z\\;z -c "$(a | b)" -d $(a; b) 2>&1""",
+    ],
+)
 def test_a_shell_gets_the_command_as_it_was_written(command: str) -> None:
     package = package_of(a=command)
     (line,) = re.findall(

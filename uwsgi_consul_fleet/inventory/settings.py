@@ -119,7 +119,7 @@ class WorkerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    command: Annotated[str, StringConstraints(min_length=1), AfterValidator(lambda x: _line(x))]
+    command: Annotated[str, StringConstraints(min_length=1), AfterValidator(lambda x: _one(x))]
     count: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
     hosts: tuple[str, ...] | None = None
     overlap: bool = True
@@ -138,10 +138,22 @@ def _command_alone(value: object) -> object:
     return {"command": value} if isinstance(value, str) else value
 
 
-def _line(text: str) -> str:
-    if not text.isprintable():
+# What of a command a shell does not take for more than one.
+_ITS_OWN = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|`[^`]*`|\$\([^)]*\)|[<>]&""")
+
+
+def _one(command: str) -> str:
+    """A worker's: what follows in a shell's line would never run, as it takes the shell's place."""
+    if not command.isprintable():
         raise ValueError("a command is one line of printable characters")
-    return text
+    plain = _ITS_OWN.sub("''", command)
+    if re.match(r"\s*[A-Za-z_]\w*=", plain):
+        raise ValueError("it begins with a variable: put env before that, or it into app_env")
+    if found := re.search(r"&&|\|\||[;&|]", plain):
+        raise ValueError(
+            f"one program is run, and nothing behind {found[0]}: sh -c '… && exec …' runs several"
+        )
+    return command
 
 
 def _free(name: str) -> str:
