@@ -190,6 +190,8 @@ CHEETAH = on("cheetah", "consul_servers")
             ["applications/old_shop.py: describes old-shop, as applications/old-shop.py does"],
         ),
         ([DRAKAR], [described("Shop")], ["applications/Shop.py: app_name = 'Shop': "]),
+        # Beside the file of an agent's own token lie folders called as applications are.
+        ([DRAKAR], [described("token")], ["applications/token.py: app_name = 'token': Debian or"]),
     ],
 )
 def test_mistakes(hosts: list[InventoryHost], apps: list[Described], expected: list[str]) -> None:

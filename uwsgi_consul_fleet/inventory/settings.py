@@ -88,14 +88,15 @@ OF_AN_AGENT = tuple(
     f"consul_{key}"
     for key in ("address", "node", "token", "app_token", "ca_file", "cert_file", "key_file")
 )
-# Users and units that Debian or we have for something else; adduser's and systemd's own names.
+# Users and units that Debian or we have for something else; adduser's and systemd's own names; and
+# token, beside which folders of applications lie.
 TAKEN = frozenset(
     """
     root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody
     sshd messagebus polkitd syslog adm tty disk sudo audio video users staff shadow utmp consul
     basic default emergency final graphical halt hibernate kexec multi-user network network-online
     poweroff reboot rescue shutdown sleep sockets suspend swap sysinit timers umount
-    a-newer-uwsgi-consul-fleet
+    a-newer-uwsgi-consul-fleet token
     """.split()  # noqa: SIM905 - as above
 )
 
@@ -158,7 +159,7 @@ def _one(command: str) -> str:
 
 def _free(name: str) -> str:
     if name in TAKEN or name.startswith("systemd-"):
-        raise ValueError("Debian has a user or a unit of that name; take another one")
+        raise ValueError("Debian or the fleet has something of that name; take another one")
     return name
 
 
