@@ -1,10 +1,12 @@
 """An app_source that is fetched: real git, from folders and from an HTTP server here."""
 
 import base64
+import fcntl
 import http.server
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -228,6 +230,26 @@ def test_two_runs_at_once_fetch_the_same(shop: Path) -> None:
         {"a.py", "b.py"},
         {"a.py"},
     ] * 2
+
+
+def test_a_run_that_waits_for_another_says_so(
+    shop: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    url = f"file://{shop}"
+    released(url)
+    assert ": waits for" not in caplog.text
+    (kept,) = cache.glob(".cache/sources/shop-*/lock")
+    with kept.open() as lock, ThreadPool(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = pool.apply_async(repository.fetch.__wrapped__, (url, None))
+        deadline = time.monotonic() + 20
+        while ": waits for" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert f"{url}: waits for another run, which is fetching it" in caplog.text
+        assert not other.ready()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert (other.get(20) / "b.py").exists()
 
 
 def test_what_is_in_the_way_is_named(tmp_path: Path, shop: Path) -> None:

@@ -39,7 +39,7 @@ def fetch(source: str, ref: str | None) -> Path:
 
 def _fetched(repository: Repository, ref: str | None) -> Path:
     try:
-        with _alone(repository.folder):
+        with _alone(repository):
             commit = _had(repository, ref)
             folder = _with_submodules(repository, commit)
     except OSError as error:
@@ -62,12 +62,17 @@ def _around(folder: Path) -> tuple[Repository, str]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(repository: Repository) -> Iterator[None]:
     """Two runs may fetch the same; what one of them has checked out stays for a while."""
+    folder = repository.folder
     folder.mkdir(parents=True, exist_ok=True)
     folder.parent.joinpath(".gitignore").write_text("*\n")
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info(f"    {repository.url}: waits for another run, which is fetching it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
