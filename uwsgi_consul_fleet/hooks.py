@@ -92,6 +92,20 @@ class Hooks:
             del self._running[process]
             reader.join(GRACE)
 
+    def of_switch(self, name: str, show: Show, gone: BaseException, **about: str) -> str:
+        """As :meth:`run`, in a thread that may end while it waits.
+
+        :param gone: raised where nobody waits for the thread any more
+        """
+        self._go_on(gone)
+        said = self.run(name, show, **about)
+        self._go_on(gone)
+        return said
+
+    def _go_on(self, gone: BaseException) -> None:
+        if self.interrupted:
+            raise gone
+
     def _wait(self, process: subprocess.Popen[bytes], name: str) -> str:
         try:
             code = process.wait(self._timeout)

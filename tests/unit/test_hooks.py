@@ -118,6 +118,17 @@ def test_ctrl_c_ends_it_and_nobody_acts_on_what_it_says(tmp_path: Path, write: W
     assert hooks.interrupted
 
 
+def test_a_switch_of_an_interrupted_run_goes_no_further(tmp_path: Path, write: Write) -> None:
+    """Neither where its hook was running, nor where that was to begin."""
+    write("before-switch", "echo begun $FLEET_APP")
+    hooks, said = Hooks(tmp_path, 20, {}), list[str]()
+    assert not hooks.of_switch("before-switch", said.append, SystemExit(), app="shop")
+    for show in (lambda line: hooks.interrupt(), said.append):
+        with pytest.raises(SystemExit):
+            hooks.of_switch("before-switch", show, SystemExit(), app="shop")
+    assert said == ["before-switch: begun shop"]
+
+
 def test_a_second_ctrl_c_does_not_ask(tmp_path: Path, write: Write) -> None:
     write("before-switch", "trap '' TERM", "echo begun; while :; do sleep 1; done")
     said: list[str] = []

@@ -31,15 +31,7 @@ def of_switch(here: AppHere, show: Show) -> Hook:
     about = {"app": here.me.app, "hosts": here.me.name}
 
     def run(name: str, outcome: str, release: str) -> str:
-        its = hooks(here.run)
-        _go_on(its)
-        said = its.run(name, show, **about, outcome=outcome, release=release)
-        _go_on(its)
-        return said
+        its, gone = hooks(here.run), gevent.GreenletExit()
+        return its.of_switch(name, show, gone, **about, outcome=outcome, release=release)
 
     return run
-
-
-def _go_on(its: Hooks) -> None:
-    if its.interrupted:
-        raise gevent.GreenletExit

@@ -1,7 +1,6 @@
 """Going back to a release that is on the hosts."""
 
 import json
-import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -363,11 +362,8 @@ def _switch(rollout: Rollout, target: Target, without_consul: bool, hooks: Hooks
                 return False
 
     def hook(name: str, outcome: str, release: str) -> str:
-        _go_on(hooks)
-        its = {"app": host.settings.app_name, "hosts": host.name, "release": release}
-        said = hooks.run(name, lambda line: _log(host, line), **its, outcome=outcome)
-        _go_on(hooks)
-        return said
+        its = {"app": host.app, "hosts": host.name, "release": release, "outcome": outcome}
+        return hooks.of_switch(name, lambda line: _log(host, line), SystemExit(), **its)
 
     step = Step(
         host=host,
@@ -382,12 +378,6 @@ def _switch(rollout: Rollout, target: Target, without_consul: bool, hooks: Hooks
         without_consul=without_consul,
     )
     rollout.run(step)
-
-
-def _go_on(hooks: Hooks) -> None:
-    """End the thread where nobody waits for it any more."""
-    if hooks.interrupted:
-        sys.exit()
 
 
 def _execute(connection: Connection, host: Host, words: Sequence[str]) -> bool:
