@@ -15,10 +15,12 @@ from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.languages import LANGUAGES, PYTHON
 from uwsgi_consul_fleet.operations.applications import (
     environment,
+    loading,
     locked,
     repository,
     requirements,
     source,
+    steps,
 )
 from uwsgi_consul_fleet.operations.applications.archive import Sources
 from uwsgi_consul_fleet.operations.applications.requirements import Requirements
@@ -86,12 +88,12 @@ def read(settings: Settings) -> Release:
     with _one_at_a_time:
         release = _read(_folder(settings), *how)
     for mount, path in settings.app_static.items():
-        where = f"{SOURCE}/{path}" if settings.app_root else path
+        where = f"{loading.folder(settings)}{path}"
         _expect_inside(release.sources, where, f"app_static: {mount}")
-        if not (settings.app_build or settings.app_shared):
+        if not steps.has_some(settings):
             _tell_static(release.sources, where, mount)
     for path in settings.app_shared:
-        where = f"{SOURCE}/{path}" if settings.app_root else path
+        where = f"{loading.folder(settings)}{path}"
         _expect_inside(release.sources, where, "app_shared")
         _look_at_shared(release.sources, where)
     return release
