@@ -312,12 +312,18 @@ def test_one_that_does_not_stay_up_is_a_switch_that_failed(srv: Path, host: Host
     assert store.generations("shop") == ["r1-a"]
 
 
-def test_one_that_ended_since_is_started_by_the_next_deploy(srv: Path, host: Host) -> None:
-    old = release(srv, "r1-a", OLD)
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_that_ended_since_is_started_by_the_next_deploy(
+    srv: Path, host: Host, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    """Which goes well, whatever ails it: another release is not to blame."""
+    old, one = release(srv, "r1-a", OLD, alive=1), "shop.celery.2@r1-a.service"
     take_over("r1-a")
-    host.runs -= {"shop.celery.2@r1-a.service"}
+    host.runs -= {one}
+    host.failing = {one} if fails else set()
     take_over("r1-a")
-    assert host.runs == exactly(old)
+    assert host.runs == exactly(old) - host.failing
+    assert capsys.readouterr().err == f"Warning: {one} did not run: started again\n"
 
 
 @pytest.mark.parametrize("then", ["r1-a", "r2-a"])

@@ -50,7 +50,7 @@ def switch(
             if not store.has_served(new):
                 _try(new)
             units.open_sockets(new, opened)
-            _replace_by(new, lock, watched=old == new or not store.has_served(new))
+            _replace_by(new, lock, watched=not store.has_served(new), again=old == new)
             if not without_consul:
                 _wait_for_consul(consul, new)
         except (ReleaseError, OSError) as error:
@@ -96,17 +96,18 @@ def _told(new: Release, services: list[str], error: ReleaseError) -> ReleaseErro
     return ReleaseError(f"{lines}\n{new.release} is not fit to serve: {error}")
 
 
-def _replace_by(new: Release, lock: IO[str], watched: bool) -> None:
+def _replace_by(new: Release, lock: IO[str], watched: bool, again: bool = False) -> None:
     """Start it beside what serves, which it leaves timers, daemons and the like to until that has
     stopped: the consul plugin looks at this lock (RELEASE_LOCK in the unit). Where it does not come
     up the lock stays held: a rejected release begins none of them until it is gone.
 
     :param watched: whether its workers must stay up, which nobody can try before
+    :param again: it is what serves already
     """
     _hold(lock)
     content.touch(new.folder)
     _start(new)
-    began = workers.start(new)
+    began = workers.start_again(new) if again else workers.start(new)
     if watched:
         workers.watch(new, began)
     _take_over(new)

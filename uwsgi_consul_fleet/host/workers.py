@@ -37,6 +37,18 @@ def start(release: Release) -> list[str]:
     return began
 
 
+def start_again(release: Release) -> list[str]:
+    """Start those that do not run of a release that serves already. What ails them, as a broker
+    that is down, is no fault of what is deployed."""
+    try:
+        if began := start(release):
+            say(f"Warning: {', '.join(began)} did not run: started again", error=True)
+        return began
+    except ReleaseError as error:
+        say(f"Warning: {error}", error=True)
+        return []
+
+
 def end_others(release: Release) -> None:
     """Let those of other releases finish what they are at."""
     if ending := others(release):
