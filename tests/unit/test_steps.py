@@ -256,6 +256,21 @@ def test_what_is_shared_is_made_of_the_first_release_and_then_kept(place: Place)
 
 
 @as_root
+@pytest.mark.parametrize("build", [[], ["echo r2 >manage.py"]])
+def test_what_was_sent_takes_room_again_where_something_is_built(
+    place: Place, build: list[str]
+) -> None:
+    release = place.finish("r1", build, ["media/"])
+    sent = {each.path: each.place for each in content.sources(release)}
+    assert {path: each.read_text() for path, each in sent.items()} == {
+        "source/manage.py": "r1",
+        "source/media/logo.svg": "r1",
+    }
+    its = sent["source/manage.py"]
+    assert its.samefile(release / "source/manage.py") == (not build)
+
+
+@as_root
 def test_links_in_what_is_shared_lead_roots_hand_nowhere(place: Place, tmp_path: Path) -> None:
     place.finish("r1", shared=["media/"])
     (place.app / "shared/var").symlink_to(tmp_path)
