@@ -194,6 +194,8 @@ def test_units_belong_together(package: Package) -> None:
     assert "Sockets=consul-demo-server-2001.socket\n" in service
     assert "UnsetEnvironment=LISTEN_PID LISTEN_FDS" in service
     assert "KillSignal=SIGHUP\n" in service
+    # As host/switch.py calls it.
+    assert "Environment=RELEASE_LOCK=/run/uwsgi-consul-fleet.switch-consul-demo-server\n" in service
     # A trial must never have what clients connect to.
     assert "Sockets=" not in package.files["units/trial.service"].content.decode()
 

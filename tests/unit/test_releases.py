@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pwd
 import socketserver
 import subprocess
 import threading
@@ -221,7 +222,8 @@ def test_a_host_knows_which_one_serves(srv: Path) -> None:
 def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
     srv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, held = srv.parent / "lock", []
+    monkeypatch.setattr(switch, "RUN", srv.parent.parent)
+    lock, held = switch._side_by_side("shop"), []
     old, new = (installed(srv, name) for name in ("r1-a", "r2-a"))
     store.point_to(old)
 
@@ -239,7 +241,6 @@ def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
         if units == new.services:
             raise ReleaseError("not ready")
 
-    monkeypatch.setattr(switch, "SIDE_BY_SIDE", lock)
     monkeypatch.setattr(switch, "units", Mock(closed_ports=lambda _: []))
     monkeypatch.setattr(switch, "health", Mock())
     monkeypatch.setattr(switch, "workers", Mock(others=lambda _: []))
@@ -257,6 +258,18 @@ def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
         ("stop", True),
     ]
     assert not is_held()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_no_other_application_can_read_the_lock_of_a_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switch, "RUN", tmp_path)
+    for app in ("daemon", "mail"):
+        status = switch._side_by_side(app).stat()
+        assert (status.st_mode & 0o777, status.st_uid) == (0o640, 0)
+        assert status.st_gid == pwd.getpwnam(app).pw_gid
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_nobody_can_keep_a_host_from_its_switch(

@@ -239,7 +239,7 @@ def host(srv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(systemd, "timed_out", lambda _: [])
     monkeypatch.setattr(systemd, "journal", lambda _: "no broker")
     monkeypatch.setattr(switch, "health", Mock())
-    monkeypatch.setattr(switch, "SIDE_BY_SIDE", tmp_path / "lock")
+    monkeypatch.setattr(switch, "RUN", tmp_path)
     monkeypatch.setattr(units, "UNITS", tmp_path / "units")
     monkeypatch.setattr(units, "RUNTIME", tmp_path / "units")
     return found

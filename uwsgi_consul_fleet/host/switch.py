@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import pwd
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +15,7 @@ from .consul import Consul, UnavailableError
 from .says import ReleaseError, say
 from .store import Release
 
-SIDE_BY_SIDE = Path("/run/uwsgi-consul-fleet.switch")
+RUN = Path("/run")
 HELD = 5  # seconds in which a process that only looks at the lock lets go
 PATIENCE = 10  # seconds in which instances may pass again, or an agent come back
 
@@ -43,7 +46,7 @@ def switch(
     retire.give_back(app)
     ran = retire.running(app)
     opened = units.closed_ports(new)
-    with SIDE_BY_SIDE.open("w") as lock:
+    with _side_by_side(app).open("w") as lock:
         try:
             _clear_trials(app)
             units.install(new)
@@ -115,9 +118,19 @@ def _replace_by(new: Release, lock: IO[str], watched: bool, again: bool = False)
     workers.end_others(new)
 
 
+def _side_by_side(app: str) -> Path:
+    """The application's lock of this. Its user must be able to read it, and nobody else: others
+    could hold it."""
+    path = RUN / f"uwsgi-consul-fleet.switch-{app}"
+    path.touch(0o600)
+    with suppress(KeyError):
+        os.chown(path, 0, pwd.getpwnam(app).pw_gid)
+    path.chmod(0o640)
+    return path
+
+
 def _hold(lock: IO[str]) -> None:
-    """The application's user must be able to read the file, and so can hold it for good: then
-    both releases do their jobs for a moment."""
+    """The application's user can hold it for good: then both do their jobs for a moment."""
     deadline = time.monotonic() + HELD
     while True:
         try:
@@ -125,7 +138,7 @@ def _hold(lock: IO[str]) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return say(
-                    f"{SIDE_BY_SIDE} is held by another process: goes on without it", error=True
+                    f"{lock.name} is held by another process: goes on without it", error=True
                 )
             time.sleep(0.05)
 
