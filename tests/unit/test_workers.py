@@ -277,13 +277,17 @@ def exactly(made: store.Release) -> set[str]:
 
 
 def test_new_ones_begin_before_the_old_ones_end_but_for_what_must_never_run_twice(
-    srv: Path, host: Host
+    srv: Path, host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release(srv, "r1-a", OLD)
     take_over("r1-a")
     new = release(srv, "r2-a", {"celery.1": True, "beat.1": False})
     host.told.clear()
+    capsys.readouterr()
     take_over("r2-a")
+    said = capsys.readouterr().out
+    for ended in ("1 workers have finished: shop.beat", "2 workers have finished: shop.celery"):
+        assert f"waits until {ended}\n" in said
     assert [each for each in host.told if "trial" not in each] == [
         "+shop-2001@r2-a.service",
         "-shop.beat.1@r1-a.service",

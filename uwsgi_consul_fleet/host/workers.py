@@ -51,15 +51,15 @@ def start_again(release: Release) -> list[str]:
 
 def end_others(release: Release) -> None:
     """Let those of other releases finish what they are at."""
-    if ending := others(release):
-        say(f"{release.release}: waits until {len(ending)} workers of before have finished")
-        end(ending)
+    end(others(release))
 
 
 def end(units: list[str]) -> None:
     """Let these finish what they are at, and say which did not."""
     if not units:
         return
+    kinds = sorted({unit.partition("@")[0].rpartition(".")[0] for unit in units})
+    say(f"waits until {len(units)} workers have finished: {', '.join(kinds)}")
     systemd.systemctl("stop", *units)
     for unit in systemd.timed_out(units):
         say(f"{unit} did not finish within its stop_timeout, and was killed", error=True)
