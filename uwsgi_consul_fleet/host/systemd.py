@@ -102,16 +102,23 @@ def active(pattern: str) -> list[str]:
     return [line.split()[0] for line in found.stdout.splitlines()]
 
 
+def services(app: str) -> re.Pattern[str]:
+    """The services of an application, with the ``port`` of an instance or the ``kind`` of a worker;
+    a trial's have neither."""
+    parts = r"(-(?P<port>\d+)|-trial|\.(?P<kind>[a-z0-9-]+)\.\d+)@.+\.service"
+    return re.compile(re.escape(app) + parts)
+
+
 def port_of(app: str, unit: str) -> int | None:
     """The port of a service of this application; None for any other unit, a trial's too."""
-    found = re.match(re.escape(app) + r"-(\d+)@.+\.service$", unit)
-    return int(found.group(1)) if found else None
+    found = services(app).fullmatch(unit)
+    return int(found["port"]) if found and found["port"] else None
 
 
 def worker_kind(app: str, unit: str) -> str:
     """Of which kind the unit of a worker of this application is; '' for any other unit."""
-    found = re.match(re.escape(app) + r"\.([a-z0-9-]+)\.\d+@.+\.service$", unit)
-    return found.group(1) if found else ""
+    found = services(app).fullmatch(unit)
+    return (found["kind"] or "") if found else ""
 
 
 def journal(units: Iterable[str]) -> str:

@@ -120,10 +120,9 @@ def remove_unused(app: str) -> None:
     kept = {*systemd.active(f"{app}-*@*.service"), *workers.running(app)}
     if current:
         kept |= {*current.services, *current.worker_units}
-    services = re.compile(re.escape(app) + r"(-(\d+|trial)|\.[a-z0-9-]+\.\d+)@.+\.service")
     for folder in (UNITS, RUNTIME):
         for path in folder.glob(f"{app}[-.]*@*.service"):
-            if services.fullmatch(path.name) and path.name not in kept:
+            if systemd.services(app).fullmatch(path.name) and path.name not in kept:
                 path.unlink()
 
 

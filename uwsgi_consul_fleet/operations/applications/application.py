@@ -1,6 +1,5 @@
 """The application on a host: its releases, and which of them serves."""
 
-import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.build.identity import binary
 from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.host import systemd
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations import packages as debian
 from uwsgi_consul_fleet.operations.applications import decided, resolution, steps
@@ -247,11 +247,10 @@ def _serves(here: AppHere, generation: str) -> bool:
     sockets = {f"{me.app}-{instance.port}.socket" for instance in me.instances}
     services = {f"{me.app}-{i.port}@{generation}.service" for i in me.instances}
     services |= {f"{me.app}.{name}@{generation}.service" for name in me.worker_names}
-    ours = re.compile(rf"{re.escape(me.app)}(-(\d+|trial)|\.[a-z0-9-]+\.\d+)@.+\.service")
     return (
         here.its.current_generation == generation
         and all(known.units.get(name) == LISTENING for name in sockets)
-        and known.active_units(ours) == services
+        and known.active_units(systemd.services(me.app)) == services
         and all(known.units[name].active == "active" for name in services)
     )
 
