@@ -9,6 +9,8 @@ import zlib
 from functools import cache
 from pathlib import Path
 
+from uwsgi_consul_fleet.host.main import LOCK
+
 PROGRAM = "/opt/uwsgi-consul-fleet/release"
 SOURCES = Path(__file__).parent / "host"
 # Neither the environment nor what else is installed there decides what it does; to load that
@@ -24,6 +26,10 @@ memory = os.memfd_create("release")
 os.write(memory, zlib.decompress(base64.b64decode(sys.argv[1])))
 sys.argv[1] = f"/proc/self/fd/{{memory}}"
 {RUN}"""
+
+# First in a script: what an interrupted run began goes on, and what counts is how that ends. Nobody
+# else may read the file, and so hold it.
+SETTLED = f"(umask 077 && flock --shared --wait 60 {LOCK} true)\n"
 
 
 @cache

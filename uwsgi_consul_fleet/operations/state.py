@@ -36,7 +36,7 @@ for place in map(os.path.realpath, (sys.executable, sys.base_prefix)):
     if place.startswith(("/home/", "/root/", "/run/user/")):
         print("app_python_closed", sys.argv[1], place)
 """
-SCRIPT = IDENTIFY + LOOK + (Path(__file__).parent / "state.sh").read_text()
+SCRIPT = host_program.SETTLED + IDENTIFY + LOOK + (Path(__file__).parent / "state.sh").read_text()
 
 
 @dataclass(frozen=True)

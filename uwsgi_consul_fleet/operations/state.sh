@@ -8,9 +8,6 @@ kind=$1 program=$2 digest=$3 run=$4 ask=$5
 shift 5
 export LC_ALL=C
 
-# What an interrupted run began here goes on: what counts is how that ends.
-(umask 077 && flock --shared --wait 60 /run/uwsgi-consul-fleet.lock true)
-
 if command -v python3 >/dev/null; then echo "python yes"; fi
 if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
 # A Consul server: whom it follows, and which servers it counts; asked while the rest is looked

@@ -8,7 +8,6 @@ from typing import Any
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.errors import UnreachableError
-from uwsgi_consul_fleet.host.main import LOCK
 from uwsgi_consul_fleet.host.store import Worker
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import AppHost, Fleet, Host
@@ -95,8 +94,8 @@ def ask(host: Host, *words: str) -> dict[str, Any]:
 def _read(host: AppHost, settled: bool) -> HostReleases:
     # This version's: the one there may know less.
     ask = shlex.join([*host_program.carried(), "list", host.app])
-    wait = f"flock --shared --wait 60 {LOCK} true; " if settled else ""
-    script = f"[ ! -e {PROGRAM} ] || {{ {wait}exec {ask}; }}"
+    wait = host_program.SETTLED if settled else ""
+    script = f"[ -e {PROGRAM} ] || exit 0\n{wait}exec {ask}"
     try:
         with ssh.connect(host) as connection:
             result = ssh.run_script(connection, script)
