@@ -6,6 +6,7 @@ to be compiled. The tests run in the order in which they stand here.
 
 import json
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from checkout import ROOT
 from fleet_commands import changed, output, run
 from lab_commands import Lab
 from load import Load
-from registries import PROJECTS, SETTINGS, packages, rack_version
+from registries import PHP_FOLDER, PROJECTS, SETTINGS, packages
 from shared_fleet import SharedFleet
 
 pytestmark = pytest.mark.takes(70)
@@ -25,15 +26,33 @@ pytestmark = pytest.mark.takes(70)
 ALL = f"""\
 ssh_config_file = "{ROOT}/.lab/ssh_config"
 _sudo = True
-app_root = "."
-app_processes = 1
-health_path = "/healthz"
-min_healthy_time = 0
 {consul_version.settings()}
 """
+# Of the shared fleet: it stays on both hosts, as it is.
+DEMO = """\
+app_source = "app"
+app_entry_point = "app.server:application"
+app_ini = "app/uwsgi.ini.j2"
+app_requirements = None
+min_healthy_time = 1
+instances = {f"server{n}": {"port": 2000 + n, "id": f"server{n}"} for n in (1, 2)}
+"""
+ALIKE = {
+    "app_processes": 1,
+    "health_path": "/healthz",
+    "health_timeout": 12,
+    "min_healthy_time": 0,
+}
 PORTS = {language: 5000 + number for number, language in enumerate(PROJECTS, start=1)}
-COMMENTS = {"perl": "#", "ruby": "#", "php": "//", "lua": "--"}
-INSTALLERS = "carton composer gcc make"
+ENTRIES = {
+    "perl": ("app.psgi", "#"),
+    "ruby": ("config.ru", "#"),
+    "php": ("public/index.php", "//"),
+    "lua": ("app.lua", "--"),
+}
+SAY = "require 'ahoy'; puts Ahoy.word"
+TOOLS = "carton composer gcc make"
+GEMS = "/usr/share/rubygems-integration/all/gems"
 
 
 class Folder:
@@ -44,7 +63,8 @@ class Folder:
         for name in ("applications", "group_data"):
             (folder / name).mkdir()
         (folder / "group_data/all.py").write_text(ALL)
-        for name in ("plugin_build", "tasks.py"):
+        (folder / "applications/consul-demo-server.py").write_text(DEMO)
+        for name in ("app", "plugin_build", "tasks.py"):
             (folder / name).symlink_to(ROOT / name)
         for language, files in PROJECTS.items():
             for name, text in files.items():
@@ -56,23 +76,22 @@ class Folder:
             self.describe(language)
 
     def entry(self, language: str) -> Path:
-        return self.folder / "projects" / language / SETTINGS[language][1]
+        return self.folder / "projects" / language / ENTRIES[language][0]
 
-    def describe(self, language: str) -> None:
-        kind, entry, requirements = SETTINGS[language]
-        lines: dict[str, Any] = {
+    def describe(self, language: str, **settings: Any) -> None:
+        lines = {
+            **ALIKE,
+            **SETTINGS[language],
             "app_source": str(self.folder / "projects" / language),
-            "app_type": kind,
-            "app_entry_point": entry,
-            "app_requirements": requirements,
             "instances": {"web": PORTS[language]},
+            **settings,
         }
         text = "".join(f"{key} = {value!r}\n" for key, value in lines.items())
         (self.folder / f"applications/{language}-shop.py").write_text(text)
 
-    def change(self, language: str, comment: str) -> None:
+    def change(self, language: str, text: str) -> None:
         with self.entry(language).open("a") as file:
-            file.write(f"{COMMENTS[language]} {comment}\n")
+            file.write(f"{ENTRIES[language][1]} {text}\n")
 
     def deploy(
         self, *options: str, gone: bool = False, check: bool = True
@@ -80,6 +99,7 @@ class Folder:
         groups: dict[str, list[str]] = {f"{language}_shop": ["cheetah"] for language in PROJECTS}
         groups["perl_shop"] = ["cheetah", "drakar"]
         groups = {name: [] if gone else hosts for name, hosts in groups.items()}
+        groups["consul_demo_server"] = ["drakar", "cheetah"]
         lines = (f"{name} = {hosts!r}\n" for name, hosts in groups.items())
         text = "".join(["consul_servers = ['drakar']\n", *lines])
         (self.folder / "inventory.py").write_text(text)
@@ -92,24 +112,46 @@ class Folder:
 @pytest.fixture(scope="module")
 def own(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
     folder = tmp_path_factory.mktemp("own")
-    found = packages(tmp_path_factory.mktemp("rack"))
-    for path, content in found.items():
+    copy = ["scp", "-q", "-r", "-F", str(lab.config)]
+    lab.run(*copy, f"drakar:{GEMS}/rack-*", str(folder))
+    (rack,) = folder.glob("rack-*")
+    for path, content in packages(rack).items():
         (folder / "registry" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "registry" / path).write_bytes(content)
-    lab.run("scp", "-q", "-r", "-F", str(lab.config), str(folder / "registry"), "drakar:registry")
-    serve = "--working-directory=$HOME/registry python3 -m http.server 8099"
-    lab.ssh("drakar", f"sudo systemd-run --quiet --unit=registry {serve}")
+    lab.run(*copy, str(folder / "registry"), "drakar:")
+    serve = "--collect --unit=registry --working-directory=$HOME/registry python3 -m http.server"
+    lab.ssh("drakar", f"sudo systemd-run --quiet {serve} 8099")
     url = f"http://{lab.address('drakar')}:8099"
-    made = Folder(folder, {"URL": url, "RACK": rack_version(found)})
+    made = Folder(folder, {"URL": url, "RACK": rack.name.removeprefix("rack-")})
     yield made
     lab.ssh("drakar", "sudo systemctl stop registry; rm -r registry")
-    made.deploy(gone=True, check=False)
+    made.deploy(gone=True)
+    lab.ssh("cheetah", "sudo rm -r /srv/php-shop")  # nobody else removes what releases share
+
+
+def get(lab: Lab, host: str, language: str, path: str) -> tuple[int, str]:
+    """The status and the text of an answer."""
+    url = f"http://{lab.address(host)}:{PORTS[language]}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def ask(lab: Lab, host: str, language: str) -> dict[str, str]:
-    url = f"http://{lab.address(host)}:{PORTS[language]}/a/path?b"
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return dict(json.loads(answer.read()))
+    status, text = get(lab, host, language, "/a/path?b")
+    assert status == 200, text
+    return dict(json.loads(text))
+
+
+def expect_no_source(lab: Lab) -> None:
+    """Of the PHP application, which answers what is not to be sent or has it refused."""
+    assert get(lab, "cheetah", "php", "/css/shop.css") == (200, "body {}\n")
+    for path in ("/.hidden", "/index.php", "/index.php.bak", "/css/../index.php.bak"):
+        status, text = get(lab, "cheetah", "php", path)
+        assert status in (200, 403)
+        assert "secret" not in text and "<?php" not in text
 
 
 def test_each_serves_with_what_it_depends_on(own: Folder, lab: Lab) -> None:
@@ -119,40 +161,50 @@ def test_each_serves_with_what_it_depends_on(own: Folder, lab: Lab) -> None:
         assert found["word"] == f"ahoy from {language.title() if language != 'php' else 'PHP'}"
         assert found["path"] == "/a/path"
     assert ask(lab, "drakar", "perl")["word"] == "ahoy from Perl"
+    expect_no_source(lab)
     # Once for both hosts.
     assert said.count("installing what it depends on, by carton") == 1
     assert said.count("installing a compiler too") == 1
-    words = ("--app", "ruby-shop", "--once", "--", "bundle", "exec", "ruby", "-rahoy")
-    assert own.run("invoke", "exec", *words, "-e", "puts Ahoy.word").stdout == "ahoy from Ruby\n"
-    left = lab.ssh("cheetah", f"command -v {INSTALLERS}", check=False)
+    words = ("--app", "ruby-shop", "--once", "--", "bundle", "exec", "ruby", "-e", SAY)
+    assert own.run("invoke", "exec", *words).stdout == "ahoy from Ruby\n"
+    left = lab.ssh("cheetah", f"command -v {TOOLS}", check=False)
     assert left.stdout == ""
 
 
-def test_releases_lose_no_request(own: Folder, lab: Lab) -> None:
+def test_releases_lose_no_request_and_what_does_not_load_never_serves(
+    own: Folder, lab: Lab
+) -> None:
+    """uWSGI has no need-app for PHP and Lua: their trial tells."""
     fixed = [f"{lab.address('cheetah')}:{port}" for port in PORTS.values()]
     with Load(lab, fixed, service="perl-shop") as load:
-        load.mark("two releases")
-        for number in range(2):
-            for language in PROJECTS:
-                own.change(language, f"release {number}")
-            result = own.deploy("--json")
-            assert {name.partition(":")[0] for name in changed(result)} >= {
-                f"{language}-shop" for language in PROJECTS
-            }
-            assert "installing what it depends on" not in output(result)
+        load.mark("a release of each")
+        for language in PROJECTS:
+            own.change(language, "changed")
+        uploads = {"app_shared": ["public/uploads/"]}
+        own.describe("php", **SETTINGS["php"] | PHP_FOLDER | {"app_static": {}} | uploads)
+        result = own.deploy("--json")
+        releases = {language: ask(lab, "cheetah", language)["release"] for language in PROJECTS}
+        load.mark("a good and two bad ones")
+        for language in PROJECTS:
+            own.change(language, "changed" if language in ("perl", "ruby") else "\n)(")
+        failed = own.deploy(check=False)
         load.mark("after")
-        found = load.window("two releases", "after")
-        found.expect(passing=2)
-        asked = {request.address.rpartition(":")[2] for request in found.requests}
-        assert asked == {str(port) for port in PORTS.values()}
-
-
-@pytest.mark.parametrize("language", ["php", "lua"])
-def test_what_does_not_load_never_serves(own: Folder, lab: Lab, language: str) -> None:
-    """uWSGI has no need-app for these: their trial tells."""
-    before, good = ask(lab, "cheetah", language), own.entry(language).read_text()
-    own.entry(language).write_text(f"{good}\n)(\n")
-    result = own.deploy("--data", f"app={language}-shop", check=False)
-    own.entry(language).write_text(good)
-    assert result.returncode == 1
-    assert ask(lab, "cheetah", language) == before
+        found = load.window("a release of each", "after")
+    found.expect(passing=2)
+    asked = {request.address.rpartition(":")[2] for request in found.requests}
+    assert asked == {str(port) for port in PORTS.values()}
+    assert {name.partition(":")[0] for name in changed(result)} >= {
+        f"{language}-shop" for language in PROJECTS
+    }
+    assert "installing what it depends on" not in output(result)
+    assert failed.returncode == 1
+    serving = {language: ask(lab, "cheetah", language)["release"] for language in PROJECTS}
+    assert {language for language in PROJECTS if serving[language] == releases[language]} == {
+        "php",
+        "lua",
+    }
+    expect_no_source(lab)
+    uploads = "/srv/php-shop/shared/public/uploads"
+    lab.ssh("cheetah", f"echo '<?php // secret' | sudo tee {uploads}/a.txt {uploads}/a.php")
+    assert get(lab, "cheetah", "php", "/uploads/a.txt") == (200, "<?php // secret\n")
+    assert "secret" not in get(lab, "cheetah", "php", "/uploads/a.php")[1]

@@ -1,4 +1,4 @@
-"""Debian packages that every host of the fleet needs, installed once for all machines of the tests.
+"""Debian packages that hosts of the fleet need, installed once for all machines of the tests.
 
 Installing them on each costs a good part of the suite's CPU seconds, and so does the index that apt
 makes of all packages at its first command. Tests of the lab, of the demo and of an installation
@@ -15,9 +15,13 @@ from pathlib import Path
 from lab_commands import SUDO, Lab
 
 from uwsgi_consul_fleet.lab.host import CACHE, MACHINES, PREPARED_VARIABLE
+from uwsgi_consul_fleet.languages import LANGUAGES
 
 RELEASE = 12
-PACKAGES = "uwsgi-core uwsgi-plugin-python3 libcurl4 python3-venv"
+# Of other languages those that are large; of the others is seen that a deploy installs them.
+LARGE = [name for kind in ("rack", "php") for name in LANGUAGES[kind].packages]
+PYTHONS = ("uwsgi-core", "uwsgi-plugin-python3", "libcurl4", "python3-venv")
+PACKAGES = shlex.join([*PYTHONS, "uwsgi-plugin-rack-ruby*", "uwsgi-plugin-php", *LARGE])
 INSTALL = (
     f"apt-get -qq update && apt-get -qq -y --no-install-recommends install {PACKAGES} && "
     "apt-cache gencaches"
@@ -46,7 +50,7 @@ def environment() -> dict[str, str]:
 
 
 def ensure(checkout: Path) -> None:
-    """Make it unless it is there, with a machine of this checkout; takes 15 s."""
+    """Make it unless it is there, with a machine of this checkout; takes 30 s."""
     if PLACE.exists():
         return
     subprocess.run([*SUDO, "rm", "-rf", f"{PLACE}.part"], check=True)

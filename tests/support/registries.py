@@ -1,6 +1,7 @@
 """A package of Perl, of Ruby and of PHP, as their registries have them, and projects that need it.
 
-All of them are called ahoy, and say in what language they are written.
+All of them are called ahoy, and say in what language they are written. The settings of the projects
+are those of docs/frameworks.md.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import gzip
 import hashlib
 import io
 import json
-import subprocess
+import re
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from checkout import ROOT
 
 VERSION = "1.5"
 PERL = {
@@ -61,12 +65,11 @@ PHP = {
 }
 
 
-def packages(folder: Path) -> dict[str, bytes]:
+def packages(rack: Path) -> dict[str, bytes]:
     """What a web server has to have, by its path.
 
-    :param folder: where Debian's Rack is unpacked, which is one of the gems
+    :param rack: a folder with what Debian has of Rack, by its name as a gem
     """
-    rack = _rack(folder)
     gems = {
         f"ahoy-{VERSION}": _gem("ahoy", VERSION, RUBY, "[ext/extconf.rb]"),
         rack.name: _gem("rack", rack.name.removeprefix("rack-"), _files(rack), "[]"),
@@ -87,21 +90,6 @@ def packages(folder: Path) -> dict[str, bytes]:
         found |= {f"gems/{full}.gem": gem, f"info/{name}": info}
     found["versions"] = "".join(f"{line}\n" for line in listed).encode()
     return found
-
-
-def _rack(folder: Path) -> Path:
-    """Rack as a gem has it, out of Debian's package."""
-    subprocess.run(["apt-get", "-qq", "download", "ruby-rack"], cwd=folder, check=True)
-    (package,) = folder.glob("ruby-rack_*.deb")
-    subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-    (found,) = folder.glob("usr/share/rubygems-integration/all/gems/rack-*")
-    return found
-
-
-def rack_version(found: dict[str, bytes]) -> str:
-    """Among these packages."""
-    (path,) = (path for path in found if path.startswith("gems/rack-"))
-    return path.removeprefix("gems/rack-").removesuffix(".gem")
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -163,7 +151,7 @@ require "json"
 require "rack"
 
 run lambda { |env|
-  found = {port: ENV["APP_PORT"], release: ENV["APP_RELEASE"], word: Ahoy.word}
+  found = {port: ENV["APP_PORT"], release: ENV["APP_RELEASE"], word: File.read("built").strip}
   found[:path] = Rack::Request.new(env).path
   [200, {"Content-Type" => "application/json"}, [found.to_json]]
 }
@@ -189,6 +177,9 @@ DEPENDENCIES
 require __DIR__ . "/../vendor/autoload.php";
 echo json_encode(Shop\\Answer::make());
 """,
+        "public/css/shop.css": "body {}\n",
+        "public/index.php.bak": "<?php // secret\n",
+        "public/.hidden": "secret\n",
         "src/Answer.php": """<?php
 namespace Shop;
 
@@ -234,9 +225,25 @@ end
 """,
     },
 }
+
+
+def documented(*words: str) -> dict[str, Any]:
+    """The settings in docs/frameworks.md that begin with these words."""
+    page = (ROOT / "docs/frameworks.md").read_text()
+    (code,) = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        if all(word in block for word in words)
+    )
+    found: dict[str, Any] = {}
+    exec(code, {}, found)  # our own
+    return found
+
+
 SETTINGS = {
-    "perl": ("psgi", "app.psgi", "cpanfile"),
-    "ruby": ("rack", "config.ru", "Gemfile"),
-    "php": ("php", "public/index.php", "composer.json"),
-    "lua": ("lua", "app.lua", None),
+    language: documented(f'app_type = "{kind}"')
+    for language, kind in {"perl": "psgi", "ruby": "rack", "php": "php", "lua": "lua"}.items()
 }
+# What is installed is found by commands too.
+SETTINGS["ruby"]["app_build"] = ["bundle exec ruby -e 'require \"ahoy\"; puts Ahoy.word' >built"]
+PHP_FOLDER = documented("php-fallback")
