@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = 5  # MB
 REQUIRED = 300  # MB of memory
 PAGE = os.sysconf("SC_PAGE_SIZE")
-RELEASE = f"/srv/{SERVICE}/releases/large-*"
 
 
 class Watch:
@@ -82,9 +81,10 @@ def _without_a_name(pid: int) -> set[int]:
     return found
 
 
-def release(fleet: SharedFleet, source: Path) -> None:
-    """Release it as an operator does, and say what that took here."""
-    words = fleet.words(*released(source, "large"))
+def release(fleet: SharedFleet, source: Path) -> str:
+    """Release it as an operator does, say what that took here, and return its name."""
+    name = f"large{time.time_ns():x}"
+    words = fleet.words(*released(source, name))
     begin = time.monotonic()
     with (fleet.path.parent / "said").open("w+") as said:
         process = subprocess.Popen(
@@ -102,11 +102,13 @@ def release(fleet: SharedFleet, source: Path) -> None:
         f"(required: less than {REQUIRED}), packed {watch.packed} times",
         flush=True,
     )
+    return name
 
 
-def sent(lab: Lab, names: Sequence[str]) -> None:
+def sent(lab: Lab, names: Sequence[str], release_name: str) -> None:
     """Say how the hosts got it, by the folder's birth and what is made behind it."""
-    asked = f"stat --format %.3W {RELEASE}; stat --format %.3Y {RELEASE}/consul_plugin.so"
+    folder = f"/srv/{SERVICE}/releases/{release_name}-*"
+    asked = f"stat --format %.3W {folder}; stat --format %.3Y {folder}/consul_plugin.so"
     times = [list(map(float, lab.ssh(name, asked).stdout.split())) for name in names]
     moments = sorted([(begin, 1) for begin, _ in times] + [(end, -1) for _, end in times])
     at_once = [sum(way for _, way in moments[: each + 1]) for each in range(len(moments))]
@@ -154,8 +156,7 @@ def main() -> None:
         for number in range(options.megabytes // FILE):
             (source / f"{number}.bin").write_bytes(random.randbytes(FILE * 1_000_000))
         print(f"{options.megabytes} MB, {options.hosts} hosts", flush=True)
-        release(fleet, source)
-        sent(lab, names)
+        sent(lab, names, release(fleet, source))
         copied(lab, names, source)
     if more:
         lab.down(*more)
