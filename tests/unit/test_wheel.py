@@ -101,6 +101,7 @@ def test_a_deploy_of_the_operators_own_includes_ours(environment: Path, folder: 
     said = result.stdout + result.stderr
     assert result.returncode == 0, said
     order = ["Shop: before", "uWSGI: install it", "Consul: run the servers", "Application: switch"]
+    assert "_shipped" not in said  # the path of our file before each name
     positions = [said.index(word) for word in (*order, "the roll-out is over", "Shop: after")]
     assert positions == sorted(positions), said
 
