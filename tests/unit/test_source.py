@@ -94,6 +94,8 @@ def test_what_git_tracks_is_sent_and_what_it_does_not_is_named(
     (shop / ".gitignore").write_text("*.env\n")
     commit(shop)
     (shop / "secret.env").touch()
+    (shop / "__pycache__").mkdir()
+    (shop / "__pycache__/a.pyc").touch()
     caplog.set_level(logging.INFO)
     assert sent(shop) == ["shop/.gitignore", "shop/a.py", "shop/b.py"]
     assert not caplog.messages

@@ -39,7 +39,8 @@ def paths(folder: Path) -> list[Path]:
         return unversioned.paths(folder)
     if not listing:
         raise refusal(f"git tracks nothing in {folder}: git add what is to be sent")
-    others = git(folder, "ls-files", "--others", "--exclude-standard", "--directory", "-z") or b""
+    asked = ("--others", "--exclude-standard", "--exclude=__pycache__/", "--directory", "-z")
+    others = git(folder, "ls-files", *asked) or b""
     if names := _names(others):
         logger.warning(f"    Warning: {folder}: git does not track, so not sent: {few(names)}")
     return [folder / each for each in _without_ignored(folder, _names(listing))]
