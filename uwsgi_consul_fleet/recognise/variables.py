@@ -12,6 +12,7 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MENTIONED = re.compile("environ|decouple")  # with environs: few modules have to be looked into
 # What reads them, beside os.environ: a name that modules of these give to it by custom.
 READERS = {"environ": "env", "environs": "env", "decouple": "config"}
 # The system's and the fleet's, and what no application can be given.
@@ -25,7 +26,7 @@ def needed(tree: Tree) -> dict[str, str]:
     found: dict[str, str] = {}
     spared: set[str] = set()
     for path, module in tree.python.items():
-        if Path(path).stem not in ELSEWHERE:
+        if Path(path).stem not in ELSEWHERE and MENTIONED.search(tree.text(path)):
             read = _Reading(module)
             found = {**dict.fromkeys(read.names, path), **found}
             spared |= read.spared
