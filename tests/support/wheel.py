@@ -26,11 +26,16 @@ def clone(folder: Path) -> Path:
 
 
 def build(folder: Path) -> Path:
-    """In a folder; returns the wheel."""
+    """Of what is under test."""
     sources = clone(folder / "sources")
     # What an operator builds is his.
     (sources / "plugin_build/dist/0").mkdir(parents=True)
     (sources / "plugin_build/dist/0/consul_plugin.so").touch()
+    return pack(sources, folder)
+
+
+def pack(sources: Path, folder: Path) -> Path:
+    """The wheel of these sources, in a folder."""
     words = [BIN / "uv", "build", "--quiet", "--wheel", "--no-build-isolation", "--offline"]
     words += ["--python", sys.executable, "--out-dir", folder, sources]
     subprocess.run(words, check=True)
