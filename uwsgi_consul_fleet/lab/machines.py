@@ -30,7 +30,7 @@ from uwsgi_consul_fleet.lab.host import (
 from uwsgi_consul_fleet.lab.network import DEFAULT, LENGTH_6, Network, ipv6
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
-BOOT_TIMEOUT = 60  # seconds until ssh answers
+BOOT_TIMEOUT = 120  # seconds until ssh answers; a dozen that boot side by side took more than 60
 SYSTEMD = Path("/run/systemd/system")  # there where systemd is this host's init
 CHECKOUTS = MACHINES.with_name("checkouts")  # which clone is where
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
