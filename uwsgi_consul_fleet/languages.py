@@ -44,7 +44,7 @@ LANGUAGES = {
         manifest="cpanfile",
         lock="cpanfile.snapshot",
         is_locked=False,
-        tools=("carton", "make"),
+        tools=("carton", "make", "libio-socket-ssl-perl"),  # CPAN is reached by https
         compiler=("libperl-dev",),
     ),
     "rack": Language(
