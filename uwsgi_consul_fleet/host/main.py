@@ -89,7 +89,8 @@ def _alone(doing: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waits for what an interrupted run began here: {lock.read().strip()}")
+            parts = ("waits for what an interrupted run began here", lock.read().strip())
+            say(": ".join(filter(None, parts)))  # versions before 0.3 write nothing into it
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.seek(0)
         lock.truncate()
