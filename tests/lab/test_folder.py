@@ -18,7 +18,7 @@ from checkout import BIN, ROOT
 from fleet_commands import changed
 from lab_commands import Lab
 
-pytestmark = pytest.mark.takes(60)
+pytestmark = pytest.mark.takes(90)
 
 SHOP = """
 from flask import Flask
