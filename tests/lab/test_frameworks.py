@@ -323,7 +323,7 @@ def test_a_worker_that_is_missing_is_seen_and_one_that_fails_is_put_back(
     celery_project(own, lab)
     assert own.changes("--data", "app=celery") == {}
     lab.ssh("cheetah", "sudo systemctl stop celery.target")
-    assert workers(lab) == []
+    until(lambda: not workers(lab), "they have ended")
     lab.ssh("cheetah", "sudo systemctl start celery.target")
     verified = own.run("invoke", "verify", "--json", "--wait", "30", "--app", "celery")
     states = {row["id"]: row["state"] for row in json.loads(verified.stdout)["rows"]}
