@@ -42,6 +42,7 @@ static struct {
     timer_t timer;
     int repeats;
     int idle_looks;
+    volatile sig_atomic_t hurries;
 } worker;
 
 static int repeat_after(long milliseconds) {
@@ -125,8 +126,14 @@ static void on_exit_begins(void) {
         return;
     signal(SIGHUP, SIG_IGN);
     repeat_after(0);
-    if (uwsgi.threads > 1 && worker.repeats && wait_for_threads)
+    if (uwsgi.threads > 1 && worker.repeats && !worker.hurries && wait_for_threads)
         wait_for_threads();
+}
+
+/* It is to end at once, whatever it was asked before: then nothing is waited for. */
+static void on_interrupt(int signum) {
+    worker.hurries = 1;
+    end_me(signum);
 }
 
 static int is_offloading(void) {
@@ -143,10 +150,10 @@ static int is_offloading(void) {
 /* For as long as the master has mercy; not where the worker is to end at once. */
 static void finish_offloads(void) {
     int idle_looks = 0;
-    if (getpid() != worker.pid || uwsgi.workers[uwsgi.mywid].manage_next_request)
+    if (getpid() != worker.pid || worker.hurries || uwsgi.workers[uwsgi.mywid].manage_next_request)
         return;
     signal(SIGHUP, SIG_IGN);
-    while (idle_looks++ < IDLE_LOOKS) {
+    while (!worker.hurries && idle_looks++ < IDLE_LOOKS) {
         if (is_offloading())
             idle_looks = 0;
         poll(NULL, 0, REPEAT_AFTER);
@@ -168,6 +175,7 @@ static int wait_write(int fd, int seconds) {
 }
 
 static int hold_hangup(void (*handler)(int)) {
+    struct sigaction action;
     struct sigevent event;
     memset(&event, 0, sizeof(event));
     event.sigev_notify = SIGEV_THREAD_ID;
@@ -177,6 +185,8 @@ static int hold_hangup(void (*handler)(int)) {
     if (timer_create(CLOCK_MONOTONIC, &event, &worker.timer) || atexit(on_exit_begins))
         return -1;
     uwsgi_unix_signal(SIGHUP, handler);
+    if (!sigaction(SIGINT, NULL, &action) && action.sa_handler == end_me)
+        uwsgi_unix_signal(SIGINT, on_interrupt);
     return 0;
 }
 

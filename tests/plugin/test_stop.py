@@ -94,6 +94,22 @@ def test_the_most_urgent_wish_counts(start: Start, agent: Agent, name: str) -> N
         assert uwsgi.wait(5) == 0
 
 
+@pytest.mark.everywhere
+@pytest.mark.parametrize("workers", [[], ["threads = 4"]])
+def test_it_counts_also_when_the_workers_were_asked_to_finish(
+    start: Start, agent: Agent, name: str, workers: list[str]
+) -> None:
+    options = ["exit-on-reload = true", "worker-reload-mercy = 60", *workers]
+    uwsgi = start(f"url={agent.url},name={name},drain=0", options=options, processes=1).ready()
+    is_passing(agent, name)
+    with request_under_way(uwsgi):
+        uwsgi.signal(signal.SIGHUP)
+        until(lambda: "killing worker" in uwsgi.log, "the workers are asked to finish")
+        time.sleep(0.3)
+        uwsgi.signal(signal.SIGINT)
+        assert uwsgi.wait(5) == 0
+
+
 # ---- stop_timeout ----
 
 
