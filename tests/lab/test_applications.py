@@ -5,9 +5,12 @@ that. The tests run in the order in which they stand here, each from what the on
 """
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import consul_version
@@ -29,10 +32,17 @@ min_healthy_time = 1
 app_ini = "app/uwsgi.ini.j2"
 {consul_version.settings()}
 """
-# Of each unit of an application: its process, and how much it has said.
-LOOK = """for unit in $(systemctl list-units --plain --no-legend '{}-*@*' | cut -d' ' -f1); do
-    echo "$unit $(systemctl show --property MainPID --value "$unit")" \\
-        "$(sudo journalctl --quiet --unit "$unit" --output cat | wc -l)"
+STREAM = """
+import time
+
+def application(environ, start):
+    start('200 OK', [])
+    dots = (time.sleep(0.1) or b'.' for _ in range(6000))
+    return dots if environ['PATH_INFO'] == '/stream' else [b'well']
+"""
+# The processes of applications, each with the moment of its start.
+LOOK = """find /proc -maxdepth 1 -name '[0-9]*' \\( {} \\) | while read -r process; do
+    echo "$(stat --format %U "$process") $(cut -d' ' -f1,22 "$process/stat")"
 done"""
 
 
@@ -42,9 +52,10 @@ class Operator:
     def __init__(self, folder: Path, lab: Lab) -> None:
         self.folder = folder
         self.lab = lab
+        self.known: dict[tuple[str, str, str, int], str] = {}
         self.groups: dict[str, list[Any]] = {
             "consul_servers": ["drakar"],
-            DEMO.replace("-", "_"): ["drakar", "cheetah"],
+            DEMO.replace("-", "_"): BOTH,
         }
         for name in ("applications", "group_data"):
             (folder / name).mkdir()
@@ -60,12 +71,12 @@ class Operator:
         (self.folder / f"applications/{name}.py").write_text(text)
 
     def write(self, name: str, code: str = "") -> None:
-        """The source of an application that answers with its name."""
+        """The source of an application that answers with its name; no run before this had it."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         (folder / "__init__.py").touch()
         (folder / "server.py").write_text(
-            "import os\ndef application(environ, start):\n"
+            f"# {self.folder}\nimport os\ndef application(environ, start):\n"
             f"    start('200 OK', [])\n    return [b'{name}']\n{code}"
         )
 
@@ -80,36 +91,37 @@ class Operator:
     def changes(self, *options: str) -> dict[str, list[str]]:
         return changed(self.deploy("--json", *options))
 
-    def rows(self, *options: str) -> set[tuple[str, str, str, int]]:
-        """Each instance that the catalog has, which agrees with the inventory."""
+    def rows(self, *options: str) -> dict[tuple[str, str, str, int], str]:
+        """Each instance in the catalog with its release; it agrees with the inventory."""
         report = json.loads(self.run("invoke", "verify", "--json", "--wait", "10", *options).stdout)
         return {
-            (row["node"], row["service"], row["id"], row["port"])
+            (row["node"], row["service"], row["id"], row["port"]): row["release"]
             for row in report["rows"]
             if row["port"]
         }
 
-    def releases(self) -> dict[tuple[str, str], str]:
-        """What serves, by service and host."""
-        found = json.loads(self.run("invoke", "releases", "--json").stdout)
-        return {
-            (each["service"], each["node"]): one["release"]
-            for each in found
-            for one in each["releases"]
-            if one["current"]
-        }
+    def released(self) -> set[tuple[str, str]]:
+        """Which services serve something else than when this was asked before, and where."""
+        before, self.known = self.known, self.rows()
+        return {key[:2] for key in self.known if self.known[key] != before.get(key)}
 
     def look(self, *names: str) -> set[str]:
-        """The instances of these applications, each with its process and how much it has said."""
-        return {
-            f"{host}: {line}"
-            for host in ("drakar", "cheetah")
-            for line in self.lab.ssh(host, "\n".join(map(LOOK.format, names))).stdout.splitlines()
+        """The processes of these applications, each with its number and the moment of its start."""
+        users = " -o ".join(f"-user {name}" for name in names)
+        found = {
+            f"{host} {line}"
+            for host in BOTH
+            for line in self.lab.ssh(host, LOOK.format(users)).stdout.splitlines()
         }
+        assert {line.split()[1] for line in found} == {*names}
+        return found
 
 
 PORTS = {"server1": 2001, "server2": 2002}
 FOUR = {f"s{n}": 3000 + n for n in range(1, 5)}
+BOTH = ["drakar", "cheetah"]
+# Its name begins as that of the other does.
+ADMIN = "shop-admin"
 
 
 @pytest.fixture(scope="module")
@@ -121,118 +133,126 @@ def own(
 
 def test_described_in_a_file_nothing_changes(own: Operator) -> None:
     assert own.changes() == {}
-    assert own.rows() == {
-        (host, DEMO, name, port) for host in ("drakar", "cheetah") for name, port in PORTS.items()
+    assert own.released() == {(host, DEMO) for host in BOTH}
+    assert {*own.known} == {
+        (host, DEMO, name, port) for host in BOTH for name, port in PORTS.items()
     }
 
 
 def test_two_more_come_to_the_same_hosts(own: Operator) -> None:
-    own.groups |= {"shop": ["drakar", "cheetah"], "blog": ["drakar"]}
     own.write("shop")
-    own.write("blog")
+    own.write("admin", STREAM)
     shop = {"app_entry_point": "shop.server:application", "app_processes": 1}
-    own.describe("shop", "shop", instances=FOUR, batch="100%", health_path="/", **shop)
-    blog = {"app_entry_point": "blog.server:application", "instances": {"web": 2001}}
-    own.describe("blog", "blog", **blog)
+    own.describe("shop", "shop", instances=FOUR, **shop)
+    admin = {"app_entry_point": "admin.server:application"}
+    own.describe(ADMIN, "admin", **admin, instances={"web": {"port": 2001, "id": "server2"}})
+    own.describe("blog", "shop", **shop, instances={"web": 5001})
+    own.groups |= {"shop": BOTH, "shop_admin": ["cheetah"], "shpo": ["drakar"]}
     said = output(own.deploy(check=False))
-    assert f"drakar: instances {DEMO}/server1 and blog/web have the same port 2001" in said
-    own.describe("blog", "blog", **{**blog, "instances": {"web": 4001}})
+    for problem in (
+        f"cheetah: instances {DEMO}/server1 and {ADMIN}/web have the same port 2001",
+        f"cheetah: instances {DEMO}/server2 and {ADMIN}/web have the same id 'server2'",
+        "unknown group 'shpo', did you mean 'shop'?",
+        "applications/blog.py: has no hosts",
+        "nothing was touched",
+    ):
+        assert problem in said
+    own.describe(ADMIN, "admin", **admin, instances={"web": 4001})
+    (own.folder / "applications/blog.py").unlink()
+    del own.groups["shpo"]
     demo = own.look(DEMO)
     own.deploy()
     assert own.look(DEMO) == demo
-    assert {row for row in own.rows() if row[1] != DEMO} == {
-        *(
-            (host, "shop", f"shop-{s}", port)
-            for host in ("drakar", "cheetah")
-            for s, port in FOUR.items()
-        ),
-        ("drakar", "blog", "blog-web", 4001),
+    assert own.released() == {*((host, "shop") for host in BOTH), ("cheetah", ADMIN)}
+    assert {row for row in own.known if row[1] != DEMO} == {
+        *((host, "shop", f"shop-{name}", port) for host in BOTH for name, port in FOUR.items()),
+        ("cheetah", ADMIN, "shop-admin-web", 4001),
     }
-    assert own.changes() == {}
 
 
 def test_a_release_of_one_touches_nothing_of_the_others(own: Operator) -> None:
     own.write("shop", "# another\n")
-    others, serving = own.look(DEMO, "blog"), own.releases()
-    found = own.changes()
-    assert {name.partition(":")[0] for name in found} == {"shop"}
-    assert own.look(DEMO, "blog") == others
-    now = own.releases()
-    assert {key for key in now if now[key] != serving[key]} == {
-        ("shop", "drakar"),
-        ("shop", "cheetah"),
-    }
+    before = own.look(DEMO, ADMIN)
+    with socket.create_connection((own.lab.address("cheetah"), 4001), timeout=10) as client:
+        client.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        assert client.recv(1)
+        assert {name.partition(":")[0] for name in own.changes()} == {"shop"}
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            while client.recv(2**16):
+                pass
+        client.settimeout(10)
+        assert client.recv(1) == b"."
+    assert own.look(DEMO, ADMIN) == before
+    assert own.released() == {(host, "shop") for host in BOTH}
 
 
 def test_one_that_fails_is_put_back_and_the_others_go_on(own: Operator) -> None:
-    """blog comes before shop, on the same host."""
+    """On the second host, where the other comes after it."""
     bad = BAD_RELEASES["exits at once"]
-    own.write("blog", f"import os\n{bad.code}")
-    own.write("shop", "# a third\n")
-    before = own.releases()
+    there = indent(f"import os\n{bad.code}", "    ")
+    own.write("shop", f"import socket\nif socket.gethostname() == 'cheetah':\n{there}")
+    own.write("admin", f"{STREAM}# another\n")
     result = own.deploy(check=False)
+    said = output(result)
     assert result.returncode == 1
-    assert bad.says in output(result)
-    assert "drakar: failed: blog; see above" in output(result)
-    now = own.releases()
-    assert now["blog", "drakar"] == before["blog", "drakar"]
-    assert all(now["shop", host] != before["shop", host] for host in ("drakar", "cheetah"))
-    assert ("drakar", "blog", "blog-web", 4001) in own.rows()
+    assert bad.says in said and "cheetah: failed: shop; see above" in said
+    assert own.released() == {("cheetah", ADMIN)}
+    assert len(own.known) == 2 * len(PORTS) + 2 * len(FOUR) + 1
 
 
 def test_a_deploy_for_one_alone_knows_nothing_of_the_others(own: Operator) -> None:
-    """The blog's code is still what does not start."""
-    said = output(own.deploy("--data", "app=shp", check=False))
-    assert f"no application 'shp', did you mean 'shop'?; there are: blog, {DEMO}, shop" in said
-    own.write("shop", "# a fourth\n")
-    others = own.look(DEMO, "blog")
+    """It is taken from a host, on which the other stays as it is, though its code is another."""
+    own.write("shop", "# a third\n")
+    own.write("admin", "os._exit(1)")
+    own.groups["shop"] = ["drakar"]
+    others = own.look(DEMO, ADMIN)
     result = own.deploy("--json", "--data", "app=shop")
-    assert {name.partition(":")[0] for name in changed(result)} == {"shop"}
-    assert "shop: releases" in result.stderr
-    assert "blog" not in output(result) and f"{DEMO}: " not in output(result)
-    assert own.look(DEMO, "blog") == others
+    found = changed(result)
+    assert found.pop("Application: stop it and remove it") == ["cheetah"]
+    assert {name.partition(":")[0] for name in found} == {"shop"}
+    assert ADMIN not in output(result) and f"{DEMO}: " not in output(result)
+    assert own.look(DEMO, ADMIN) == others
+    assert own.released() == {("drakar", "shop")}
+    assert ("cheetah", "shop") not in {row[:2] for row in own.known}
+    left = "getent passwd shop; ls -d /srv/shop* /etc/uwsgi-consul-fleet/shop*"
+    there = own.lab.ssh("cheetah", left).stdout.split()
+    assert there == [f"/etc/uwsgi-consul-fleet/{ADMIN}.conf", f"/srv/{ADMIN}"]
 
 
 def test_commands_are_about_one_of_them(own: Operator) -> None:
-    assert {row[1] for row in own.rows("--app", "shop")} == {"shop"}
     said = output(own.run("invoke", "rollback", check=False))
-    assert f"there are several applications: --app blog|{DEMO}|shop" in said
-    before, others = own.releases(), own.look(DEMO, "blog")
+    assert f"there are several applications: --app {DEMO}|shop|{ADMIN}" in said
+    others = own.look(DEMO, ADMIN)
     own.run("invoke", "rollback", "--app", "shop")
-    now = own.releases()
-    assert {key[0] for key in now if now[key] != before[key]} == {"shop"}
-    assert own.look(DEMO, "blog") == others
-    found = json.loads(own.run("invoke", "audit", "--json", "--app", "blog").stdout)
-    assert found and all("blog" in each["releases"] for each in found)
+    assert own.released() == {("drakar", "shop")}
+    assert own.look(DEMO, ADMIN) == others
+    assert {row[1] for row in own.rows("--app", "shop")} == {"shop"}
+    (listed,) = json.loads(own.run("invoke", "releases", "--json", "--app", "shop").stdout)
+    assert (listed["node"], listed["service"]) == ("drakar", "shop")
+    found = json.loads(own.run("invoke", "audit", "--json", "--app", ADMIN).stdout)
+    assert found and all(ADMIN in each["releases"] for each in found)
     assert found[-1]["outcome"] == "failed"
-    shown = own.run("invoke", "client", "--once", "--app", "blog").stdout
-    assert "4001" in shown and "3001" not in shown
-    listed = own.run("invoke", "releases", "--app", "blog").stdout
-    assert "serves" in listed and "cheetah" not in listed
+    shown = own.run("invoke", "client", "--once", "--app", "shop").stdout
+    assert "3001" in shown and "4001" not in shown
 
 
-def test_one_that_is_taken_from_a_host_leaves_the_others(own: Operator) -> None:
-    own.groups["shop"] = ["drakar"]
-    own.groups["blog"] = []
+def test_those_that_are_taken_from_all_hosts_leave_the_other(own: Operator) -> None:
+    own.groups |= {"shop": [], "shop_admin": []}
     demo = own.look(DEMO)
     result = own.deploy("--json")
-    assert changed(result) == {"Application: stop it and remove it": ["drakar", "cheetah"]}
-    assert "blog is taken from those that have it" in output(result)
+    ((name, hosts),) = changed(result).items()
+    assert (name, {*hosts}) == ("Application: stop it and remove it", {*BOTH})
+    assert f"{ADMIN} is taken from those that have it" in output(result)
     assert own.look(DEMO) == demo
-    assert {row[:2] for row in own.rows()} == {
-        ("drakar", DEMO),
-        ("cheetah", DEMO),
-        ("drakar", "shop"),
-    }
-    left = "ls /srv /etc/uwsgi-consul-fleet /etc/systemd/system; getent passwd shop blog; true"
-    assert "shop" not in own.lab.ssh("cheetah", left).stdout
-    assert "blog" not in own.lab.ssh("drakar", left).stdout
+    assert {row[1] for row in own.rows()} == {DEMO}
+    left = "ls /srv /etc/uwsgi-consul-fleet /etc/systemd/system; getent passwd shop shop-admin"
+    for host in BOTH:
+        assert "shop" not in own.lab.ssh(host, left, check=False).stdout
 
 
 def test_where_the_settings_name_one_the_files_are_not_read(own: Operator) -> None:
-    own.groups["shop"] = []
-    own.deploy()
-    own.groups = {"consul_servers": ["drakar"], "app_servers": ["drakar", "cheetah"]}
+    own.groups = {"consul_servers": ["drakar"], "app_servers": BOTH}
     one = {"app_name": DEMO, "app_source": "app", "app_entry_point": "app.server:application"}
     lines = (f"{key} = {value!r}\n" for key, value in {**one, "instances": PORTS}.items())
     (own.folder / "group_data/all.py").write_text(f"{ALL}{''.join(lines)}")
