@@ -7,12 +7,19 @@ from fleet_commands import Fleet, output, run
 from lab_commands import Lab
 
 from uwsgi_consul_fleet.errors import LockedError
+from uwsgi_consul_fleet.host_program import PROGRAM
 
 HOSTS = ("drakar", "cheetah")
 SPARE = ("ormen", "skeid")
 # Beside the inventory; what --data says still comes before it. The application serves without its
 # requirements: installing them takes most of a deploy to a new machine.
 SETTINGS = {"app_requirements": None, "min_healthy_time": 1}
+# Other applications, which serve on: no inventory but the test's own knows them.
+CLEAR = f"""cd /etc/uwsgi-consul-fleet 2>/dev/null || exit 0
+for name in *.conf; do
+    case $name in a-newer-* | consul-demo-server.conf | '*.conf') continue ;; esac
+    sudo {PROGRAM} stop "${{name%.conf}}" && sudo {PROGRAM} remove "${{name%.conf}}"
+done"""
 
 
 class SharedFleet(Fleet):
@@ -48,6 +55,8 @@ class SharedFleet(Fleet):
     def _put_back(self) -> None:
         others = [name for name in self.lab.status() if name not in HOSTS]
         self.lab.up(*HOSTS, *others)
+        for host in HOSTS:
+            self.lab.ssh(host, CLEAR, check=False)
         self.hosts(["drakar"], list(HOSTS), others)
         if not self.built:
             self.build_once()
