@@ -192,9 +192,13 @@ class Host:
         if self.left < 0:
             raise Killed
 
-    def start(self, names: Iterable[str], seconds: float | None = None) -> None:
+    def start(
+        self, names: Iterable[str], seconds: float | None = None, alone: bool = False
+    ) -> None:
         for name in names:
             self._call()
+            if name.endswith(".socket") and not alone:
+                self.runs |= self.wanted()
             if name not in self.runs:
                 self.told.append(f"+{name}")
             self.runs.add(name)
@@ -214,11 +218,15 @@ class Host:
     def expect_one_beat(self) -> None:
         assert len(self.active("shop.beat.*@*.service")) <= 1
 
+    def wanted(self) -> set[str]:
+        """What the pointer says; nothing before the first release."""
+        pointer = store.pointer("shop")
+        text = pointer.read_text() if pointer.exists() else ""
+        names = re.findall("^Wants=(.*)$", text, re.MULTILINE)
+        return {name.replace("%N", "shop-2001") for line in names for name in line.split()}
+
     def boot(self) -> None:
-        """Start what the pointer says."""
-        found = re.search("^Wants=(.*)$", store.pointer("shop").read_text(), re.MULTILINE)
-        assert found
-        self.runs = {name.replace("%N", "shop-2001") for name in found.group(1).split()}
+        self.runs = self.wanted()
 
 
 @pytest.fixture
@@ -385,6 +393,20 @@ def test_those_that_a_release_has_no_more_end_and_come_back_with_the_one_before(
         made = release(srv, generation, names)
         take_over(generation, back=back)
         assert host.runs == exactly(made)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_where_nothing_runs_the_release_before_does_not_start_beside_the_new_one(
+    srv: Path, host: Host, fails: bool
+) -> None:
+    release(srv, "r1-a", OLD)
+    take_over("r1-a")
+    host.runs.clear()  # by `systemctl stop shop.target`
+    new = release(srv, "r2-a", OLD, alive=1)
+    host.failing = {"shop.celery.2@r2-a.service"} if fails else set()
+    with pytest.raises(ReleaseError) if fails else nullcontext():
+        take_over("r2-a")
+    assert host.runs == (set() if fails else exactly(new))
 
 
 def test_those_of_another_application_are_its_own(srv: Path, host: Host) -> None:

@@ -221,6 +221,7 @@ def _stop(new: Release, old: Release | None, opened: list[int]) -> None:
     known = [instance.port for instance in old.instances]
     systemd.stop(f"{new.app}-{port}.socket" for port in opened if port in known)
     _stop_all(new)
+    systemd.stop(retire.running(new.app))  # what a connection has started meanwhile
     units.close_sockets(new.app, [port for port in opened if port not in known])
 
 

@@ -31,13 +31,14 @@ def systemctl(*arguments: str) -> str:
     return result.stdout
 
 
-def start(units: list[str], seconds: float | None = None) -> None:
+def start(units: list[str], seconds: float | None = None, alone: bool = False) -> None:
     """Returns when all of them are ready.
 
     :param seconds: how long that may take; a boot has a limit of its own, in the units
+    :param alone: start nothing else that these want
     :raises ReleaseError: why one does not get there
     """
-    words = ["systemctl", "start", *units]
+    words = ["systemctl", "start", *["--job-mode=ignore-dependencies"] * alone, *units]
     try:
         started = subprocess.run(words, capture_output=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:

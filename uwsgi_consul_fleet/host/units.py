@@ -66,7 +66,8 @@ def open_sockets(release: Release, ports: list[int]) -> None:
             store.write(_drop_in(release.app, port), text)
     if ports:
         systemd.systemctl("daemon-reload")
-        systemd.start([_socket(release, port) for port in ports])
+        # Where nothing ran, what served last would start beside this release, with its workers.
+        systemd.start([_socket(release, port) for port in ports], alone=True)
 
 
 def _socket(release: Release, port: int) -> str:
