@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fleet_commands import Fleet, finish, output, run
 from load import Load, instances
+from releasing import starts
 from versions import Version, before, last
 
 HOSTS = ("drakar", "cheetah")
@@ -59,26 +60,43 @@ def test_what_it_released_is_known_by_its_content(fleet: Fleet, old: Version) ->
     assert "(app_source) over old" in output(fleet.deploy("--dry"))
 
 
-def held(process: subprocess.Popen[str], fleet: Fleet, lab: Any) -> None:
+def held(process: subprocess.Popen[str], lab: Any) -> None:
     """Wait until that run has the lock."""
     look = "for i in $(seq 200); do consul kv get uwsgi-consul-fleet/lock && exit; sleep 0.1; done"
     found = lab.ssh("drakar", f"{look}; exit 1", check=False)
     assert found.returncode == 0 and process.poll() is None, process.communicate()
 
 
-def test_each_understands_the_lock_of_the_other(fleet: Fleet, lab: Any, old: Version) -> None:
-    words = ("pyinfra", "-y", *release("other"), str(fleet.path), "deploy/")
-    process = old.start(*words)
-    held(process, fleet, lab)
+def test_its_lock_is_understood(fleet: Fleet, lab: Any, old: Version) -> None:
+    process = old.start("pyinfra", "-y", *release("other"), str(fleet.path), "deploy/")
+    held(process, lab)
     refused = fleet.deploy(check=False)
     assert refused.returncode == 75, output(refused)
     assert "runs a deploy of other" in output(refused)
     finish(process, check=True)
-    ours = fleet.start_deploy(*release("old"))
-    held(ours, fleet, lab)
-    unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
-    assert "runs a deploy of old" in output(unlock)
-    finish(ours, check=True)
+
+
+def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Version) -> None:
+    """And meanwhile it understands our lock. Its agents restart, so that look-ups may fail."""
+    before = starts(lab, HOSTS)
+    with Load(lab, instances(lab, *HOSTS)) as load:
+        load.mark("deployed to")
+        process = fleet.start_deploy(*release("new"))
+        held(process, lab)
+        unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
+        assert "runs a deploy of new" in output(unlock)
+        finish(process, check=True)
+        fleet.verify("--wait", "10", "--probe")
+        load.mark("there")
+        assert fleet.changes(*release("new")) == {}
+        assert starts(lab, HOSTS) == {host: count + 2 for host, count in before.items()}
+        fleet.rollback("other")  # which the version before has made
+        assert fleet.releases() == dict.fromkeys(HOSTS, "other")
+        load.mark("end")
+        taken_over = load.window("deployed to", "there")
+        assert {*taken_over.releases} == {"other", "new"} and not taken_over.failed, taken_over
+        load.window("there", "end").expect(passing=4, releases={"new", "other"})
+    fleet.verify("--wait", "10", "--probe")
 
 
 def test_versions_that_know_no_fleets_stop_before_they_touch_anything(
@@ -90,7 +108,7 @@ def test_versions_that_know_no_fleets_stop_before_they_touch_anything(
         )
         assert result.returncode, output(result)
         assert "a-newer-uwsgi-consul-fleet serves on port 2001, 2002" in output(result)
-    assert fleet.releases() == dict.fromkeys(HOSTS, "old")
+    assert fleet.releases() == dict.fromkeys(HOSTS, "other")
 
 
 def test_its_consul_moves_with_the_version_that_it_has(fleet: Fleet, lab: Any) -> None:
@@ -104,20 +122,6 @@ def test_its_consul_moves_with_the_version_that_it_has(fleet: Fleet, lab: Any) -
     assert lab.ssh("drakar", "ls /etc/consul.d").stdout == "own.json\n"
     assert lab.ssh("cheetah", "ls -d /etc/consul.d", check=False).stdout == ""
     assert "own" in lab.ssh("cheetah", "consul catalog services").stdout.split()
-
-
-def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any) -> None:
-    with Load(lab, instances(lab, *HOSTS)) as load:
-        load.mark("deployed to")
-        fleet.deploy(*release("new"))
-        fleet.verify("--wait", "10", "--probe")
-        assert fleet.changes(*release("new")) == {}
-        load.mark("rolled back")
-        fleet.rollback("other")  # which the version before has made
-        assert fleet.releases() == dict.fromkeys(HOSTS, "other")
-        load.mark("end")
-        load.window("deployed to", "end").expect(passing=4, releases={"old", "new", "other"})
-    fleet.verify("--wait", "10", "--probe")
 
 
 def test_a_second_roll_back_goes_further_back(fleet: Fleet) -> None:

@@ -25,6 +25,12 @@ from load import SERVICE
 UNITS = "systemctl list-units --plain --no-legend --state=active,activating,deactivating,reloading"
 
 
+def starts(lab: Lab, hosts: Sequence[str]) -> dict[str, int]:
+    """How often instances of the application were started on each host, but for trials."""
+    count = f"sudo journalctl --quiet --output cat --unit '{SERVICE}-2*@*' | grep -c ^Started"
+    return {host: int(lab.ssh(host, count).stdout) for host in hosts}
+
+
 class Releases:
     """The releases of a fleet, and what of them runs on its hosts.
 
