@@ -6,32 +6,20 @@ that. The tests run in the order in which they stand here, each from what the on
 
 import json
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from textwrap import indent
-from typing import Any
 
-import consul_version
 import pytest
 from applications import BAD_RELEASES
-from checkout import ROOT
-from fleet_commands import changed, output, run
+from described import ALL, DEMO, Described
+from fleet_commands import changed, output
 from lab_commands import Lab
 from shared_fleet import SharedFleet
 
 pytestmark = pytest.mark.takes(90)
 
-DEMO = "consul-demo-server"
-ALL = f"""\
-ssh_config_file = "{ROOT}/.lab/ssh_config"
-_sudo = True
-app_requirements = None
-min_healthy_time = 1
-app_ini = "app/uwsgi.ini.j2"
-{consul_version.settings()}
-"""
 STREAM = """
 import time
 
@@ -46,29 +34,13 @@ LOOK = """find /proc -maxdepth 1 -name '[0-9]*' \\( {} \\) | while read -r proce
 done"""
 
 
-class Operator:
+class Operator(Described):
     """A folder of one's own, from which the fleet is deployed."""
 
     def __init__(self, folder: Path, lab: Lab) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.lab = lab
         self.known: dict[tuple[str, str, str, int], str] = {}
-        self.groups: dict[str, list[Any]] = {
-            "consul_servers": ["drakar"],
-            DEMO.replace("-", "_"): BOTH,
-        }
-        for name in ("applications", "group_data"):
-            (folder / name).mkdir()
-        (folder / "group_data/all.py").write_text(ALL)
-        for name in ("app", "plugin_build", "tasks.py"):
-            (folder / name).symlink_to(ROOT / name)
-        demo = {name: {"port": port, "id": name} for name, port in PORTS.items()}
-        self.describe(DEMO, "app", app_entry_point="app.server:application", instances=demo)
-
-    def describe(self, name: str, source: str, **settings: Any) -> None:
-        lines = {"app_source": source, **settings}
-        text = "".join(f"{key} = {value!r}\n" for key, value in lines.items())
-        (self.folder / f"applications/{name}.py").write_text(text)
 
     def write(self, name: str, code: str = "") -> None:
         """The source of an application that answers with its name; no run before this had it."""
@@ -79,17 +51,6 @@ class Operator:
             f"# {self.folder}\nimport os\ndef application(environ, start):\n"
             f"    start('200 OK', [])\n    return [b'{name}']\n{code}"
         )
-
-    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        lines = (f"{name} = {hosts!r}\n" for name, hosts in self.groups.items())
-        (self.folder / "inventory.py").write_text("".join(lines))
-        return run(*words, check=check, cwd=self.folder)
-
-    def deploy(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run("pyinfra", "-y", *options, "inventory.py", f"{ROOT}/deploy/", check=check)
-
-    def changes(self, *options: str) -> dict[str, list[str]]:
-        return changed(self.deploy("--json", *options))
 
     def rows(self, *options: str) -> dict[tuple[str, str, str, int], str]:
         """Each instance in the catalog with its release; it agrees with the inventory."""
