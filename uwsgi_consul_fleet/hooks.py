@@ -4,10 +4,10 @@ this machine before and after a run that changes something, and each switch of a
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 
 from uwsgi_consul_fleet.errors import FleetError
 
@@ -69,28 +69,34 @@ class Hooks:
             return ""
         known = {**self._about, **about, "hook": name}
         variables = {f"{PREFIX}{key.upper()}": value for key, value in known.items()}
+        process = reader = None
         try:
-            process = subprocess.Popen(
-                [str(self._there[name])],
-                cwd=self._folder,
-                env={**os.environ, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C is for us to pass on.
-                start_new_session=True,
-            )
+            with _ctrl_c_later():
+                process = self._start(name, variables)
+                self._running[process] = False
+            reader = Thread(target=_follow, args=(process, name, show), daemon=True)
+            reader.start()
+            return self._wait(process, name)
         except OSError as error:
             return f"{name}: can't be started: {error}"
-        self._running[process] = False
-        reader = Thread(target=_follow, args=(process, name, show), daemon=True)
-        reader.start()
-        try:
-            return self._wait(process, name)
         finally:
-            _end(process)
-            del self._running[process]
-            reader.join(GRACE)
+            if process:
+                _end(process)
+                del self._running[process]
+            if reader:
+                reader.join(GRACE)
+
+    def _start(self, name: str, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [str(self._there[name])],
+            cwd=self._folder,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C is for us to pass on.
+            start_new_session=True,
+        )
 
     def of_switch(self, name: str, show: Show, gone: BaseException, **about: str) -> str:
         """As :meth:`run`, in a thread that may end while it waits.
@@ -127,6 +133,22 @@ class Hooks:
         self.interrupted = True
         for process in [*self._running]:
             _end(process)
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """What is started is known before an exception can tear its start apart."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _follow(process: subprocess.Popen[bytes], name: str, show: Show) -> None:

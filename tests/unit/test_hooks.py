@@ -4,7 +4,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -41,6 +42,14 @@ def is_gone(pid: str) -> bool:
     except OSError:
         return True
     return state == "Z"  # whoever inherited it will look at it some time
+
+
+def running(folder: Path) -> Iterator[Path]:
+    """What of the hooks in a folder is among the processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                yield path
 
 
 def test_what_is_not_there_refuses_nothing(tmp_path: Path) -> None:
@@ -142,7 +151,18 @@ def test_a_second_ctrl_c_does_not_ask(tmp_path: Path, write: Write) -> None:
     assert not thread.is_alive()
 
 
-def test_an_exception_ends_it(tmp_path: Path, write: Write) -> None:
+STARTS = """
+import signal, subprocess
+class Begun(subprocess.Popen):
+    def __init__(self, *words, **how):
+        super().__init__(*words, **how)
+        signal.raise_signal(signal.SIGINT)
+subprocess.Popen = Begun
+"""
+
+
+@pytest.mark.parametrize("moment", ["runs", "starts"])
+def test_an_exception_ends_it(tmp_path: Path, write: Write, moment: str) -> None:
     """As Ctrl-C does in a command, whose main thread waits for it."""
     pid = tmp_path / "pid"
     write("before-deploy", f"echo $$ >{pid}.part; mv {pid}.part {pid}; sleep 60")
@@ -150,11 +170,13 @@ def test_an_exception_ends_it(tmp_path: Path, write: Write) -> None:
         "from pathlib import Path; from uwsgi_consul_fleet.hooks import Hooks; "
         f"Hooks(Path({str(tmp_path)!r}), 60, {{}}).run('before-deploy', print)"
     )
-    process = subprocess.Popen([sys.executable, "-c", words], stderr=subprocess.PIPE, text=True)
-    until(pid.exists, "it runs")
-    process.send_signal(signal.SIGINT)
+    code = f"{STARTS if moment == 'starts' else ''}{words}"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    if moment == "runs":
+        until(pid.exists, "it runs")
+        process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=20)[1]
-    assert is_gone(pid.read_text().strip())
+    assert not list(running(tmp_path))
 
 
 class TestWhatIsThere:
