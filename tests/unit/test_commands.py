@@ -11,7 +11,9 @@ from checkout import BIN
 from invoke import Context, Exit, Task
 
 from uwsgi_consul_fleet.commands import command as commands
+from uwsgi_consul_fleet.commands import report
 from uwsgi_consul_fleet.commands.command import Answer, command
+from uwsgi_consul_fleet.consul.audit import Entry
 from uwsgi_consul_fleet.errors import FleetError, LockedError
 from uwsgi_consul_fleet.inventory.model import Fleet
 
@@ -126,3 +128,16 @@ def test_help_is_no_name(words: tuple[str, ...]) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert f"[--core-opts] {words[0]} [--options]" in result.stdout
+
+
+def test_the_audit_of_several_applications_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    names = ("blog", "intranet", "shop", "wiki")
+    released = {name: f"696c3fe399-dirty-{name}" for name in names}
+    when = {"since": "2026-11-26T15:53:51.123456Z", "outcome": "ok"}
+    report.show_audit([Entry(who="anna", machine="desk", what="deploy", releases=released, **when)])
+    said = capsys.readouterr().out
+    assert "anna@desk" in said and "…" not in said
+    assert all(f"{name} {release}" in said for name, release in released.items())

@@ -106,11 +106,11 @@ def show_audit(entries: Iterable[Entry]) -> None:
 
 
 def _told(releases: Mapping[str, str]) -> str:
-    """Of several services each with its name, unless all have one."""
+    """Of several services each with its name, on a line of its own, unless all have one."""
     distinct = sorted(set(releases.values()))
     if len(distinct) < 2:
         return "".join(distinct)
-    return ", ".join(f"{service} {release}" for service, release in sorted(releases.items()))
+    return "\n".join(f"{service} {release}" for service, release in sorted(releases.items()))
 
 
 def _hosts(entry: Entry) -> str:
