@@ -67,17 +67,19 @@ def _make_base_trees(run: Path) -> None:
     prepared.ensure(run / "bases")
 
 
-class LabFilesTogether(LoadScopeScheduling):
-    """Hands out the tests of a lab file together, all others one by one, in their order."""
+class FilesTogether(LoadScopeScheduling):
+    """Hands out the tests of a lab file together, all others one by one, in their order; but for
+    those that share an installed wheel."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0] if nodeid.startswith("tests/lab/") else nodeid
+        path = nodeid.partition("::")[0]
+        return path if path.startswith(("tests/lab/", "tests/unit/test_wheel")) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LabFilesTogether:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
     config.option.loadscopereorder = False
-    return LabFilesTogether(config, log)
+    return FilesTogether(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

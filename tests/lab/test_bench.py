@@ -8,7 +8,7 @@ import pytest
 from checkout import ROOT
 from fleet_commands import Fleet
 
-pytestmark = pytest.mark.takes(100)
+pytestmark = pytest.mark.takes(170)
 
 
 def once(name: str) -> str:

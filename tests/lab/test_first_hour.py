@@ -30,6 +30,9 @@ from load import SERVICE, Load
 from releasing import Releases
 
 # Of each request, which the example's ini does not log.
+
+pytestmark = pytest.mark.takes(80)
+
 LOGGING = """
 answer_quietly = application
 

@@ -17,7 +17,7 @@ from load import SERVICE, Load
 from releasing import Releases
 from shared_fleet import SharedFleet
 
-pytestmark = pytest.mark.takes(150)
+pytestmark = pytest.mark.takes(110)
 
 SOON = ("--data", "health_timeout=4")
 

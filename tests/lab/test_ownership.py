@@ -17,7 +17,7 @@ from owned_machine import BESIDE
 
 from uwsgi_consul_fleet.lab.network import ipv6
 
-pytestmark = pytest.mark.takes(120)
+pytestmark = pytest.mark.takes(160)
 
 HOSTS = ("skeid", "ormen")
 RECORD = "/etc/uwsgi-consul-fleet/fleet.json"

@@ -14,6 +14,8 @@ from load import Load, instances
 from releasing import starts
 from versions import Version, before, last
 
+pytestmark = pytest.mark.takes(120)
+
 HOSTS = ("drakar", "cheetah")
 # An operator's own, which the agent reads.
 OWN = '{"service": {"name": "own", "port": 9}}'

@@ -10,6 +10,8 @@ import wheel
 from checkout import ROOT
 from wheel import run
 
+pytestmark = pytest.mark.takes(15)
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
