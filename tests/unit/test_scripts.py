@@ -199,3 +199,19 @@ def test_what_is_known_of_a_release_arrives_as_it_was_written(tmp_path: Path) ->
     found = State().process(machine.run(State().command("", words)).splitlines()).of("shop")
     assert found.generations == {"r1-0123": {"build": [build]}}
     assert found.last_switch == {"release": build}
+
+
+def test_what_is_asked_meanwhile_tears_no_line_apart(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    names = [f"r{number}-0123" for number in range(60)]
+    for name in names:
+        fields = json.dumps({"release": name, "note": "x" * 1000})
+        machine.put(f"/srv/shop/releases/{name}/release.json", fields)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nfor n in $(seq 8000); do echo app_python $0 abi; done\n")
+    python.chmod(0o755)
+    words = ("shop", "2001", "", str(python), "")
+    found = State().process(machine.run(State().command("", words)).splitlines()).of("shop")
+    assert {name: each.get("release") for name, each in found.generations.items()} == {
+        name: name for name in names
+    }

@@ -7,6 +7,9 @@
 kind=$1 program=$2 digest=$3 run=$4 ask=$5
 shift 5
 export LC_ALL=C
+# What is asked meanwhile says so here, and at the end: in between it would tear lines apart.
+aside=$(mktemp -d /run/uwsgi-consul-fleet.XXXXXX)
+trap 'rm -rf "$aside"' EXIT
 
 if command -v python3 >/dev/null; then echo "python yes"; fi
 if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
@@ -21,7 +24,7 @@ fi
 if [ -n "$ask" ] && [ "$(sha256sum 2>/dev/null <"$program")" = "$digest  -" ]; then
     exec 3<&0 # a command in the background reads nothing else
     # shellcheck disable=SC2086 # several words
-    printf 'consul %s\n' "$(python3 -IS -c "$run" "$program" $ask <&3)" &
+    printf 'consul %s\n' "$(python3 -IS -c "$run" "$program" $ask <&3)" >"$aside/consul" &
 fi
 
 # As somebody who may as much as the application's user.
@@ -42,7 +45,7 @@ while [ $# -gt 0 ]; do
     if [ "$asked" != "$3" ]; then asked=$3 identity=$(identify_uwsgi "$3"); fi
     echo "$identity" | sed "s/^/of $name /"
     echo "of $name app_python_at $4"
-    case $pythons in *" $4 "*) ;; *) if [ -x "$4" ]; then look_at_python "$4" & fi ;; esac
+    case $pythons in *" $4 "*) ;; *) if [ -x "$4" ]; then look_at_python "$4" >"$aside/python-$name" & fi ;; esac
     pythons="$pythons $4 " packages="$packages $5"
     shift 5
 done
@@ -152,3 +155,4 @@ print_unit() {
         esac
     done
 wait
+cat "$aside"/* 2>/dev/null || true
