@@ -3,25 +3,18 @@
 import importlib.metadata
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sources import host
 
 from uwsgi_consul_fleet.errors import InventoryError
-from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import metadata
 from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import _read, read
 from uwsgi_consul_fleet.operations.plan import DeployError
-
-
-@pytest.fixture(autouse=True)
-def _read_anew() -> Iterator[None]:
-    yield
-    _read.cache_clear()
 
 
 @pytest.fixture
@@ -34,13 +27,6 @@ def project(tmp_path: Path) -> Path:
     (folder / "wsgi.py").touch()
     (folder / "production.ini").touch()
     return folder
-
-
-def host(folder: Path, **settings: Any) -> AppHost:
-    data = {**DEMO, "app_source": str(folder), "app_requirements": None, "app_ini": None}
-    groups = frozenset({"consul_servers", "app_servers"})
-    hosts = [InventoryHost("drakar", groups, {**data, **settings})]
-    return build(hosts, (), (), lambda _: "10.0.3.11").applications[0]
 
 
 def package(folder: Path, **settings: Any) -> Package:

@@ -1,15 +1,14 @@
 """Applications in another language than Python: what uWSGI is told of them, and what is refused."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sources
 
 from uwsgi_consul_fleet.errors import InventoryError
-from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
-from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import dependencies, loading
 from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import _read, made_by, read
@@ -29,12 +28,6 @@ FILES = {
 ENTRIES = {"psgi": "app.psgi", "rack": "config.ru", "lua": "app.lua", "php": "public/index.php"}
 
 
-@pytest.fixture(autouse=True)
-def _read_anew() -> Iterator[None]:
-    yield
-    _read.cache_clear()
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "shop"
@@ -46,10 +39,7 @@ def project(tmp_path: Path) -> Path:
 
 def host(folder: Path, kind: str, **settings: Any) -> AppHost:
     ours = {"app_type": kind, "app_root": ".", "app_entry_point": ENTRIES.get(kind, "main.go")}
-    data = {**DEMO, "app_source": str(folder), "app_requirements": None, "app_ini": None}
-    groups = frozenset({"consul_servers", "app_servers"})
-    hosts = [InventoryHost("drakar", groups, {**data, **ours, **settings})]
-    return build(hosts, (), (), lambda _: "10.0.3.11").host("drakar").applications[0]
+    return sources.host(folder, **{**ours, **settings})
 
 
 def package(folder: Path, kind: str, **settings: Any) -> Package:

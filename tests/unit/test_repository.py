@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sources import git
 
 from uwsgi_consul_fleet import repository as shared
-from uwsgi_consul_fleet.git import environment
 from uwsgi_consul_fleet.inventory.model import InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.applications import repository
@@ -23,21 +23,6 @@ from uwsgi_consul_fleet.operations.applications.release import Release, _read, r
 from uwsgi_consul_fleet.operations.plan import DeployError
 
 PASSWORD = "s3same/4711"
-
-
-def git(folder: Path, *words: str) -> str:
-    who = (
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@example.org",
-        "-c",
-        "protocol.file.allow=always",
-    )
-    command = ["git", "-C", str(folder), *who, *words]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment()
-    ).stdout.strip()
 
 
 def commit(folder: Path, **files: str) -> str:

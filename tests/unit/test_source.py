@@ -13,27 +13,12 @@ from pathlib import Path
 
 import pytest
 from pyinfra.connectors.util import write_stdin
+from sources import git
 
-from uwsgi_consul_fleet.git import environment
 from uwsgi_consul_fleet.operations.applications import archive, requirements, source
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
 from uwsgi_consul_fleet.operations.files import Base64
 from uwsgi_consul_fleet.operations.plan import DeployError
-
-
-def git(folder: Path, *words: str) -> str:
-    given = [
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@example.org",
-        "-c",
-        "protocol.file.allow=always",
-    ]
-    command = ["git", "-C", str(folder), *given, *words]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment()
-    ).stdout
 
 
 def write(folder: Path, **files: str) -> None:

@@ -15,19 +15,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sources
 
 from uwsgi_consul_fleet.build.builder import assignments
 from uwsgi_consul_fleet.errors import InventoryError
 from uwsgi_consul_fleet.host import content, main, ownership, retire, steps, store, switch
 from uwsgi_consul_fleet.host.says import ReleaseError
-from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
-from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import decided, once
 from uwsgi_consul_fleet.operations.applications import steps as planned
 from uwsgi_consul_fleet.operations.applications.environment import render
 from uwsgi_consul_fleet.operations.applications.once import Once
 from uwsgi_consul_fleet.operations.applications.package import Package, make, settings_alone
-from uwsgi_consul_fleet.operations.applications.release import _read, read
+from uwsgi_consul_fleet.operations.applications.release import read
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.releases.rule import Content
@@ -39,22 +39,17 @@ APP = "nobody"  # a user that each machine has
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Path]:
+def project(tmp_path: Path) -> Path:
     folder = tmp_path / "shop"
     (folder / "media").mkdir(parents=True)
     (folder / "media/logo.svg").touch()
     (folder / "manage.py").touch()
     (folder / "link").symlink_to("media")
-    yield folder
-    _read.cache_clear()
+    return folder
 
 
 def host(folder: Path, **settings: Any) -> AppHost:
-    data = {**DEMO, "app_source": str(folder), "app_root": ".", "app_requirements": None}
-    data |= {"app_entry_point": "manage:x", "app_ini": None}
-    groups = frozenset({"consul_servers", "app_servers"})
-    entry = InventoryHost("drakar", groups, {**data, **settings})
-    return build([entry], (), (), lambda _: "10.0.3.11").host("drakar").applications[0]
+    return sources.host(folder, **{"app_root": ".", "app_entry_point": "manage:x", **settings})
 
 
 def package(folder: Path, **settings: Any) -> Package:
