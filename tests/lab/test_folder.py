@@ -141,4 +141,5 @@ def get(lab: Lab, port: int) -> str:
     asked = urllib.request.Request(f"http://{lab.address('shop1')}:{port}/")
     asked.add_header("Host", "localhost")
     with urllib.request.urlopen(asked, timeout=5) as answer:
+        assert answer.headers["Connection"] == "close"
         return str(answer.read().decode())
