@@ -16,7 +16,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from select import select
 
@@ -111,34 +111,40 @@ def test_a_command_runs_as_the_instances_do(lab: Lab, release: str, words: Words
     ).stdout
 
 
-def test_ctrl_c_reaches_each_host_and_the_worst_end_counts(lab: Lab, words: Words) -> None:
-    dies = '[ "$(hostname)" = drakar ] || trap "echo caught; kill -KILL $$" INT'
+def labelled(releases: Releases, text: str) -> list[str]:
+    """A line that each host says, in the order of their names."""
+    width = max(map(len, releases.hosts)) + 2
+    return [f"{f'[{name}]':{width}} {text}" for name in sorted(releases.hosts)]
+
+
+def test_ctrl_c_reaches_each_host_and_the_worst_end_counts(
+    lab: Lab, releases: Releases, words: Words
+) -> None:
+    dies = '[ "$(hostname)" != cheetah ] || trap "echo caught; kill -KILL $$" INT'
     script = CATCHES.replace("echo ready", f"{dies}; echo ready")
     process = start(*words("exec", "--", "sh", "-c", script), own_group=True)
     with killed_at_the_end(process):
         assert process.stdout
-        assert {process.stdout.readline(), process.stdout.readline()} == {
-            "[cheetah] ready\n",
-            "[drakar]  ready\n",
-        }
+        ready = {process.stdout.readline().rstrip("\n") for _ in releases.hosts}
+        assert ready == {*labelled(releases, "ready")}
         os.killpg(process.pid, signal.SIGINT)
         result = finish(process, check=False)
     assert result.returncode == 128 + signal.SIGKILL
-    assert sorted(result.stdout.splitlines()) == ["[cheetah] caught", "[drakar]  caught"]
+    assert sorted(result.stdout.splitlines()) == labelled(releases, "caught")
     assert "[cheetah] exit status 137" in result.stderr
     assert "[drakar]  exit status 5" in result.stderr
-    for name in ("drakar", "cheetah"):
+    for name in releases.hosts:
         assert not lab.ssh(name, LEFT).stdout
 
 
-def test_it_ends_when_nobody_reads_it_any_more(lab: Lab, words: Words) -> None:
+def test_it_ends_when_nobody_reads_it_any_more(lab: Lab, releases: Releases, words: Words) -> None:
     process = start(*words("exec", "--", "yes"), own_group=True)
     with killed_at_the_end(process):
         assert process.stdout and process.stdout.readline().endswith(" y\n")
         process.stdout.close()
         assert process.stderr and not process.stderr.read()
         assert process.wait(30) == 141
-    for name in ("drakar", "cheetah"):
+    for name in releases.hosts:
         until(lambda name=name: not lab.ssh(name, LEFT).stdout, "it is gone")
 
 
@@ -174,7 +180,7 @@ def test_with_a_terminal_it_is_interactive(words: Words) -> None:
 
 # --- Logs ---
 
-PREFIX = re.compile(r"(\d\d:\d\d:\d\d\.\d{3}) (drakar|cheetah) +(server\d|trial) +(\S+) +\| (.*)")
+PREFIX = re.compile(r"(\d\d:\d\d:\d\d\.\d{3}) ([a-z]+) +(server\d|trial) +(\S+) +\| (.*)")
 
 
 def told(text: str) -> list[tuple[str, ...]]:
@@ -207,7 +213,8 @@ def test_the_journals_of_all_in_the_order_of_time(
     told_all = run("invoke", "exec", "--inventory", str(inventory), "--", "hostname", check=False)
     assert told_all.returncode == 255
     assert "ghost (127.0.0.1): no SSH connection" in told_all.stderr
-    assert sorted(told_all.stdout.split()) == ["[cheetah]", "[drakar]", "cheetah", "drakar"]
+    said = {tuple(line.split()) for line in told_all.stdout.splitlines()}
+    assert said == {(f"[{name}]", name) for name in releases.hosts}
 
 
 # --- Hooks ---
@@ -283,7 +290,7 @@ def test_hooks_frame_a_run_and_each_switch(
         releases.serves(name)
         os.killpg(follow.pid, signal.SIGINT)
         followed = finish(follow, check=False)
-    assert recorded() == framed(name)
+    assert recorded() == framed(name, releases.hosts)
     assert "after-deploy: all done" in said
     assert "after-deploy: exit status 3" in said
     assert followed.returncode == 130
@@ -293,19 +300,18 @@ def test_hooks_frame_a_run_and_each_switch(
         lambda: all(lab.ssh(host, left, check=False).returncode for host in releases.hosts),
         "no journalctl is left on a host",
     )
-    load.window(begin).expect(passing=4, releases={before, name})
+    load.window(begin).expect(passing=2 * len(releases.hosts), releases={before, name})
 
 
-def framed(name: str) -> list[str]:
-    """What hooks around a good run over two hosts are told, one of which is the canary."""
-    return [
-        f"before-deploy {name} drakar cheetah",
-        f"before-switch {name} drakar",
-        f"after-switch {name} drakar ok",
-        f"before-switch {name} cheetah",
-        f"after-switch {name} cheetah ok",
-        f"after-deploy {name} drakar cheetah ok",
+def framed(name: str, hosts: Sequence[str]) -> list[str]:
+    """What hooks around a good run are told, which goes from host to host."""
+    about = f"{name} {' '.join(hosts)}"
+    switches = [
+        line
+        for host in hosts
+        for line in (f"before-switch {name} {host}", f"after-switch {name} {host} ok")
     ]
+    return [f"before-deploy {about}", *switches, f"after-deploy {about} ok"]
 
 
 def test_a_hook_that_refuses_ends_the_run_before_it_begins(
@@ -330,7 +336,7 @@ def test_a_refused_switch_puts_the_others_back(
     said = releases.refused("", "--data", "hook_timeout=2")
     assert "before-switch: did not end within 2 s (hook_timeout): not switched" in said
     new, old = recorded()[0].split()[1], releases.serving
-    load.window(begin).expect(passing=4, releases={old, new})
+    load.window(begin).expect(passing=2 * len(releases.hosts), releases={old, new})
     releases.expect_everywhere()
 
 
@@ -347,8 +353,8 @@ def test_ctrl_c_in_a_hook_ends_it_and_the_run(
     assert result.returncode == 130
     assert gone(pid)
     assert recorded() == [
-        f"before-deploy {name} drakar cheetah",
-        f"after-failure {name} drakar cheetah interrupted",
+        f"before-deploy {name} {' '.join(releases.hosts)}",
+        f"after-failure {name} {' '.join(releases.hosts)} interrupted",
     ]
     assert releases.names() == {host: {releases.serving} for host in releases.hosts}
 
@@ -372,4 +378,4 @@ def test_a_roll_back_has_them_too(
             assert finish(first, check=False).returncode == 130
             assert gone(pid)
             finish(second, check=True)
-    assert recorded() == framed(releases.before)
+    assert recorded() == framed(releases.before, releases.hosts)
