@@ -8,8 +8,9 @@ kind=$1 program=$2 digest=$3 run=$4 ask=$5
 shift 5
 export LC_ALL=C
 # What is asked meanwhile says so here, and at the end: in between it would tear lines apart.
-aside=$(mktemp -d /run/uwsgi-consul-fleet.XXXXXX)
+aside=$(mktemp -d /run/uwsgi-consul-fleet.XXXXXX) || exit
 trap 'rm -rf "$aside"' EXIT
+trap 'exit 130' INT TERM HUP
 
 if command -v python3 >/dev/null; then echo "python yes"; fi
 if [ -d /var/lib/consul ]; then echo "consul_data yes"; fi
