@@ -142,4 +142,9 @@ def get(lab: Lab, port: int) -> str:
     asked.add_header("Host", "localhost")
     with urllib.request.urlopen(asked, timeout=5) as answer:
         assert answer.headers["Connection"] == "close"
-        return str(answer.read().decode())
+        said = str(answer.read().decode())
+    # What becomes a WebSocket must not be told so.
+    asked.add_header("Upgrade", "websocket")
+    with urllib.request.urlopen(asked, timeout=5) as answer:
+        assert answer.headers["Connection"] is None
+    return said
