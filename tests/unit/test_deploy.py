@@ -5,20 +5,20 @@ import inspect
 import io
 import json
 import re
-import subprocess
 import tarfile
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import sources
 from pyinfra.api import util
 
 from uwsgi_consul_fleet.build import builder, identity
 from uwsgi_consul_fleet.build.source import Source
-from uwsgi_consul_fleet.inventory.model import AppHost, InventoryHost, build
-from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.operations.applications import environment
 from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import _read, made_by, read
@@ -35,21 +35,16 @@ PYTHON = "cpython-311-x86_64-linux-gnu-2.36"
 NEXT_PYTHON = "cpython-313-x86_64-linux-gnu-2.41"
 
 
-def host_with(**settings: object) -> AppHost:
-    groups = frozenset({"consul_servers", "app_servers"})
-    data = {
-        **DEMO,
-        "app_source": str(ROOT / "app"),
+def host_with(**settings: Any) -> AppHost:
+    ours = {
         "app_requirements": str(ROOT / "app/requirements.txt"),
         "app_ini": str(ROOT / "app/uwsgi.ini.j2"),
         "instances": {"server1": 2001, "server2": {"port": 2002, "id": "two"}},
-        **settings,
     }
-    fleet = build([InventoryHost("drakar", groups, data)], (), (), lambda _: "10.0.3.11")
-    return fleet.applications[0]
+    return sources.host(ROOT / "app", **{**ours, **settings})
 
 
-def package_of(**settings: object) -> Package:
+def package_of(**settings: Any) -> Package:
     _read.cache_clear()
     host = host_with(**settings)
     release = read(host.settings)
@@ -63,11 +58,6 @@ def package() -> Package:
 
 def archive_of(package: Package) -> tarfile.TarFile:
     return tarfile.open(fileobj=io.BytesIO(b"".join(package.archive())))
-
-
-def git(folder: Path, *words: str) -> None:
-    identity_words = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", "-C", str(folder), *identity_words, *words], check=True)
 
 
 # --- The state of a host ---
@@ -248,7 +238,6 @@ def test_an_ini_that_can_not_be_tried_is_refused(tmp_path: Path) -> None:
 
 def test_the_archive_holds_the_release_and_is_reproducible(package: Package) -> None:
     content = b"".join(package.archive())
-    _read.cache_clear()
     assert content == b"".join(package_of().archive())
     with archive_of(package) as opened:
         names = opened.getnames()
@@ -426,7 +415,6 @@ def test_what_can_be_executed_stays_executable(tmp_path: Path) -> None:
         modes = {name: archive.getmember(name).mode for name in ("shop/run", "shop/data")}
     assert modes == {"shop/run": 0o755, "shop/data": 0o644}
     (source / "data").chmod(0o755)
-    _read.cache_clear()
     assert package_of(app_source=str(source)).generation(PLUGIN, PYTHON) != package.generation(
         PLUGIN, PYTHON
     )
