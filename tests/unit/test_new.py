@@ -89,6 +89,20 @@ def test_a_folder_has_what_an_operator_owns(tmp_path: Path) -> None:
     assert f"{place} is not empty (it has .gitignore, README.md, applications, …)" in again
 
 
+def test_a_file_speaks_of_todo_only_where_some_is_left(tmp_path: Path, flask: Path) -> None:
+    texts = []
+    for name in ("some", "none"):
+        run(tmp_path, "new", name, "--app", str(flask))
+        (made,) = (tmp_path / name / "applications").iterdir()
+        texts.append(made.read_text())
+        (flask / "src/shop/__init__.py").write_text(
+            "def create_app():\n    app.add_url_rule('/healthz', 'health', lambda: 'well')\n"
+        )
+    some, none = texts
+    assert "Lines with TODO are left to you" in some and "\n# TODO: " in some
+    assert "TODO" not in none
+
+
 def test_an_application_is_recognised_and_filled_in(tmp_path: Path, flask: Path) -> None:
     said = run(tmp_path, "new", "ops/fleet", code=1)
     assert f"there is no folder {tmp_path / 'ops'}; make that first" in said

@@ -22,7 +22,7 @@ from uwsgi_consul_fleet.errors import FleetError, RefusedError, UnreachableError
     },
 )
 def execute(fleet: Fleet, host: list[str], once: bool = False) -> None:
-    """Run a command beside the instances, as they run: invoke exec --once -- python manage.py."""
+    """Run a command beside the instances, as they run: invoke exec --once -- COMMAND."""
     from uwsgi_consul_fleet.host.lock_session import now
     from uwsgi_consul_fleet.instances import choice, execution
     from uwsgi_consul_fleet.lock import lock

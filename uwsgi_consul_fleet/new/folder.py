@@ -39,7 +39,8 @@ def contents(name: str, applications: Sequence[Application]) -> dict[str, str]:
 def _application(app: Application) -> str:
     # Its name is the file's.
     keys = OWN - {"app_name"}
-    title = f'"""The application {app.name}. Lines with TODO are left to you."""\n\n'
+    left = " Lines with TODO are left to you." if app.todo else ""
+    title = f'"""The application {app.name}.{left}"""\n\n'
     return title + written.python(app.settings, keys, app.todo)
 
 
