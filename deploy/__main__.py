@@ -68,6 +68,7 @@ for service in host.loop(fleet.services):  # type: ignore[no-untyped-call]
     if service not in apps:
         continue
     its, package, title = apps[service].here, apps[service].package, here.run.title(service)
+    app.user(name=f"{title}: make its user", here=its)
     if its.me.settings.app_packages:
         app.packages(name=f"{title}: install its Debian packages", here=its)
     if package.release.resolution:

@@ -6,7 +6,7 @@ package of its dependencies has to be compiled, and one comes from an index that
 """
 
 import io
-import zipfile
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,21 +42,30 @@ class Index(http.server.SimpleHTTPRequestHandler):
 
 http.server.ThreadingHTTPServer(("127.0.0.1", 8099), Index).serve_forever()
 """
+ABOUT = "Metadata-Version: 2.1\nName: {}\nVersion: 1\n"
+SETUP = """
+import os, setuptools
+with open("{name}.py", "w") as module:
+    module.write("BUILT_BY = %d" % os.getuid())
+setuptools.setup(name="{name}", version="1", py_modules=["{name}"])
+"""
 OLD = "certifi==2024.8.30"
 MORE = ("--data", "app_processes=3")
 # Where something of a deploy could be left.
 PLACES = "/srv /etc /opt /root /tmp /var/tmp /var/log /run"
 
 
-def wheel(name: str) -> bytes:
-    """Of a package with one module."""
+def sources(name: str) -> bytes:
+    """Of a package with one module, which says by whom it was built."""
     found = io.BytesIO()
-    info = f"{name}-1.dist-info"
-    with zipfile.ZipFile(found, "w") as opened:
-        opened.writestr(f"{name}.py", "")
-        opened.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-        opened.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        opened.writestr(f"{info}/RECORD", f"{name}.py,,\n")
+    with tarfile.open(fileobj=found, mode="w:gz") as opened:
+        for path, text in {
+            "setup.py": SETUP.format(name=name),
+            "PKG-INFO": ABOUT.format(name),
+        }.items():
+            member = tarfile.TarInfo(f"{name}-1/{path}")
+            member.size = len(text)
+            opened.addfile(member, io.BytesIO(text.encode()))
     return found.getvalue()
 
 
@@ -75,7 +84,7 @@ def options(
     index = folder / "index"
     (index / "ahoy").mkdir(parents=True)
     (index / "index.py").write_text(INDEX)
-    (index / "ahoy" / "ahoy-1-py3-none-any.whl").write_bytes(wheel("ahoy"))
+    (index / "ahoy" / "ahoy-1.tar.gz").write_bytes(sources("ahoy"))
     lab.run("scp", "-q", "-r", "-F", str(lab.config), str(index), "drakar:index")
     run = "sudo systemd-run --quiet --unit=index --working-directory=$HOME/index sh -c"
     lab.ssh("drakar", f"echo {PASSWORD} >password; {run} 'exec python3 index.py <../password'")
@@ -112,6 +121,9 @@ def test_dependencies_are_made_on_one_host(
     said = output(fleet.deploy(*options))
     assert "installing the compiler in a scratch layer" in said
     assert installed(lab, "drakar")[:3] == ["ahoy==1", OLD, "netifaces==0.11.0"]
+    says = f"/srv/{SERVICE}/current/venv/bin/python -c 'import ahoy; print(ahoy.BUILT_BY)'"
+    built_by, its = lab.ssh("drakar", f"sudo {says}; id -u {SERVICE}").stdout.split()
+    assert built_by == its
     assert lab.ssh("drakar", "command -v gcc", check=False).returncode == 1
     assert lab.ssh("drakar", f"sudo grep -rlIs {PASSWORD} {PLACES}", check=False).stdout == ""
 

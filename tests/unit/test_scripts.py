@@ -1,6 +1,7 @@
 """What shell scripts do on a host, here in a temporary folder; tests/lab has real hosts."""
 
 import base64
+import getpass
 import io
 import json
 import os
@@ -164,16 +165,23 @@ def test_other_versions_are_taken_only_where_these_do_not_fit(
     tmp_path: Path, index: str, status: int, others: bool
 ) -> None:
     scripts = (SCRIPTS / "build/scratch.sh", *map(APPLICATIONS.joinpath, RESOLVE))
-    given = {"app": "shop", "id": "0123", "kind": "cp311", "python": sys.executable}
+    me = getpass.getuser()
+    given = {"app": me, "id": "0123", "kind": "cp311", "python": sys.executable}
     given |= {"main": "main.txt", "like": "drakar", "frozen": "", "keep_toolchain": "yes"}
     given |= {"build_packages": ""}
     stdin = b"\n" + packed(**{"main.txt": "none\n", "resolved.txt": "none==1 --hash=sha256:0\n"})
     pip = {"PIP_INDEX_URL": index, "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
     text = "".join(path.read_text() for path in scripts)
-    result = run(tmp_path, text, stdin=stdin, **given, **pip)
+    # Nobody but root can become somebody else, and here it is the same user.
+    (tmp_path / "setpriv").write_text(
+        '#!/bin/sh\nuntil [ "${1#--}" = "$1" ]; do shift; done\n"$@"\n'
+    )
+    (tmp_path / "setpriv").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = run(tmp_path, text, stdin=stdin, **given, **pip, PATH=path)
     assert result.returncode == status, result.stderr
     assert ("others are taken" in result.stderr) == others
-    assert not [*(tmp_path / "srv/shop/resolutions").iterdir()]
+    assert not [*(tmp_path / "srv" / me / "resolutions").iterdir()]
 
 
 def test_a_build_leaves_the_folder_of_another_one_alone(tmp_path: Path) -> None:

@@ -116,6 +116,16 @@ def packages(here: AppHere) -> Generator[Any, None, None]:
 
 @of_one
 @operation()
+def user(here: AppHere) -> Generator[Any, None, None]:
+    """Who an application runs as, and what its dependencies are made by; also where the release
+    is there: a host that was retired may have kept it."""
+    yield from system_user(here, here.me.app)
+    if here.me.app in here.known.users:
+        host.noop("its user is there")
+
+
+@of_one
+@operation()
 def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
     """The release in a folder of its own, with its virtual environment, ini and unit files."""
     me, its = here.me, here.its
@@ -126,8 +136,6 @@ def install(here: AppHere, package: Package) -> Generator[Any, None, None]:
     if plugin is None:
         yield fail(no_plugin(me, its))
         return
-    # Also where the release is there: a host that was retired may have kept it.
-    yield from system_user(here, me.app)
     name = package.generation(plugin, its.python)
     if name in its.generations:
         host.noop(f"release {name} is installed")

@@ -16,9 +16,9 @@ while IFS= read -r line && [ -n "$line" ]; do export "${line?}"; done
 # attempt: in $build, as it is seen from where the tools are, and with an empty home.
 attempt() {
     rm -rf "${build:?}/${folder:?}" "${build:?}/home" "${build:?}/complete"
-    mkdir "$build/home"
+    give "$build/$folder" "$build/home"
     {
-        inside env HOME="$here/home" TMPDIR="$here/home" sh -euc "$install" install "$here" "$here/$folder" &&
+        as_app inside env HOME="$here/home" TMPDIR="$here/home" sh -euc "$install" install "$here" "$here/$folder" &&
             touch "$build/complete"
     } >"$build/log" 2>&1 || true
     [ -e "$build/complete" ]
@@ -42,7 +42,7 @@ rack)
     # shellcheck disable=SC2016
     install='cd "$1/source"
         export BUNDLE_PATH="$2" BUNDLE_FROZEN=true BUNDLE_WITHOUT=development:test BUNDLE_APP_CONFIG="$1/home"
-        export BUNDLE_SILENCE_ROOT_WARNING=true BUNDLE_JOBS=2
+        export BUNDLE_JOBS=2
         bundle install
         rm -rf "$2"/ruby/*/cache; mkdir -p "$2"'
     ;;
@@ -50,7 +50,7 @@ php)
     # By this path from there its autoloader finds the source, which is not here.
     # shellcheck disable=SC2016
     install='cd "$1/source"
-        export COMPOSER_ALLOW_SUPERUSER=1 COMPOSER_VENDOR_DIR="../${2##*/}" COMPOSER_HOME="$1/home"
+        export COMPOSER_VENDOR_DIR="../${2##*/}" COMPOSER_HOME="$1/home"
         composer install --no-interaction --no-ansi --no-progress --no-dev --no-scripts --no-plugins --prefer-dist'
     ;;
 esac
@@ -61,6 +61,7 @@ here=${build#"$root"}
 # Beside each other as in a release.
 tar -xf - -C "$build" --no-same-owner
 mv "$build/requirements.d" "$build/source"
+chown -R "$app:" "$build/source"
 # What has to be compiled does not say so in one way.
 attempt || may_pass || [ -z "$compiler" ] || {
     stage 'installing a compiler too'
@@ -74,8 +75,7 @@ attempt || may_pass || [ -z "$compiler" ] || {
     if may_pass; then exit 1; else exit 3; fi
 }
 cp -a "$build/$folder" "$half_done/$folder"
-chown -R root:root "$half_done/$folder"
-chmod -R u=rwX,go=rX "$half_done/$folder"
+take "$half_done/$folder"
 (cd "$half_done" && find "$folder" ! -type d) >"$half_done/requirements.txt"
 chmod 644 "$half_done/requirements.txt"
 stage "installed: $(wc -l <"$half_done/requirements.txt") files, $(du -sh "$half_done/$folder" | cut -f 1)"

@@ -1,3 +1,4 @@
+# shellcheck disable=SC2154 # $app comes from dependencies.py
 # Functions for scripts that run as root on a host and put a resolution there:
 # /srv/APP/resolutions/ID/KIND has the wheels of an application's dependencies for a kind of Python,
 # and in requirements.txt their names, versions and hashes; of another language vendor.d, with the
@@ -20,6 +21,27 @@ begin() {
     trap 'rm -rf "$half_done"' EXIT
     trap 'exit 130' INT TERM HUP
     mkdir -p "$half_done"
+}
+
+# as_app HOW COMMAND...: as the application's user, since what a dependency runs while it is installed
+# is anybody's code. HOW is `inside` (see scratch.sh) or nothing.
+as_app() {
+    how=$1
+    shift
+    $how setpriv --reuid="$app" --regid="$(id -g "$app")" --init-groups --no-new-privs "$@"
+}
+
+# give FOLDER...: new ones of that user's; others can't look into them.
+give() {
+    mkdir -m 700 "$@"
+    chown "$app:" "$@"
+}
+
+# take FOLDER: is root's from now on, with nothing in it that leads elsewhere but links.
+take() {
+    find "$1" ! -type d ! -type f ! -type l -delete
+    chown -R root:root "$1"
+    chmod -R u=rwX,go=rX "$1"
 }
 
 keep() {

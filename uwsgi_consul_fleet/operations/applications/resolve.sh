@@ -17,16 +17,21 @@ while IFS= read -r line && [ -n "$line" ]; do export "${line?}"; done
 work=$half_done/work
 # What was built for resolutions before, by pip's own way to tell what it was built from.
 built=/srv/$app/resolutions/.built-$kind
-mkdir -m 700 "$work" "$work/cache" "$work/tmp"
-[ ! -d "$built" ] || cp -a "$built" "$work/cache/wheels"
+install -d -m 750 -g "$(id -g "$app")" "$work"
+give "$work/home" "$work/cache" "$work/tmp" "$work/wheels"
+if [ -d "$built" ]; then
+    cp -a "$built" "$work/cache/wheels"
+    chown -R "$app:" "$work/cache/wheels"
+fi
 tar -xf - -C "$work" --no-same-owner
 
 # attempt WHERE FOLDER: makes the wheels; FOLDER is $work as it is seen WHERE it runs. Large ones do
 # not fit into /tmp where that lies in memory.
 attempt() {
-    rm -rf "$work/wheels" "${build:-$work}/wheels" "$work/complete"
+    rm -rf "${build:-$work}/wheels" "$work/complete"
+    give "${build:-$work}/wheels"
     {
-        $1 env TMPDIR="$2/tmp" "$2/venv/bin/python" -m pip --disable-pip-version-check --no-input \
+        as_app "$1" env HOME="$2/home" TMPDIR="$2/tmp" "$2/venv/bin/python" -m pip --disable-pip-version-check --no-input \
             wheel --use-pep517 --cache-dir "$2/cache" --wheel-dir "$2/wheels" \
             --requirement "$2/$main" ${limits:+--constraint "$2/$limits"} && touch "$work/complete"
     } 2>&1 | tee "$work/log" |
@@ -57,7 +62,7 @@ attempt_with_compiler() {
         [ -n "${own_namespace:-}" ] && mount --bind "$work" "$build" || cp -a "$work/." "$build/"
     fi
     attempt inside "${build#"$root"}" || return
-    [ -e "$work/wheels" ] || cp -a "$build/wheels" "$work/"
+    mountpoint -q "$build" || cp -a "$build/wheels" "$work/"
 }
 
 resolve() { attempt '' "$work" || { needs_compiler && attempt_with_compiler; }; }
@@ -67,7 +72,7 @@ make_venv "$python" "$work/venv" >&2 || fail "no virtual environment can be made
 limits=
 if [ -n "$frozen" ]; then
     like=$frozen
-    "/srv/$app/releases/$frozen/venv/bin/python" -m pip freeze | grep '==' >"$work/resolved.txt" || like=
+    as_app '' "/srv/$app/releases/$frozen/venv/bin/python" -m pip freeze | grep '==' >"$work/resolved.txt" || like=
 fi
 # Hashes are of versions, which are given then.
 if [ -n "$like" ] && ! grep -qe '--hash' "$work/$main"; then
@@ -81,7 +86,7 @@ resolve || {
     resolve || give_up
 }
 
-mkdir -p "$work/wheels"
+take "$work/wheels"
 "$python" -I - "$work/wheels" >"$half_done/requirements.txt" <<'PYTHON'
 import email, hashlib, pathlib, sys, zipfile
 
@@ -104,6 +109,9 @@ find "$work/cache/wheels" -name '*.whl' 2>/dev/null | while read -r wheel; do
     [ -e "$half_done/wheels/${wheel##*/}" ] || rm "$wheel" # of no use any more
 done
 rm -rf "$built"
-[ ! -d "$work/cache/wheels" ] || mv "$work/cache/wheels" "$built"
+if [ -d "$work/cache/wheels" ]; then
+    take "$work/cache/wheels"
+    mv "$work/cache/wheels" "$built"
+fi
 rm -rf "$work"
 keep
