@@ -107,7 +107,7 @@ def options(
 def installed(lab: Lab, host: str) -> list[str]:
     """What the release that serves there has."""
     python = f"/srv/{SERVICE}/current/venv/bin/python"
-    return str(lab.ssh(host, f"{python} -m pip freeze").stdout).split("\n")
+    return str(lab.ssh(host, f"sudo {python} -m pip freeze").stdout).split("\n")
 
 
 def test_dependencies_are_made_on_one_host(
@@ -158,7 +158,7 @@ def test_a_host_that_joins_later_has_the_same_and_asks_no_index(
     said = output(fleet.deploy("--limit", "cheetah", *since, *stays))
     assert "resolving" not in said
     assert installed(lab, "cheetah") == installed(lab, "drakar")
-    digests = f"cd /srv/{SERVICE}/current && sha256sum app/* requirements.d/*"
+    digests = f"sudo sh -c 'cd /srv/{SERVICE}/current && sha256sum app/* requirements.d/*'"
     assert lab.ssh("cheetah", digests).stdout == lab.ssh("drakar", digests).stdout
     assert fleet.changes(*options, *MORE) == {}
     fleet.verify("--wait", "10", "--probe")

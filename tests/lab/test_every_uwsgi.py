@@ -177,7 +177,9 @@ def test_each_host_gets_its_own(four: Fleet, lab: Lab) -> None:
     four.verify("--wait", "10", "--probe")
     rows = listed(four)
     for name in NAMES:
-        look = f"grep -aom1 'fleet fingerprint [0-9a-f]*' /srv/{SERVICE}/current/consul_plugin.so"
+        look = (
+            f"sudo grep -aom1 'fleet fingerprint [0-9a-f]*' /srv/{SERVICE}/current/consul_plugin.so"
+        )
         assert lab.ssh(name, look).stdout.split()[-1] == rows[name][2]
     assert four.changes() == {}
     # PyPI's comes from the application's environment.
@@ -253,7 +255,7 @@ def test_an_upgraded_uwsgi_is_noticed_and_not_started(four: Fleet, lab: Lab) -> 
 def test_a_plugin_for_another_uwsgi_is_refused_and_replaced(four: Fleet, lab: Lab) -> None:
     """On one host that of another one, on another one something that was not built here."""
     wrong = DIST / listed(four)["debian13"][2] / "consul_plugin.so"
-    there = f"$(readlink -f /srv/{SERVICE}/current/consul_plugin.so)"
+    there = f"$(sudo readlink -f /srv/{SERVICE}/current/consul_plugin.so)"
     copy(lab, str(wrong), "debian11:/tmp/wrong.so")
     lab.ssh("debian11", f"sudo install -m 644 /tmp/wrong.so {there}")
     lab.ssh("debian13", f"echo foreign | sudo install -m 644 /dev/stdin {there}")

@@ -50,7 +50,9 @@ class Client:
     """The seed's client, running on a host."""
 
     def __init__(self, host: str, folder: Path) -> None:
-        command = f"cd /srv/{SERVICE}/current && exec ./venv/bin/python -m app.client --passing"
+        folder = f"/srv/{SERVICE}/current"
+        words = "exec ./venv/bin/python -m app.client --passing"
+        command = f"exec sudo -u {SERVICE} sh -c 'cd {folder} && {words}'"
         self.file = folder / f"client-{host}.txt"
         with self.file.open("w") as stdout:
             self.process = subprocess.Popen(
@@ -398,7 +400,7 @@ def test_secrets_arrive_and_are_shown_nowhere(
         assert secret not in said
         assert secret not in processes
     kept = f"/srv/{SERVICE}/current/environment"
-    assert lab.ssh("drakar", f"stat -c '%a %U' {kept}").stdout == "600 root\n"
+    assert lab.ssh("drakar", f"sudo stat -c '%a %U' {kept}").stdout == "600 root\n"
     assert lab.ssh("drakar", f"cat {kept}", check=False).returncode != 0
     assert fleet.changes() == {}
     # A value that changed is rolled out, to the hosts that have it; one that is missing is told.

@@ -157,7 +157,7 @@ def fetch(address: str, app: str, path: str = "") -> str:
 
 def installed(lab: Lab, host: str, app: str) -> list[str]:
     python = f"/srv/{app}/current/venv/bin/python"
-    return str(lab.ssh(host, f"{python} -m pip freeze").stdout).splitlines()
+    return str(lab.ssh(host, f"sudo {python} -m pip freeze").stdout).splitlines()
 
 
 def test_fastapi_flask_and_pyramid_in_one_run(own: Described, lab: Lab) -> None:

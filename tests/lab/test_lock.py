@@ -305,7 +305,7 @@ def test_unlocked_it_stops_before_the_next_host(
 
 
 def test_without_consul_the_application_is_left_alone(fleet: Fleet, lab: Lab) -> None:
-    look = f"readlink /srv/{SERVICE}/current; systemctl show -p MainPID '{SERVICE}*'"
+    look = f"sudo readlink /srv/{SERVICE}/current; systemctl show -p MainPID '{SERVICE}*'"
     before = lab.ssh("cheetah", look).stdout
     lab.ssh("drakar", "echo '{\"typo\": 1}' | sudo tee /etc/uwsgi-consul-fleet/consul.d/typo.json")
     try:

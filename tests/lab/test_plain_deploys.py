@@ -73,7 +73,7 @@ class Source:
 
 def serving(lab: Lab, host: str) -> str:
     """The name of the release that a host is on."""
-    told = json.loads(lab.ssh(host, f"cat /srv/{APP}/current/release.json").stdout)
+    told = json.loads(lab.ssh(host, f"sudo cat /srv/{APP}/current/release.json").stdout)
     return str(told["release"])
 
 
@@ -92,7 +92,7 @@ def processes(count: int) -> tuple[str, str]:
 
 def settings(lab: Lab, *hosts: str) -> set[str]:
     """How many processes they have, by the inis of what serves."""
-    look = f"grep -h ^processes /srv/{APP}/current/2001.ini"
+    look = f"sudo grep -h ^processes /srv/{APP}/current/2001.ini"
     return {lab.ssh(host, look).stdout.split()[-1] for host in hosts}
 
 
@@ -145,7 +145,7 @@ def test_a_host_that_is_added_gets_what_the_fleet_is_on(source: Source, lab: Lab
     source.deploy("--limit", NEW, *processes(4))
     expect(lab, first, [*HOSTS, NEW])
     fleet.verify("--wait", "10", "--probe")
-    digests = f"cd /srv/{APP}/current/ && sha256sum app/*"
+    digests = f"sudo sh -c 'cd /srv/{APP}/current/ && sha256sum app/*'"
     assert lab.ssh(NEW, digests).stdout == lab.ssh("cheetah", digests).stdout
     assert "# first" in last_line(lab, NEW)
     fleet.hosts(["drakar"], list(HOSTS), [NEW])
@@ -155,7 +155,7 @@ def test_a_host_that_is_added_gets_what_the_fleet_is_on(source: Source, lab: Lab
 
 
 def last_line(lab: Lab, host: str) -> str:
-    return str(lab.ssh(host, f"tail -n 1 /srv/{APP}/current/app/server.py").stdout)
+    return str(lab.ssh(host, f"sudo tail -n 1 /srv/{APP}/current/app/server.py").stdout)
 
 
 def test_settings_that_are_changed_since_are_applied_to_it(source: Source, lab: Lab) -> None:

@@ -141,7 +141,7 @@ def test_what_it_released_gets_settings_from_now(fleet: Fleet, lab: Any) -> None
     assert "stays on old: app_source is " in said
     assert fleet.releases() == dict.fromkeys(HOSTS, "old")
     for host in HOSTS:
-        look = "grep ^processes /srv/consul-demo-server/current/2001.ini"
+        look = "sudo grep ^processes /srv/consul-demo-server/current/2001.ini"
         assert lab.ssh(host, look).stdout == "processes = 3\n"
     fleet.verify("--wait", "10", "--probe")
 

@@ -53,6 +53,7 @@ def remove(app: str, purge: bool) -> None:
     shared = _close(folder / store.SHARED)
     if purge:
         _clear(folder)
+    _close(folder)
     # By the user, and then by the record, the next deploy looks here again.
     ownership.remove_user(app)
     if not folder.exists():
@@ -76,8 +77,11 @@ def _close(shared: Path) -> Path | None:
 
 
 def give_back(app: str) -> None:
-    """Let what releases shared be the application's user's, where it is root's since it retired or
-    a user's who is gone."""
+    """Let the application's folder be open to its user and nobody else, and what releases shared be
+    its user's, where it is root's since it retired or a user's who is gone."""
+    with suppress(KeyError, FileNotFoundError):
+        os.chown(store.folder(app), 0, pwd.getpwnam(app).pw_gid)
+        store.folder(app).chmod(0o750)
     shared = store.folder(app) / store.SHARED
     if not shared.exists():
         return

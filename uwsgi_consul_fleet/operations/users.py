@@ -19,7 +19,7 @@ def system_user(here: Here, name: str) -> Generator[Any, None, None]:
             user=name,
             system=True,
             home="/nonexistent",
-            create_home=False,
+            ensure_home=False,
             shell=NOLOGIN,
         )
         here.changed()

@@ -31,6 +31,7 @@ clean() {
     for folder in "$base"/venvs/*; do [ -e "$folder/complete" ] || rm -rf "$folder"; done
 }
 mkdir -p "$base/releases" "$base/venvs" || fail "can't make $base"
+chgrp "$1" "$base" && chmod 750 "$base" # for nobody else on this host
 clean
 for left in "$base"/releases/*/unfinished.json; do rm -rf "${left%/*}"; done
 trap clean EXIT
