@@ -46,6 +46,9 @@ consul_sha256 = {}
 # A file on this machine: the consul binary, or a release archive.
 consul_file = None
 
+# Further lines of the agent's unit, as app_unit.
+consul_unit = {}
+
 # With consul_source "none": where a host's agent answers, as seen from the host:
 # http://HOST:PORT, or https://HOST:PORT with a certificate that is good for 127.0.0.1 too.
 consul_address = "http://127.0.0.1:8500"
@@ -164,6 +167,16 @@ app_step_timeout = 900
 # Files and folders (with a slash at the end) that releases share, such as ["media/",
 # "db.sqlite3"]: each lies in /srv/NAME/shared, and a link in its place. Nothing removes them.
 app_shared = []
+
+# Folders and files elsewhere on a host that it writes to, such as ["/var/lib/shop"]; a folder
+# that is missing is made. What is not listed it can only read, but for app_shared, its /tmp and
+# /dev/shm. None: where versions before 0.5 served it, what it could write to then too.
+app_writable = None
+
+# Further lines of its units, in systemd's words, such as {"MemoryMax": "512M", "TasksMax":
+# 200}, or {"SystemCallFilter": "@mount"} for more than docs/security.md says; a text, a number,
+# True or False, or a list of them.
+app_unit = {}
 
 # Other processes of a release, each by a name of its own, such as
 # {"celery": {"command": "celery -A shop worker", "count": 2},

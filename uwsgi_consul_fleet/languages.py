@@ -18,6 +18,8 @@ class Language:
     :param is_locked: whether there must be one
     :param tools: packages that install the dependencies
     :param compiler: what these may take beside a C compiler
+    :param compiles: whether it makes machine code as it runs
+    :param writable: where it keeps what is its own, as sessions
     """
 
     name: str
@@ -31,6 +33,8 @@ class Language:
     is_locked: bool = True
     tools: tuple[str, ...] = ()
     compiler: tuple[str, ...] = ()
+    compiles: bool = False
+    writable: tuple[str, ...] = ()
 
 
 PYTHON = "wsgi"
@@ -67,6 +71,8 @@ LANGUAGES = {
         manifest="composer.json",
         lock="composer.lock",
         tools=("composer", "unzip"),
+        compiles=True,  # its regular expressions (pcre.jit)
+        writable=("/var/lib/php/sessions",),
     ),
     "lua": Language("Lua", "lua51", modifier=6, loads=False, entry="a file, such as app.lua"),
     "go": Language("Go", "gccgo"),

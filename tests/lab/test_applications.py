@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from textwrap import indent
 
+import attempts
 import pytest
 from applications import BAD_RELEASES
 from described import ALL, DEMO, Described
@@ -83,6 +84,8 @@ FOUR = {f"s{n}": 3000 + n for n in range(1, 5)}
 BOTH = ["drakar", "cheetah"]
 # Its name begins as that of the other does.
 ADMIN = "shop-admin"
+ADMINS = {"app_entry_point": "admin.server:application", "instances": {"web": 4001}}
+MORE = {"MemoryMax": "512M", "TasksMax": 99, "MemoryDenyWriteExecute": False}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def test_two_more_come_to_the_same_hosts(own: Operator) -> None:
         "nothing was touched",
     ):
         assert problem in said
-    own.describe(ADMIN, "admin", **admin, instances={"web": 4001})
+    own.describe(ADMIN, "admin", **ADMINS)
     (own.folder / "applications/blog.py").unlink()
     del own.groups["shpo"]
     demo = own.look(DEMO)
@@ -129,6 +132,39 @@ def test_two_more_come_to_the_same_hosts(own: Operator) -> None:
         *((host, "shop", f"shop-{name}", port) for host in BOTH for name, port in FOUR.items()),
         ("cheetah", ADMIN, "shop-admin-web", 4001),
     }
+
+
+def test_nobody_else_on_a_host_gets_at_one(own: Operator) -> None:
+    """Neither another application nor somebody who may nothing; nor the application at more than
+    is its own. Root can do each: so it is not a mistake in a command that stops it."""
+    tried = attempts.on(own.lab, "cheetah", "shop")
+    assert attempts.done(own.lab, "cheetah", "root", tried) == {*tried}
+    assert attempts.done(own.lab, "cheetah", "nobody", tried) == set()
+
+    def inside(app: str) -> set[str]:
+        words = ("--app", app, "--host", "cheetah", "--", "sh", "-c", attempts.script(tried))
+        return {*own.run("invoke", "exec", *words).stdout.splitlines()}
+
+    assert inside(ADMIN) == set()
+    own_process = {"environment of a process", "process"}
+    assert inside("shop") == {"sources", "socket"} | own_process
+    units = attempts.exposure(own.lab, "cheetah", "consul.service", f"{ADMIN}-*.service")
+    assert len(units) == 2 and max(units.values()) <= 2, units
+
+
+def test_more_is_allowed_by_settings(own: Operator) -> None:
+    own.describe(ADMIN, "admin", **ADMINS, app_unit=MORE, app_writable=["/srv/uploads"])
+    own.deploy()
+    shown = "systemctl show --property MemoryMax,TasksMax,MemoryDenyWriteExecute"
+    told = own.lab.ssh("cheetah", f"{shown} '{ADMIN}-4001@*.service'").stdout.split()
+    assert {*told} == {f"MemoryMax={2**29}", "TasksMax=99", "MemoryDenyWriteExecute=no"}
+    tried = "touch /srv/uploads/a && stat -c %U:%a /srv/uploads; touch /srv/a /tmp/a"
+    words = ("--app", ADMIN, "--host", "cheetah", "--", "sh", "-c", tried)
+    told_all = own.run("invoke", "exec", *words, check=False)
+    assert told_all.stdout == f"{ADMIN}:750\n"
+    assert "touch: cannot touch '/srv/a': Read-only file system" in output(told_all)
+    (figure,) = attempts.exposure(own.lab, "cheetah", f"{ADMIN}-*.service").values()
+    assert figure <= 2
 
 
 def test_a_release_of_one_touches_nothing_of_the_others(own: Operator) -> None:

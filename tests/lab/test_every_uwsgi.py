@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import attempts
 import pytest
 from checkout import ROOT
 from consul_processes import until
@@ -181,6 +182,8 @@ def test_each_host_gets_its_own(four: Fleet, lab: Lab) -> None:
             f"sudo grep -aom1 'fleet fingerprint [0-9a-f]*' /srv/{SERVICE}/current/consul_plugin.so"
         )
         assert lab.ssh(name, look).stdout.split()[-1] == rows[name][2]
+        units = attempts.exposure(lab, name, "consul.service", f"{SERVICE}-*.service")
+        assert len(units) == 3 and max(units.values()) <= 2, units
     assert four.changes() == {}
     # PyPI's comes from the application's environment.
     running = lab.ssh("cheetah", "ps -C uwsgi -o args=").stdout

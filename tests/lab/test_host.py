@@ -92,12 +92,11 @@ def taken_over(
     releases: Releases, clients: Load, lab: Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TakenOver]:
     releases.ensure()
-    for host in releases.hosts:
-        lab.ssh(host, f"sudo install -d -o {SERVICE} /srv/ticks")
     began, first = time.time(), releases.serving
     ini = by_name(tmp_path_factory.mktemp("named"))
-    named = releases.deploy(TICKS, "--data", f"app_ini={ini}")
-    yield TakenOver(began, first, named, releases.deploy(TICKS))
+    ticks = ("--data", 'app_writable=["/srv/ticks"]')
+    named = releases.deploy(TICKS, *ticks, "--data", f"app_ini={ini}")
+    yield TakenOver(began, first, named, releases.deploy(TICKS, *ticks))
     for host in releases.hosts:
         lab.ssh(host, "sudo rm -r /srv/ticks")
 
@@ -115,7 +114,7 @@ def test_a_timer_ticks_once_and_in_no_trial(taken_over: TakenOver, lab: Lab) -> 
     first, second = taken_over.named, taken_over.successor
 
     def ticks() -> list[tuple[float, str, bool]]:
-        lines = lab.ssh("cheetah", "cat /srv/ticks/2001").stdout.splitlines()
+        lines = lab.ssh("cheetah", "sudo cat /srv/ticks/2001").stdout.splitlines()
         return [json.loads(line) for line in lines]
 
     until(lambda: any(release == second for _, release, _ in ticks()), "the second one ticks")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_commands import Fleet, finish, output, run
+from fleet_commands import Fleet, changed, finish, output, run
 from load import Load, instances
 from releasing import starts
 from versions import Version, before, last
@@ -17,6 +17,9 @@ from versions import Version, before, last
 pytestmark = pytest.mark.takes(120)
 
 HOSTS = ("drakar", "cheetah")
+APP = "consul-demo-server"
+# Elsewhere, and known to no setting.
+UPLOADS = "/var/lib/demo/uploads"
 # An operator's own, which the agent reads.
 OWN = '{"service": {"name": "own", "port": 9}}'
 
@@ -37,6 +40,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, lab: Any, old: Version) -> F
     old.run("invoke", "build-plugin", "--inventory", str(found.path))
     old.run("pyinfra", "-y", *release("old"), str(found.path), "deploy/")
     old.run("invoke", "verify", "--wait", "10", "--inventory", str(found.path))
+    lab.ssh("drakar", f"sudo install -d -o {APP} {UPLOADS}")
     lab.ssh("drakar", f"echo '{OWN}' | sudo tee /etc/consul.d/own.json && consul reload")
     return found
 
@@ -78,6 +82,18 @@ def test_its_lock_is_understood(fleet: Fleet, lab: Any, old: Version) -> None:
     finish(process, check=True)
 
 
+def expect_uploads(fleet: Fleet, lab: Any) -> None:
+    """What it could write to stays open until a setting says what it needs, and no more does."""
+    again = fleet.deploy("--json", *release("new"))
+    assert changed(again) == {}
+    assert f"{APP} can still write to {UPLOADS}, since a version before 0.5 let it" in output(again)
+    tried = f"touch {UPLOADS}/a; touch /var/lib/demo/a"
+    words = ("--inventory", str(fleet.path), "--host", "drakar", "--", "sh", "-c", tried)
+    said = output(run("invoke", "exec", *words, check=False))
+    assert "touch: cannot touch '/var/lib/demo/a': Read-only file system" in said
+    assert lab.ssh("drakar", f"ls {UPLOADS}").stdout == "a\n"
+
+
 def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Version) -> None:
     """And meanwhile it understands our lock. Its agents restart, so that look-ups may fail."""
     before = starts(lab, HOSTS)
@@ -87,10 +103,11 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Ve
         held(process, lab)
         unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
         assert "runs a deploy of new" in output(unlock)
-        finish(process, check=True)
+        said = output(finish(process, check=True))
+        assert f"{APP} can still write to {UPLOADS}: list what it needs in app_writable" in said
         fleet.verify("--wait", "10", "--probe")
         load.mark("there")
-        assert fleet.changes(*release("new")) == {}
+        expect_uploads(fleet, lab)
         assert starts(lab, HOSTS) == {host: count + 2 for host, count in before.items()}
         fleet.rollback("other")  # which the version before has made
         assert fleet.releases() == dict.fromkeys(HOSTS, "other")

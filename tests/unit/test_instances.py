@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -328,15 +329,17 @@ class TestOnTheHost:
     def test_its_unit_is_as_an_instances(self, release: store.Release) -> None:
         *found, name = execution._properties(release)
         assert name.startswith("--setenv=APP_RELEASE=")
+        text = (release.folder / "units/2001.service").read_text()
+        hardened = re.findall(
+            r"^[A-Z]\w+=.*$", text[text.index("NoNewPrivileges=") :], re.MULTILINE
+        )
+        assert "ProtectSystem=strict" in hardened
         assert found == [
             f"--property={each}"
             for each in (
                 "User=consul-demo-server",
                 "EnvironmentFile=/srv/consul-demo-server/releases/r1-1a2b3c4d/environment",
-                "NoNewPrivileges=yes",
-                "ProtectSystem=full",
-                "ProtectHome=yes",
-                "PrivateTmp=yes",
+                *hardened,
                 f"WorkingDirectory={release.folder}/",
                 "JoinsNamespaceOf=consul-demo-server-2001@r1-1a2b3c4d.service",
             )

@@ -289,12 +289,12 @@ def test_nobody_can_keep_a_host_from_its_switch(
 
 
 def test_a_port_keeps_the_address_at_which_it_was_opened(tmp_path: Path) -> None:
-    new, there = tmp_path / "new.socket", tmp_path / "there.socket"
-    new.write_text("[Socket]\nListenStream=[::]:2001\nBacklog=2048\n")
+    there = tmp_path / "there.socket"
+    new = "[Socket]\nListenStream=[::]:2001\nBacklog=2048\n"
     there.write_text("[Socket]\nListenStream=0.0.0.0:2001\nBacklog=1024\n")
-    assert units._copy(new, there)
+    assert units._put(new, there)
     assert there.read_text() == "[Socket]\nListenStream=0.0.0.0:2001\nBacklog=2048\n"
-    assert not units._copy(new, there)
+    assert not units._put(new, there)
 
 
 def test_a_pointer_to_what_is_gone_is_none(srv: Path) -> None:

@@ -14,17 +14,17 @@ import subprocess
 import sys
 import tty
 
-from . import store
+from . import elsewhere, store
 from .says import ReleaseError
 from .store import Release
 from .told import told
 
 # Said on a terminal when the words can come: until then it would show them.
 READY = "uwsgi-consul-fleet: which command?"
-# What of an instance's unit is not about being a server.
+# What of an instance's unit is about being a server; the rest is what it sees, has and may do.
 ALIKE = re.compile(
-    r"^((?:User|Group|SupplementaryGroups|UMask|EnvironmentFile|NoNewPrivileges"
-    r"|(?:Limit|Protect|Private|Restrict)\w+)=.*)$",
+    r"^(?!(?:Type|Sockets|UnsetEnvironment|Environment|(?:RuntimeDir|Exec|Restart|Timeout|Kill)\w*)=)"
+    r"[A-Z]\w+=.*$",
     re.MULTILINE,
 )
 
@@ -71,8 +71,8 @@ def _line(terminal: bool) -> str:
 
 def _properties(release: Release) -> list[str]:
     service, port = release.services[0], release.instances[0].port
-    text = (release.folder / "units" / f"{port}.service").read_text()
-    alike = ALIKE.findall(text.replace("%i", release.generation))
+    text = elsewhere.unit(release, f"{port}.service")
+    alike = ALIKE.findall(text.partition("[Service]")[2].replace("%i", release.generation))
     its = told(release.folder, port)
     # With its /tmp.
     found = [*alike, f"WorkingDirectory={its.work}", f"JoinsNamespaceOf={service}"]

@@ -49,7 +49,7 @@ def switch(
     with _side_by_side(app).open("w") as lock:
         try:
             _clear_trials(app)
-            units.install(new)
+            units.install(new, old)
             if not store.has_served(new):
                 _try(new)
             units.open_sockets(new, opened)

@@ -6,23 +6,26 @@ import re
 import shutil
 from pathlib import Path
 
-from . import store, systemd, workers
+from . import elsewhere, store, systemd, workers
 from .store import Release
 from .systemd import RUNTIME, UNITS
 
 LISTEN = re.compile(r"^ListenStream=.*$", re.MULTILINE)
 
 
-def install(release: Release) -> None:
-    """What it needs to run; nothing starts, and nothing that runs is changed."""
-    folder = release.folder / "units"
+def install(release: Release, before: Release | None = None) -> None:
+    """What it needs to run; nothing starts, and nothing that runs is changed.
+
+    :param before: what it is to take over from
+    """
+    elsewhere.prepare(release, before)
     wanted = {"trial.service": RUNTIME / release.trial, "app.target": UNITS / _target(release)}
     for port in _ports(release):
         wanted[f"{port}.service"] = UNITS / release.service(port)
         wanted[f"{port}.socket"] = UNITS / _socket(release, port)
     for worker, unit in zip(release.workers, release.worker_units):
         wanted[f"{worker.name}.service"] = UNITS / unit
-    copied = [_copy(folder / name, path) for name, path in wanted.items()]
+    copied = [_put(elsewhere.unit(release, name), path) for name, path in wanted.items()]
     # A reload takes systemd a good part of a second on a busy host.
     if any(copied):
         systemd.systemctl("daemon-reload")
@@ -36,10 +39,9 @@ def _ports(release: Release) -> list[int]:
     return [instance.port for instance in release.instances]
 
 
-def _copy(source: Path, target: Path) -> bool:
+def _put(text: str, target: Path) -> bool:
     """Whether that changed anything. A socket keeps its address: releases before this one, to which
     one may go back, may find it by that alone, and none can change it while it is open."""
-    text = source.read_text()
     there = target.read_text() if target.is_file() else ""
     if kept := LISTEN.search(there):
         text = LISTEN.sub(kept.group(), text)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
 
 from uwsgi_consul_fleet import durations
 from uwsgi_consul_fleet.host.consul import ADDRESS
-from uwsgi_consul_fleet.inventory import uwsgi_options
+from uwsgi_consul_fleet.inventory import unit_options, uwsgi_options
 from uwsgi_consul_fleet.languages import LANGUAGES, PYTHON, Language
 
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
@@ -59,6 +59,12 @@ UwsgiOptions = Annotated[
     ],
     AfterValidator(lambda options: _allowed(options)),
 ]
+UnitOptions = Annotated[
+    dict[str, uwsgi_options.Value | list[uwsgi_options.Value]],
+    AfterValidator(lambda options: _of_a_unit(options)),
+]
+# On a host; as a unit has it, without anything that systemd replaces.
+Writable = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9._@+-]+)+/?$")]
 # Part of a unit's name.
 WorkerName = Annotated[str, StringConstraints(pattern=LABEL, max_length=32)]
 # Part of folder, unit and socket names; a unix socket's path has 107 bytes in all.
@@ -200,8 +206,20 @@ def _apart(paths: tuple[str, ...]) -> tuple[str, ...]:
 def _allowed(
     options: dict[str, uwsgi_options.Value | list[uwsgi_options.Value]],
 ) -> dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]:
-    problems = [f"{name}: {why}" for name in options if (why := uwsgi_options.problem(name))]
-    lines = uwsgi_options.lines(options)
+    return _lines_of(uwsgi_options, options)
+
+
+def _of_a_unit(
+    options: dict[str, uwsgi_options.Value | list[uwsgi_options.Value]],
+) -> dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]:
+    return _lines_of(unit_options, options)
+
+
+def _lines_of(
+    kind: ModuleType, options: dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]
+) -> dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]:
+    problems = [f"{name}: {why}" for name in options if (why := kind.problem(name))]
+    lines = kind.lines(options)
     problems += [f"{line!r}: a value is one line" for line in lines if not line.isprintable()]
     if problems:
         raise ValueError("; ".join(problems))
@@ -287,6 +305,9 @@ class HostSettings(BaseModel):
 
     consul_file: str | None = None
     """A file on this machine: the consul binary, or a release archive."""
+
+    consul_unit: UnitOptions = {}
+    """Further lines of the agent's unit, as app_unit."""
 
     consul_address: Annotated[
         str, StringConstraints(pattern=r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}$")
@@ -408,6 +429,16 @@ class Settings(HostSettings):
     app_shared: Annotated[tuple[Shared, ...], AfterValidator(_apart)] = ()
     """Files and folders (with a slash at the end) that releases share, such as ["media/",
     "db.sqlite3"]: each lies in /srv/NAME/shared, and a link in its place. Nothing removes them."""
+
+    app_writable: tuple[Writable, ...] | None = None
+    """Folders and files elsewhere on a host that it writes to, such as ["/var/lib/shop"]; a folder
+    that is missing is made. What is not listed it can only read, but for app_shared, its /tmp and
+    /dev/shm. None: where versions before 0.5 served it, what it could write to then too."""
+
+    app_unit: UnitOptions = {}
+    """Further lines of its units, in systemd's words, such as {"MemoryMax": "512M", "TasksMax":
+    200}, or {"SystemCallFilter": "@mount"} for more than docs/security.md says; a text, a number,
+    True or False, or a list of them."""
 
     app_workers: dict[WorkerName, Annotated[WorkerSettings, BeforeValidator(_command_alone)]] = {}
     """Other processes of a release, each by a name of its own, such as

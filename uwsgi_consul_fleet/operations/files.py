@@ -9,7 +9,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pyinfra.api import StringCommand
 from pyinfra.api.command import QuoteString
 from pyinfra.operations import files
@@ -19,7 +19,11 @@ from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import FileState
 
 _jinja = Environment(  # noqa: S701 - ini and unit files, where HTML escapes would be wrong
-    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
 
 

@@ -66,6 +66,7 @@ class AppState:
     is none, and ``python_closed`` what of that no service can get at. ``generations`` are by name,
     with the fields of their release.json; ``last_switch`` is the end of the history
     (host/store.py). ``resolutions`` are the ids and kinds of those that are here with their wheels.
+    ``writable`` is what it may write to elsewhere since a version before 0.5 let it.
     """
 
     uwsgi: Uwsgi | None = None
@@ -76,6 +77,7 @@ class AppState:
     current_plugin: str = ""
     last_switch: Mapping[str, Any] = field(default_factory=dict)
     resolutions: set[tuple[str, str]] = field(default_factory=set)
+    writable: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -241,6 +243,8 @@ def _parse_app(lines: list[str], pythons: list[str]) -> AppState:
             found.generations[name] = _fields(fields)
         elif kind == "last_switch":
             found.last_switch = _fields(rest)
+        elif kind == "writable":
+            found.writable.append(rest)
         elif kind == "resolution_kept":
             name, itself, _ = rest.split("/")
             found.resolutions.add((name, itself))

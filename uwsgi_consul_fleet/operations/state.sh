@@ -123,6 +123,7 @@ look_at_releases() {
         echo "current_generation $current"
         echo "current_plugin $(readlink "/srv/$1/releases/$current/consul_plugin.so")"
         printf 'last_switch %s\n' "$(tail -n 1 "/srv/$1/history" 2>/dev/null)"
+        sed 's/^/writable /' "/srv/$1/writable" 2>/dev/null
     fi
 }
 set -- consul.service

@@ -263,3 +263,9 @@ def _tell(found: Mapping[Source, Decided], hosts: Mapping[Source, list[AppHost]]
                 f"    {app_name}: today's settings were rolled back from, and are not applied "
                 f"until they are changed: {', '.join(keeping)}"
             )
+        asked = [host for host in hosts[source] if host.settings.app_writable is None]
+        for paths in sorted({tuple(run.its_state(host).writable) for host in asked} - {()}):
+            logger.warning(
+                f"    Warning: {app_name} can still write to {', '.join(paths)}, since a version "
+                "before 0.5 let it: list what it needs in app_writable, [] for nothing"
+            )

@@ -13,7 +13,9 @@ from pyinfra import logger
 
 from uwsgi_consul_fleet.build.identity import pypi_name
 from uwsgi_consul_fleet.host import told
-from uwsgi_consul_fleet.inventory import uwsgi_options
+from uwsgi_consul_fleet.host.elsewhere import ELSEWHERE
+from uwsgi_consul_fleet.host.store import SHARED
+from uwsgi_consul_fleet.inventory import unit_options, uwsgi_options
 from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.languages import PYTHON
 from uwsgi_consul_fleet.operations.applications import archive, environment, loading, steps
@@ -228,6 +230,7 @@ def _units(me: AppHost, release: Release, inis: dict[str, str]) -> dict[str, str
     pypi = settings.uwsgi_source == "pypi"
     program = f"/srv/{app}/releases/%i/venv/bin/uwsgi" if pypi else "/usr/bin/uwsgi"
     values: dict[str, Any] = {"app": app, "settings": settings, "start": START, "uwsgi": program}
+    values |= _allowed(me)
     first = me.instances[0].port
     found = {
         "units/app.target": render(UNITS / "target.j2", **values),
@@ -267,9 +270,21 @@ def _worker_units(me: AppHost, release: Release, port: int, ini: str) -> dict[st
             folder=loading.folder(me.settings),
             told=lines,
             settings=me.settings,
+            **_allowed(me),
         )
         for name in me.worker_names
     }
+
+
+def _allowed(me: AppHost) -> dict[str, Any]:
+    """What its units have beside hardened.j2, and leave out."""
+    settings, language = me.settings, me.settings.language
+    shared = f"/srv/{me.app}/{SHARED}"
+    lines = [f"ReadWritePaths=-{path}" for path in (shared, *language.writable)]
+    lines += [f"ReadWritePaths={path}" for path in settings.app_writable or ()]
+    if settings.app_writable is None:
+        lines.append(ELSEWHERE)
+    return {"compiles": language.compiles, "allowed": lines + unit_options.lines(settings.app_unit)}
 
 
 def _word(before: str, command: str) -> str:

@@ -12,6 +12,7 @@ from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.host_program import PROGRAM
+from uwsgi_consul_fleet.inventory import unit_options
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import cluster as cluster
@@ -93,20 +94,25 @@ def files(me: Host, fleet: Fleet, label: str) -> list[RemoteFile]:
     config = json.dumps(agent_config(me, fleet), indent=2) + "\n"
     return [
         RemoteFile(CONFIG, config, "640", "root", "consul"),
-        RemoteFile(UNIT, _unit(label, digest(me, fleet, label))),
+        RemoteFile(UNIT, _unit(me, label, digest(me, fleet, label))),
     ]
 
 
-def _unit(label: str, digest: str) -> str:
-    binary = f"{BINARIES}/{label}/consul"
-    template = HERE / "consul.service.j2"
-    return render(template, binary=binary, configuration=CONFIGURATION, digest=digest)
+def _unit(me: Host, label: str, digest: str) -> str:
+    return render(
+        HERE / "consul.service.j2",
+        binary=f"{BINARIES}/{label}/consul",
+        configuration=CONFIGURATION,
+        digest=digest,
+        compiles=False,
+        allowed=unit_options.lines(me.settings.consul_unit),
+    )
 
 
 def digest(me: Host, fleet: Fleet, label: str) -> str:
     """Of everything an agent must be restarted for; the running one has it in its environment."""
     config = {key: value for key, value in agent_config(me, fleet).items() if key not in TO_START}
-    return hashlib.sha256((repr(config) + _unit(label, "")).encode()).hexdigest()[:16]
+    return hashlib.sha256((repr(config) + _unit(me, label, "")).encode()).hexdigest()[:16]
 
 
 def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
