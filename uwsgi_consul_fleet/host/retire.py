@@ -64,16 +64,16 @@ def remove(app: str, purge: bool) -> None:
     say(f"{app}: removed" + (f", but for {left}" if left else ""))
 
 
-def _close(shared: Path) -> Path | None:
-    """Keep what releases shared from whoever gets the number of the application's user next; None
+def _close(folder: Path) -> Path | None:
+    """Keep what is there from whoever gets the number of the application's user or group next; None
     where there is nothing."""
     with suppress(OSError):
-        shared.rmdir()
-    if not shared.exists():
+        folder.rmdir()
+    if not folder.exists():
         return None
-    os.chown(shared, 0, 0)
-    shared.chmod(0o700)
-    return shared
+    os.chown(folder, 0, 0)
+    folder.chmod(0o700)
+    return folder
 
 
 def give_back(app: str) -> None:
