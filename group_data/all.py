@@ -81,6 +81,14 @@ consul_key_file = None
 # it in inventory.py, as in ("web1", {"address": "10.0.0.5"}).
 address = None
 
+# What is done about a host whose key is in no known_hosts file, where your ssh configuration
+# does not say:
+#   ask    all of them are shown and asked about at once; with -y, or without a terminal, nothing
+#          is done before `invoke ssh.trust`
+#   first  its first key is trusted, whatever the ssh configuration says: for machines that live
+#          an hour
+ssh_host_keys = "ask"
+
 # --- The application --------------------------------------------------------
 
 # The application's name: of its service in Consul, its user, its units and its folder under

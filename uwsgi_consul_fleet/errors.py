@@ -26,6 +26,10 @@ class UnreachableError(FleetError):
     """A host or the Consul API behind it did not answer."""
 
 
+class StrangerError(FleetError):
+    """Hosts were never met, and nobody said that they are the right ones."""
+
+
 class RefusedError(FleetError):
     """Consul answered that it may not be asked for that: it is there and needs no repair."""
 

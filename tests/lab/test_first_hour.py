@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pty
 import re
 import signal
 import struct
@@ -18,7 +17,6 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from select import select
 
 import pytest
 from checkout import BIN, ROOT
@@ -29,6 +27,7 @@ from lab_commands import Lab
 from load import SERVICE, Load
 from releasing import Releases
 from shared_fleet import HOSTS
+from terminal import Terminal
 
 pytestmark = pytest.mark.takes(80)
 
@@ -152,30 +151,18 @@ def test_with_a_terminal_it_is_interactive(words: Words) -> None:
     resized = "trap 'stty size' WINCH; stty size; until stty size | grep -q ^7; do sleep 0.1; done"
     script = f'echo go; read line; echo "<$line>"; {resized}; {CATCHES}'
     told = words("exec", "--once", "--", "sh", "-c", script)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(ROOT)
-        os.execv(BIN / told[0], told)
-    said = b""
-
-    def until_said(text: bytes) -> None:
-        nonlocal said
-        while text not in said:
-            assert select([terminal], [], [], 30)[0], said
-            said += os.read(terminal, 4096)
-
-    until_said(b"go\r\n")
-    os.write(terminal, b"typed\n")
-    until_said(b"<typed>\r\n24 80\r\n")
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 7, 70, 0, 0))
-    until_said(b"\r\n7 70\r\n")
-    until_said(b"ready\r\n")
-    os.write(terminal, b"\x03")
-    until_said(b"caught")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
-    assert said.count(b"typed") == 2  # once by the terminal, which shows what is typed
-    assert b"command?" not in said
-    os.close(terminal)
+    with Terminal(*told) as terminal:
+        terminal.until_said(b"go\r\n")
+        terminal.type(b"typed\n")
+        terminal.until_said(b"<typed>\r\n24 80\r\n")
+        fcntl.ioctl(terminal.end, termios.TIOCSWINSZ, struct.pack("HHHH", 7, 70, 0, 0))
+        terminal.until_said(b"\r\n7 70\r\n")
+        terminal.until_said(b"ready\r\n")
+        terminal.type(b"\x03")
+        terminal.until_said(b"caught")
+        assert terminal.exit_code() == 5
+        assert terminal.said.count(b"typed") == 2  # once by the terminal, which shows it
+        assert b"command?" not in terminal.said
 
 
 # --- Logs ---

@@ -19,6 +19,7 @@ from checkout import ROOT
 from consul_processes import until
 from fleet_commands import Fleet, output, run
 from lab_commands import Lab
+from terminal import Terminal
 
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.reading import read
@@ -55,6 +56,7 @@ class Ways:
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.folder = folder
+        self.lab_commands = lab
         self.lab = lab.checkout / ".lab"
         self.addresses = {name: lab.address(name) for name in (GATE, TARGET)}
         self.known_hosts = self.lab / "known_hosts"
@@ -90,6 +92,11 @@ class Ways:
             for number, (name, data) in enumerate(hosts.items(), start=1)
         ]
         self.fleet.hosts(listed[:1], listed)
+
+    def fingerprint(self, name: str) -> str:
+        """As the machine itself says it."""
+        look = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+        return self.lab_commands.ssh(name, look).stdout.split()[1]
 
     def problems(self) -> dict[str, str]:
         """What `invoke releases` says of each host."""
@@ -296,6 +303,72 @@ def test_the_deploy_says_the_same(ways: Ways) -> None:
     deploy = output(ways.fleet.deploy("--dry", check=False))
     for name, problem in ways.problems().items():
         assert re.search(rf"\[{name}\] +{re.escape(problem)}", deploy), deploy
+
+
+def test_strangers_are_shown_at_once_and_asked_about_once(ways: Ways) -> None:
+    """A jump host, two that lie behind it, one that does not, and one that is away."""
+    known = ways.folder / "known_none"
+    lines = (f"UserKnownHostsFile {known}", "StrictHostKeyChecking ask", "HashKnownHosts no")
+    config = ways.section("gate", *lines, to=GATE)
+    config += ways.section("near", *lines, "HostKeyAlias near")
+    for name in ("far1", "far2"):
+        config += ways.section(name, *lines, f"HostKeyAlias {name}", "ProxyJump gate")
+    config += ways.section("away", *lines, "Port 9")
+    names = ("near", "far1", "far2", "away")
+    ways.use(config, {name: {} for name in names})
+    print_of = {name: ways.fingerprint(name) for name in (GATE, TARGET)}
+    shown = {"near": TARGET, "gate": GATE}
+    first = "\n".join(
+        f"  {name} ({ways.addresses[machine]})  ssh-ed25519 {print_of[machine]}"
+        for name, machine in shown.items()
+    )
+
+    trusts = ("invoke", "ssh.trust", "--inventory", str(ways.fleet.path))
+    shows = ("invoke", "releases", "--inventory", str(ways.fleet.path))
+    deploys = ("pyinfra", str(ways.fleet.path), "exec", "--", "true")
+    unasked = ("pyinfra", "-y", *deploys[1:])
+    for command in (deploys, unasked, shows, trusts):
+        refused = run(*command, check=False)
+        assert refused.returncode and "Connected" not in output(refused)
+        assert first in output(refused), output(refused)
+        assert ("say --yes" if command is trusts else " ".join(trusts)) in output(refused)
+    with Terminal(*shows) as terminal:
+        terminal.until_said(b"[yes/no] ")
+        terminal.type(b"no\n")
+        assert terminal.exit_code() == 2
+        assert b"you said no; nothing was touched" in terminal.said
+    with Terminal(*unasked) as terminal:
+        assert terminal.exit_code() == 1
+        assert b"[yes/no]" not in terminal.said
+    assert not known.exists()
+
+    with Terminal(*deploys) as terminal:
+        for question in (1, 2):
+            terminal.until_said(b"[yes/no] ")
+            assert terminal.said.count(b"far1") == question - 1
+            terminal.said = terminal.said.replace(b"[yes/no] ", b"")
+            terminal.type(b"yes\n")
+        terminal.until_said(b"away (")  # and pyinfra asks whether to go on without it
+        terminal.type(b"\n")
+        terminal.exit_code()
+        assert terminal.said.count(b"Connected") == 3 and b"[yes/no]" not in terminal.said
+    met = known.read_text()
+    assert len(met.splitlines()) == 4
+
+    known.unlink()
+    trusted = run(*trusts, "--yes", check=False)
+    assert trusted.returncode == 2 and "away (" in trusted.stderr
+    assert first in trusted.stdout and "4 remembered" in trusted.stdout
+    assert sorted(known.read_text().splitlines()) == sorted(met.splitlines())
+    said = output(run(*shows, check=False))
+    assert "never met" not in said and said.count("nothing was deployed to it") == 3
+
+    known.unlink()
+    ways.use(config, {name: {"ssh_host_keys": "first"} for name in names})
+    said = output(run(*shows, check=False))
+    told = f"its host key, ssh-ed25519 {print_of[TARGET]}, is trusted as the first that it shows"
+    assert said.count(told) == 3 and print_of[GATE] in said
+    assert sorted(known.read_text().splitlines()) == sorted(met.splitlines())
 
 
 @pytest.mark.parametrize(("program", "hashed"), [("invoke", "yes"), ("pyinfra", "no")])

@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({}, {"host": "web", "port": 22, "user": getpass.getuser(), "mode": "accept-new"}),
+        ({}, {"host": "web", "port": 22, "user": getpass.getuser(), "mode": "ask"}),
         ({"ssh_hostname": "10.0.0.1"}, {"host": "10.0.0.1", "name": "web"}),
         ({"ssh_user": "me", "ssh_port": 2222}, {"user": "me", "key_name": "[web]:2222"}),
         ({"ssh_port": "2222"}, {"port": 2222}),
@@ -46,6 +46,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"ssh_known_hosts_file": "/k"}, {"known_hosts": ("/k",)}),
         ({"ssh_strict_host_key_checking": "yes"}, {"mode": "yes"}),
         ({"ssh_strict_host_key_checking": "off"}, {"mode": "no"}),
+        ({"ssh_host_keys": "first"}, {"mode": "accept-new"}),
+        ({"ssh_host_keys": "first", "ssh_strict_host_key_checking": "yes"}, {"mode": "yes"}),
         (
             {"ssh_connect_retries": 3, "ssh_connect_retry_max_delay": 9},
             {"retries": 3, "retry_delay": (0.1, 9.0)},
@@ -150,6 +152,17 @@ def test_a_known_host_is_let_pass_and_a_changed_one_never(
     assert Path(said.known_hosts[0]).read_text() == before
 
 
+def test_what_is_said_of_a_changed_key_mends_it(tmp_path: Path) -> None:
+    said = known_as(tmp_path, "# mine", line("web"), line("db"), mode="ask")
+    with pytest.raises(HostKeyError) as error:
+        meet(said, OTHER)
+    mends = str(error.value).partition("made anew: ")[2]
+    subprocess.run(mends, shell=True, check=True, capture_output=True)
+    assert Path(said.known_hosts[0]).read_text() == f"# mine\n{line('db')}\n"
+    meet(replace(said, mode="accept-new"), OTHER)
+    meet(said, OTHER)
+
+
 @pytest.mark.parametrize("names", ["db", "!web,w*", "[web]:2222", "|1|x|y", "|2|a|b"])
 def test_others_lines_are_others(tmp_path: Path, names: str) -> None:
     with pytest.raises(HostKeyError, match="is in no known_hosts file"):
@@ -170,17 +183,23 @@ def test_a_stranger_is_refused_with_what_to_do(tmp_path: Path, mode: str) -> Non
     (tmp_path / "key.pub").write_text(f"{KEY.get_name()} {KEY.get_base64()}")
     command = ["ssh-keygen", "-l", "-f", str(tmp_path / "key.pub")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[1]
-    assert shown in str(error.value) and str(error.value).endswith("then add it: ssh web")
+    assert shown in str(error.value) and str(error.value).endswith("trust it: invoke ssh.trust")
+    assert not Path(known_as(tmp_path).known_hosts[0]).exists()
 
 
 @pytest.mark.parametrize("mode", ["no", "accept-new"])
-def test_a_stranger_is_added_and_nothing_else_is_touched(tmp_path: Path, mode: str) -> None:
+def test_a_stranger_is_added_and_nothing_else_is_touched(
+    tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = known_as(tmp_path, mode=mode)
     file = Path(said.known_hosts[0])
     file.write_text("# mine\nrubbish without an end")
     meet(said)
     meet(said)
     assert file.read_text() == f"# mine\nrubbish without an end\n{line('web')}\n"
+    assert capsys.readouterr().err == (
+        f"web (web): its host key, {hostkeys.shown(KEY)}, is trusted as the first that it shows\n"
+    )
 
 
 def test_a_hashed_name_is_one_that_ssh_finds(tmp_path: Path) -> None:
@@ -194,7 +213,7 @@ def test_a_hashed_name_is_one_that_ssh_finds(tmp_path: Path) -> None:
 
 
 def test_many_at_once_keep_all_and_one_name_once(tmp_path: Path) -> None:
-    said = known_as(tmp_path, "# mine")
+    said = known_as(tmp_path, "# mine", mode="accept-new")
     names = [f"host{number}" for number in range(60)] * 2
     with ThreadPoolExecutor(60) as pool:
         list(pool.map(lambda name: meet(replace(said, key_name=name)), names))
@@ -205,8 +224,12 @@ def test_many_at_once_keep_all_and_one_name_once(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_the_host_is_still_reached(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    meet(replace(known_as(tmp_path), known_hosts=(str(tmp_path),)))
+    said = replace(known_as(tmp_path), known_hosts=(str(tmp_path),), mode="ask")
+    hostkeys.trust(said, RSA)
     assert "the host key of web is not remembered" in capsys.readouterr().err
+    meet(said, RSA)
+    with pytest.raises(HostKeyError):
+        meet(said, OTHER)
 
 
 def test_a_host_shows_the_kind_of_key_that_is_known(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def command(
     failure: int = 1,
     json: str = "",
     app: str = "",
+    meets: bool = True,
     help: Mapping[str, str] | None = None,  # noqa: A002 - Invoke's word
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Task[Any]]:
@@ -65,6 +66,7 @@ def command(
     :param failure: the exit status of an error that does not have its own
     :param json: help for ``--json``; the body returns an :class:`Answer` then
     :param app: help for ``--app``; the fleet is that of the application then
+    :param meets: whether hosts that were never met are asked about first
     :param help: help for the body's own options
     :param options: whatever else ``invoke.task`` takes
     """
@@ -92,7 +94,7 @@ def command(
             as_json = bool(json) and given.pop("json", False)
             try:
                 if wants_fleet:
-                    fleet = read(given.pop("inventory", INVENTORY))
+                    fleet = (read if meets else described)(given.pop("inventory", INVENTORY))
                     given["fleet"] = fleet.only(given.pop("app", "") if app else "")
                 answer = body(**given)
                 if isinstance(answer, Answer):
@@ -125,8 +127,23 @@ def _option(name: str, default: Any = inspect.Parameter.empty) -> inspect.Parame
 
 
 def read(inventory: str) -> Fleet:
+    """The fleet of an inventory file, to connect to: hosts that were never met are asked about."""
+    from uwsgi_consul_fleet.ssh import options, strangers
+
+    fleet = described(inventory)
+    hosts = [options.of(each.name, each.data) for each in fleet.active]
+    strangers.settle(hosts, asks=True, then=of_inventory(inventory))
+    return fleet
+
+
+def described(inventory: str) -> Fleet:
     """The fleet of an inventory file."""
     from uwsgi_consul_fleet.inventory import reading
     from uwsgi_consul_fleet.ssh import options
 
     return reading.read(inventory, options.address)
+
+
+def of_inventory(inventory: str) -> str:
+    """What is typed behind a command for it to take the same inventory."""
+    return "" if inventory == INVENTORY else f" --inventory {inventory}"

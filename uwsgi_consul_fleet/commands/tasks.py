@@ -12,6 +12,7 @@ from uwsgi_consul_fleet.commands import (
     lock,
     logs,
     releases,
+    ssh,
     verify,
 )
 
@@ -26,5 +27,6 @@ namespace = Collection(
     audit.audit,
     lock.unlock,
     adopt.adopt,
+    Collection("ssh", ssh.trust),
     Collection("lab", lab.up, lab.down, lab.status, lab.rebuild, lab.ssh),
 )

@@ -341,6 +341,14 @@ class HostSettings(BaseModel):
     """Where other hosts reach a host, if ssh reaches it under another address: to be set beside
     it in inventory.py, as in ("web1", {"address": "10.0.0.5"})."""
 
+    ssh_host_keys: Literal["ask", "first"] = "ask"
+    """What is done about a host whose key is in no known_hosts file, where your ssh configuration
+    does not say:
+      ask    all of them are shown and asked about at once; with -y, or without a terminal, nothing
+             is done before `invoke ssh.trust`
+      first  its first key is trusted, whatever the ssh configuration says: for machines that live
+             an hour"""
+
 
 class Settings(HostSettings):
     """What holds for an application on a host; with all that holds for the host."""

@@ -2,6 +2,8 @@
 
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -34,12 +36,18 @@ def _unreachable(options: Options, reason: str) -> UnreachableError:
     )
 
 
+# Hosts that did not show their key a moment ago, and why: they are not asked again at once.
+_silent: dict[Options, UnreachableError] = {}
+
+
 def connect(options: Options) -> Client:
     """Open a connection, by way of others where it needs them.
 
     :raises UnreachableError: naming the host, why, and what to look at
     """
     retries = options.retries
+    if (reason := _silent.pop(options, None)) and not retries:
+        raise reason
     while True:
         try:
             return _connect(options)
@@ -52,33 +60,48 @@ def connect(options: Options) -> Client:
         time.sleep(random.uniform(*options.retry_delay))  # noqa: S311 - not for secrets
 
 
+def shown_key(options: Options) -> paramiko.PKey | None:
+    """The key by which a host says who it is, which is told nothing of us; None where it says
+    nothing, as the next :func:`connect` explains."""
+    try:
+        with _wire(options) as wire:
+            asked = transport.Transport(options, wire)
+            try:
+                asked.start_client(timeout=options.timeout)
+                return asked.get_remote_server_key()
+            finally:
+                asked.close()
+    except LOST as error:
+        _silent[options] = _unreachable(options, _reason(error))
+        return None
+
+
+def silent() -> list[UnreachableError]:
+    """Why those hosts that were asked for their key did not show one."""
+    return [*_silent.values()]
+
+
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
 def _connect(options: Options) -> Client:
-    wire = _wire(options)
     client = Client(options)
     client.set_missing_host_key_policy(Policy(options))
-    try:
-        client.connect(
-            options.host,
-            options.port,
-            sock=wire,
-            timeout=options.timeout,
-            transport_factory=partial(transport.Transport, options),
-            auth_strategy=Identities(options),  # type: ignore[arg-type] # it has its own list
-            **options.more,
-        )
-    except BaseException as error:
-        client.close()
-        wire.close()
-        words = wire.last_words() if isinstance(wire, transport.Command) else ""
-        if words and isinstance(error, LOST):
-            raise paramiko.SSHException(
-                f"{_reason(error)}; its ProxyCommand says: {words}"
-            ) from error
-        raise
+    with _wire(options) as wire:
+        try:
+            client.connect(
+                options.host,
+                options.port,
+                sock=wire,
+                timeout=options.timeout,
+                transport_factory=partial(transport.Transport, options),
+                auth_strategy=Identities(options),  # type: ignore[arg-type] # it has its own list
+                **options.more,
+            )
+        except BaseException:
+            client.close()
+            raise
     _keep(client)
     return client
 
@@ -95,7 +118,23 @@ def _keep(client: Client) -> None:
         client.forwarding = AgentRequestHandler(wire.open_session())
 
 
-def _wire(options: Options) -> Any:
+@contextmanager
+def _wire(options: Options) -> Iterator[Any]:
+    """What leads to a host; closed where something goes wrong with it."""
+    wire = _open(options)
+    try:
+        yield wire
+    except BaseException as error:
+        wire.close()
+        words = wire.last_words() if isinstance(wire, transport.Command) else ""
+        if words and isinstance(error, LOST):
+            raise paramiko.SSHException(
+                f"{_reason(error)}; its ProxyCommand says: {words}"
+            ) from error
+        raise
+
+
+def _open(options: Options) -> Any:
     if options.proxy_command:
         return transport.Command(options.proxy_command)
     if options.jump:

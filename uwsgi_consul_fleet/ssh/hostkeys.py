@@ -5,14 +5,15 @@ what others added meanwhile, are lost.
 """
 
 import fcntl
+import hmac
 import os
 import sys
-from base64 import b64encode
-from collections.abc import Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 
 import paramiko
 from paramiko.hostkeys import HostKeys
@@ -20,7 +21,9 @@ from paramiko.hostkeys import HostKeys
 from uwsgi_consul_fleet.ssh.config import matches
 from uwsgi_consul_fleet.ssh.options import Options
 
-_asking = Lock()
+TRUST = "invoke ssh.trust"  # the command that asks about all hosts that were never met
+# Trusted in this run, where no file could be written: name, kind and key.
+_unwritten: set[tuple[str, str, str]] = set()
 
 
 class HostKeyError(paramiko.SSHException):
@@ -59,13 +62,15 @@ def known_kinds(options: Options) -> set[str]:
 
 def _is_known(options: Options, key: paramiko.PKey) -> bool:
     """:raises HostKeyError: where it is known with another key"""
-    shown = (key.get_name(), key.get_base64())
+    its = (key.get_name(), key.get_base64())
+    if (options.key_name, *its) in _unwritten:
+        return True
     entries = list(_entries(options))
     for entry in entries:
-        if entry.marker == "@revoked" and (entry.kind, entry.key) == shown:
+        if entry.marker == "@revoked" and (entry.kind, entry.key) == its:
             raise HostKeyError(f"its host key is revoked, by {entry.file} line {entry.line}")
     plain = [entry for entry in entries if not entry.marker]
-    if any((entry.kind, entry.key) == shown for entry in plain):
+    if any((entry.kind, entry.key) == its for entry in plain):
         return True
     if plain:
         raise HostKeyError(_changed(options, plain[0], key))
@@ -75,12 +80,12 @@ def _is_known(options: Options, key: paramiko.PKey) -> bool:
 def _changed(options: Options, entry: Entry, key: paramiko.PKey) -> str:
     return (
         f"its host key has changed: {entry.file} line {entry.line} has another one than "
-        f"{_shown(key)}, which it shows now; somebody may be listening in. If the machine was "
+        f"{shown(key)}, which it shows now; somebody may be listening in. If the machine was "
         f"made anew: ssh-keygen -R '{options.key_name}' -f {entry.file}"
     )
 
 
-def _shown(key: paramiko.PKey) -> str:
+def shown(key: paramiko.PKey) -> str:
     """As ssh shows it: the kind, and the fingerprint."""
     digest = b64encode(sha256(key.asbytes()).digest()).decode().rstrip("=")
     return f"{key.get_name()} SHA256:{digest}"
@@ -90,50 +95,71 @@ def _entries(options: Options) -> Iterator[Entry]:
     """A host's lines; those that can't be understood are passed over."""
     for file in (*options.known_hosts, *options.systems_known_hosts):
         try:
-            lines = Path(file).read_text(errors="replace").splitlines()
+            found = Path(file).stat()
         except OSError:
             continue
-        for number, line in enumerate(lines, start=1):
-            words = line.split()
-            marker = words.pop(0) if words and words[0].startswith("@") else ""
-            if len(words) > 2 and words[0][0] != "#" and _is_named(options.key_name, words[0]):
-                yield Entry(file, number, marker, words[1], words[2])
+        yield from _of(options.key_name, file, found.st_mtime_ns, found.st_size)
 
 
-def _is_named(name: str, names: str) -> bool:
-    """Whether a line's first word, a list of patterns or one hash, is about this name."""
-    if names.startswith("|"):
-        try:
-            return HostKeys.hash_host(name, names) == names
-        except (ValueError, IndexError):
-            return False
-    return matches(name, names)
+@lru_cache(maxsize=2000)
+def _of(name: str, file: str, modified: int, size: int) -> list[Entry]:
+    """A host's lines in a file, looked for again when it has changed: each hash takes its time."""
+    return [entry for is_about, entry in _read(file, modified, size) if is_about(name)]
+
+
+@lru_cache(maxsize=16)
+def _read(file: str, _modified: int, _size: int) -> list[tuple[Callable[[str], bool], Entry]]:
+    """All lines of a file, each with what says whether it is about a name."""
+    try:
+        lines = Path(file).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        marker = words.pop(0) if words and words[0].startswith("@") else ""
+        if len(words) > 2 and words[0][0] != "#":
+            found.append((_names(words[0]), Entry(file, number, marker, words[1], words[2])))
+    return found
+
+
+def _names(word: str) -> Callable[[str], bool]:
+    """Whether a line's first word, a list of patterns or one hash, is about a name."""
+    if not word.startswith("|"):
+        return partial(matches, patterns=word)
+    kind, *rest = word[1:].split("|")
+    try:
+        salt, digest = map(b64decode, rest)
+    except ValueError:
+        return lambda name: False
+    return lambda name: kind == "1" and hmac.digest(salt, name.encode(), "sha1") == digest
 
 
 # --- A host that was never met -----------------------------------------------------------
 
 
 def _meet(options: Options, key: paramiko.PKey) -> None:
-    if options.mode in ("yes", "ask") and not (options.mode == "ask" and _agrees(options, key)):
+    if options.mode in ("yes", "ask"):
+        strict = ' (StrictHostKeyChecking is "yes")' * (options.mode == "yes")
         raise HostKeyError(
-            f"its host key, {_shown(key)}, is in no known_hosts file, and StrictHostKeyChecking is "
-            f'"{options.mode}"; compare it with the host\'s, then add it: {options.command_line}'
+            f"its host key, {shown(key)}, is in no known_hosts file{strict}; compare it with the "
+            f"host's own, then trust it: {TRUST}"
         )
+    trust(options, key)
+    said = f"its host key, {shown(key)}, is trusted as the first that it shows"
+    print(f"{options.name} ({options.host}): {said}", file=sys.stderr)
+
+
+def trust(options: Options, key: paramiko.PKey) -> None:
+    """Know this key from now on.
+
+    :raises HostKeyError: where another connection has met the host meanwhile, with another key
+    """
     try:
         _remember(options, key)
     except OSError as error:
+        _unwritten.add((options.key_name, key.get_name(), key.get_base64()))
         print(f"the host key of {options.name} is not remembered: {error}", file=sys.stderr)
-
-
-def _agrees(options: Options, key: paramiko.PKey) -> bool:
-    with _asking:
-        if not sys.stdin or not sys.stdin.isatty():
-            return False
-        if _is_known(options, key):  # another connection asked meanwhile
-            return True
-        question = f"{options.name} was never met; its host key is {_shown(key)}. Is it right?"
-        print(f"{question} [yes/no] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() == "yes"
 
 
 def _remember(options: Options, key: paramiko.PKey) -> None:

@@ -49,6 +49,14 @@ OURS = {
 # And those that the connection here decides itself.
 DECIDED = ("transport_factory", "sock", "auth_strategy", "pkey", "hostname", "port", "username")
 
+# Those that hold for the hosts on the way too.
+FOR_ALL = (
+    "ssh_config_file",
+    "ssh_known_hosts_file",
+    "ssh_strict_host_key_checking",
+    "ssh_host_keys",
+)
+
 Stop = tuple[str, str, int]  # where a host on the way is: address, user and port
 
 
@@ -81,7 +89,7 @@ class Options:
     known_hosts: tuple[str, ...] = ()
     systems_known_hosts: tuple[str, ...] = ()
     key_name: str = ""
-    mode: str = "accept-new"
+    mode: str = "ask"
     hash_names: bool = False
     family: int = socket.AF_UNSPEC
     alive_interval: int = 0
@@ -181,7 +189,7 @@ def _build(
         known_hosts=_files(found, "userknownhostsfile", USERS_KNOWN_HOSTS),
         systems_known_hosts=_files(found, "globalknownhostsfile", SYSTEMS_KNOWN_HOSTS),
         key_name=alias or (key_host if port == 22 else f"[{key_host}]:{port}"),
-        mode=_mode(found),
+        mode=_mode(data, found),
         hash_names=found.yes("hashknownhosts"),
         family=_family(found),
         alive_interval=found.number("serveraliveinterval", 0),
@@ -199,9 +207,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _mode(found: Found) -> str:
-    """Without a word about it a new host's key is taken, as pyinfra does."""
-    asked = found.first("stricthostkeychecking", "accept-new")
+def _mode(data: Mapping[str, Any], found: Found) -> str:
+    """Without a word about it a new host is asked about, as by ssh."""
+    is_said = data.get("ssh_strict_host_key_checking")
+    if data.get("ssh_host_keys") == "first" and not is_said:
+        return "accept-new"
+    asked = found.first("stricthostkeychecking", "ask")
     mode = MODES.get(asked.lower())
     if mode is None:
         raise ValueError(f"StrictHostKeyChecking {asked!r} is none of {', '.join(MODES)}")
@@ -268,8 +279,7 @@ def _hop(
     for it as well. None for a host that would lead to itself, as with ``Host *``."""
     user, host, port = _hop_words(hop)
     way = "none" if before else ""
-    keys = ("ssh_config_file", "ssh_known_hosts_file", "ssh_strict_host_key_checking")
-    known = {key: data[key] for key in keys if key in data}
+    known = {key: data[key] for key in FOR_ALL if key in data}
     found = _look_up(host, known, user=user, port=port, proxyjump=way)
     mine = (found.host_name, found.user, _port(found.port))
     if mine == behind[-1]:
