@@ -43,6 +43,10 @@ consul_release_url = "https://releases.hashicorp.com/consul"
 # Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}.
 consul_sha256 = {}
 
+# HashiCorp's public key, a file on this machine: refuse published checksums that are not
+# signed with it. gpgv is asked. None believes the site's certificate.
+consul_release_key = None
+
 # A file on this machine: the consul binary, or a release archive.
 consul_file = None
 

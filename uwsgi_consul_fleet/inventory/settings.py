@@ -303,6 +303,10 @@ class HostSettings(BaseModel):
     consul_sha256: dict[str, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = {}
     """Refuse any other release archive than that with this SHA-256, as in {"amd64": "…"}."""
 
+    consul_release_key: str | None = None
+    """HashiCorp's public key, a file on this machine: refuse published checksums that are not
+    signed with it. gpgv is asked. None believes the site's certificate."""
+
     consul_file: str | None = None
     """A file on this machine: the consul binary, or a release archive."""
 

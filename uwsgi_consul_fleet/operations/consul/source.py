@@ -15,6 +15,7 @@ from typing import Literal
 
 from pyinfra import host, logger
 
+from uwsgi_consul_fleet.operations.consul import signature
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import HostState
@@ -98,6 +99,7 @@ def choose(here: Here) -> Source:
             settings.consul_version,
             known.architecture,
             settings.consul_sha256.get(known.architecture),
+            settings.consul_release_key,
         )
 
 
@@ -135,10 +137,16 @@ def _say_what_auto_has(run: Run) -> None:
 
 
 @cache
-def _from_release(url: str, version: str, architecture: str, pin: str | None) -> Source:
+def _from_release(
+    url: str, version: str, architecture: str, pin: str | None = None, key: str | None = None
+) -> Source:
     archive = f"consul_{version}_linux_{architecture}.zip"
-    sums = _download(f"{url}/{version}/consul_{version}_SHA256SUMS").decode(errors="replace")
-    published = {name: digest for digest, _, name in map(_split_sum, sums.splitlines())}
+    place = f"{url}/{version}/consul_{version}_SHA256SUMS"
+    sums = _download(place)
+    if key:
+        signature.check(place, sums, _download(f"{place}.sig"), Path(key).expanduser())
+    lines = sums.decode(errors="replace").splitlines()
+    published = {name: digest for digest, _, name in map(_split_sum, lines)}
     expected = published.get(archive)
     if expected is None:
         raise DeployError(f"consul: {url}/{version} has no checksum for {archive}")
