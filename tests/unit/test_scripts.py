@@ -2,12 +2,15 @@
 
 import base64
 import getpass
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -164,24 +167,46 @@ def test_dependencies_that_did_not_arrive_whole_are_not_kept(tmp_path: Path, cut
 def test_other_versions_are_taken_only_where_these_do_not_fit(
     tmp_path: Path, index: str, status: int, others: bool
 ) -> None:
+    files = {"main.txt": "none\n", "resolved.txt": "none==1 --hash=sha256:0\n"}
+    result = resolve(tmp_path, files, PIP_INDEX_URL=index, PIP_RETRIES="1")
+    assert result.returncode == status, result.stderr
+    assert ("others are taken" in result.stderr) == others
+    assert not [*tmp_path.glob("srv/*/resolutions/*")]
+
+
+def resolve(
+    tmp_path: Path, files: Mapping[str, str], **pip: str
+) -> subprocess.CompletedProcess[str]:
     scripts = (SCRIPTS / "build/scratch.sh", *map(APPLICATIONS.joinpath, RESOLVE))
-    me = getpass.getuser()
-    given = {"app": me, "id": "0123", "kind": "cp311", "python": sys.executable}
+    given = {"app": getpass.getuser(), "id": "0123", "kind": "cp311", "python": sys.executable}
     given |= {"main": "main.txt", "like": "drakar", "frozen": "", "keep_toolchain": "yes"}
-    given |= {"build_packages": ""}
-    stdin = b"\n" + packed(**{"main.txt": "none\n", "resolved.txt": "none==1 --hash=sha256:0\n"})
-    pip = {"PIP_INDEX_URL": index, "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    given |= {"build_packages": "", "PIP_CONFIG_FILE": "/dev/null", **pip}
     text = "".join(path.read_text() for path in scripts)
     # Nobody but root can become somebody else, and here it is the same user.
     (tmp_path / "setpriv").write_text(
         '#!/bin/sh\nuntil [ "${1#--}" = "$1" ]; do shift; done\n"$@"\n'
     )
     (tmp_path / "setpriv").chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    result = run(tmp_path, text, stdin=stdin, **given, **pip, PATH=path)
-    assert result.returncode == status, result.stderr
-    assert ("others are taken" in result.stderr) == others
-    assert not [*(tmp_path / "srv" / me / "resolutions").iterdir()]
+    given["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    return run(tmp_path, text, stdin=b"\n" + packed(**files), **given)
+
+
+def test_what_is_not_what_was_locked_is_refused(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    wheel = index / "ahoy-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as opened:
+        told = {"METADATA": "Metadata-Version: 2.1\nName: ahoy\nVersion: 1\n", "RECORD": ""}
+        told["WHEEL"] = "Wheel-Version: 1.0\nTag: py3-none-any\n"
+        for name, text in told.items():
+            opened.writestr(f"ahoy-1.dist-info/{name}", text)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    locked = {"main.txt": f"ahoy==1 --hash=sha256:{digest}\n", "resolved.txt": ""}
+    with zipfile.ZipFile(wheel, "a") as opened:
+        opened.writestr("ahoy.py", "import evil")
+    refused = resolve(tmp_path, locked, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(index))
+    assert refused.returncode == 3 and "DO NOT MATCH THE HASHES" in refused.stderr, refused.stderr
+    assert not [*tmp_path.glob("srv/*/resolutions/*")]
 
 
 def test_a_build_leaves_the_folder_of_another_one_alone(tmp_path: Path) -> None:
