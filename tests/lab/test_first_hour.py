@@ -165,6 +165,58 @@ def test_with_a_terminal_it_is_interactive(words: Words) -> None:
         assert b"command?" not in terminal.said
 
 
+# --- Consul's own commands, and its UI ---
+
+
+def test_a_command_of_consuls_is_as_typed_there(lab: Lab, words: Words) -> None:
+    def consul(*typed: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        told = words("consul", "--", *typed)
+        command = [str(BIN / told[0]), *told[1:]]
+        return subprocess.run(command, cwd=ROOT, input=given, capture_output=True, check=False)
+
+    members = consul("members", "-status=alive")
+    assert members.returncode == 0, members.stderr
+    assert {"drakar", "cheetah"} <= {
+        line.split()[0] for line in members.stdout.decode().split("\n")[1:-1]
+    }
+    odd, content = "".join(WORDS), os.urandom(300_000)
+    assert consul("kv", "put", odd, odd).returncode == 0
+    assert consul("kv", "get", odd).stdout.decode() == f"{odd}\n"
+    assert consul("kv", "put", "binary", "-", given=content).returncode == 0
+    assert consul("kv", "get", "binary").stdout == content + b"\n"
+    for key in (odd, "binary"):
+        assert consul("kv", "delete", key).returncode == 0
+    missing = consul("kv", "get", odd)
+    assert missing.returncode == 1 and b"No key exists at" in missing.stderr
+    # Who changed something, and none of what it was changed to.
+    entries = json.loads(run(*words("audit", "--json", "--last", "4")).stdout)
+    assert [each["what"] for each in entries] == ["consul kv put"] * 2 + ["consul kv delete"] * 2
+    assert {each["outcome"] for each in entries} == {"ok"} and odd not in json.dumps(entries)
+    assert [each["changed"] for each in entries] == [["drakar"]] * 4
+    ghost = run(*words("consul", "--host", "ghost", "--", "members"), check=False)
+    assert ghost.returncode == 255 and "is not in the inventory; there is: cheetah" in ghost.stderr
+    assert "command not found" not in members.stderr.decode()
+
+
+RUNS = "pgrep -a consul | grep -c monito[r]"
+
+
+def test_ctrl_c_ends_a_command_of_consuls(lab: Lab, words: Words) -> None:
+    told = words("consul", "--host", "cheetah", "--", "monitor", "-log-level=debug")
+    with Terminal(*told) as terminal:
+        terminal.until_said(b"agent")
+        assert lab.ssh("cheetah", RUNS).stdout == "1\n"
+        terminal.type(b"\x03")
+        assert terminal.exit_code() == 0
+        assert b"token" not in terminal.said
+    process = start(*told, own_group=True)
+    with killed_at_the_end(process):
+        assert process.stdout and "agent" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        finish(process, check=False)
+    assert lab.ssh("cheetah", RUNS, check=False).stdout == "0\n"
+
+
 # --- Logs ---
 
 PREFIX = re.compile(

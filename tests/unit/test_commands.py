@@ -11,7 +11,7 @@ from checkout import BIN
 from invoke import Context, Exit, Task
 
 from uwsgi_consul_fleet.commands import command as commands
-from uwsgi_consul_fleet.commands import report
+from uwsgi_consul_fleet.commands import consul, report
 from uwsgi_consul_fleet.commands.command import Answer, command
 from uwsgi_consul_fleet.consul.audit import Entry
 from uwsgi_consul_fleet.errors import FleetError, LockedError
@@ -141,3 +141,24 @@ def test_the_audit_of_several_applications_fits_a_terminal(
     said = capsys.readouterr().out
     assert "anna@desk" in said and "…" not in said
     assert all(f"{name} {release}" in said for name, release in released.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "changes"),
+    [
+        (["members", "-status=alive"], "members", False),
+        (["kv", "get", "key"], "kv get", False),
+        (["kv", "put", "key", "secret"], "kv put", True),
+        (["kv", "Put"], "kv", True),
+        (["operator", "raft", "list-peers", "-stale"], "operator raft list-peers", False),
+        (["operator", "raft", "remove-peer", "web1"], "operator raft remove-peer", True),
+        (["acl", "token", "create", "-secret=s"], "acl token", True),
+        (["snapshot", "restore", "-"], "snapshot restore", True),
+        (["leave"], "leave", True),
+        (["keyring", "-install=secret"], "keyring", True),
+        (["--help"], "", False),
+    ],
+)
+def test_what_of_a_consul_command_the_audit_has(words: list[str], name: str, changes: bool) -> None:
+    assert consul.subcommand(words) == name
+    assert consul.changes_nothing(name) != changes

@@ -266,13 +266,14 @@ WORDS = ["a  b", "", "$HOME", "it's", '"', "x\ny", "*", "%i", "ü", "\\n", "--",
 
 
 def test_words_are_those_that_were_typed() -> None:
-    assert execute.typed(["invoke", "exec", "--once", "--", "printf", *WORDS]) == ["printf", *WORDS]
+    arguments = ["invoke", "exec", "--once", "--", "printf", *WORDS]
+    assert execute.typed(arguments, "invoke exec") == ["printf", *WORDS]
 
 
 @pytest.mark.parametrize("arguments", [["invoke", "exec", "--once"], ["invoke", "exec", "--"]])
 def test_a_command_is_needed(arguments: list[str]) -> None:
     with pytest.raises(FleetError, match="no command: invoke exec"):
-        execute.typed(arguments)
+        execute.typed(arguments, "invoke exec")
 
 
 def test_words_reach_a_shell_byte_by_byte(tmp_path: Path) -> None:

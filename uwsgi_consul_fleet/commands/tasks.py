@@ -7,6 +7,7 @@ from uwsgi_consul_fleet.commands import (
     audit,
     build,
     client,
+    consul,
     execute,
     lab,
     lock,
@@ -15,6 +16,9 @@ from uwsgi_consul_fleet.commands import (
     ssh,
     verify,
 )
+
+consul_commands = Collection("consul")
+consul_commands.add_task(consul.run, default=True)
 
 namespace = Collection(
     build.build_plugin,
@@ -28,5 +32,6 @@ namespace = Collection(
     lock.unlock,
     adopt.adopt,
     Collection("ssh", ssh.trust),
+    consul_commands,
     Collection("lab", lab.up, lab.down, lab.status, lab.rebuild, lab.ssh),
 )

@@ -2,18 +2,14 @@
 
 import os
 import shlex
-import signal
 import sys
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import Thread
-from typing import Self
 from uuid import uuid4
 
 from fabric import Connection
-from paramiko import Channel
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.errors import UnreachableError
@@ -22,13 +18,13 @@ from uwsgi_consul_fleet.host.store import pointer
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.ssh import terminal
+from uwsgi_consul_fleet.ssh.through import Signals, Through, complain, feed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FAILED = 255  # as ssh has it, where the command could not be run
 # It may not have begun.
 KILL = """\
 for _ in 1 2 3 4 5 6 7 8 9; do
-    systemctl kill --signal={} {} 2>/dev/null && break
+    systemctl kill --signal="$signal" {unit} 2>/dev/null && break
     sleep 0.5
 done
 """
@@ -96,26 +92,26 @@ def alone(host: Host, command: Command) -> int:
 
     :raises UnreachableError: where the host can't be asked
     """
-    with _Signals() as signals, ssh.connect(host) as connection:
-        return _run(connection, command, signals, _Through(), _complain, feeds=True)
+    with Signals() as signals, ssh.connect(host) as connection:
+        return _run(connection, command, signals, Through(), complain, feeds=True)
 
 
 def side_by_side(hosts: Sequence[Host], command: Command) -> int:
     """On several, with nothing to read, each line behind its host; the worst exit status."""
     width = max(len(host.name) for host in hosts) + 2
-    with _Signals() as signals, ssh.side_by_side(len(hosts)) as pool:
+    with Signals() as signals, ssh.side_by_side(len(hosts)) as pool:
 
         def run(host: Host) -> int:
             prefix = f"{f'[{host.name}]':{width}} "
 
             def told(line: str) -> None:
-                _complain(prefix + line)
+                complain(prefix + line)
 
             try:
                 with ssh.connect(host) as connection:
                     code = _run(connection, command, signals, _Lines(prefix), told)
             except UnreachableError as error:
-                _complain(str(error))
+                complain(str(error))
                 return FAILED
             if code:
                 told(f"exit status {code}")
@@ -127,46 +123,24 @@ def side_by_side(hosts: Sequence[Host], command: Command) -> int:
 def _run(
     connection: Connection,
     command: Command,
-    signals: "_Signals",
+    signals: Signals,
     output: ssh.Writer,
     errors: ssh.Follow,
     feeds: bool = False,
 ) -> int:
     unit = _unit()
-    with signals.reach(connection, unit):
+    with signals.reach(connection, KILL.format(unit=unit)):
         if signals.received:
             return 128 + signals.received
         running = ssh.Running(connection, command.script(unit), errors)
         running.begin()
         if feeds:
-            Thread(target=_feed, args=(running.channel, command.line), daemon=True).start()
+            Thread(target=feed, args=(running.channel, command.line), daemon=True).start()
         return running.finish(None if feeds else command.line, output).exit_code
-
-
-def _feed(channel: Channel, first: bytes) -> None:
-    with suppress(*ssh.LOST):  # or our own input, which may be closed
-        channel.sendall(first)
-        while piece := os.read(0, 65536):
-            channel.sendall(piece)
-    with suppress(*ssh.LOST):
-        channel.shutdown_write()
 
 
 def _unit() -> str:
     return f"uwsgi-consul-fleet-exec-{uuid4().hex[:12]}.service"
-
-
-def _complain(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-class _Through:
-    """Output as it is."""
-
-    def writelines(self, pieces: Iterable[bytes]) -> None:
-        for piece in pieces:
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
 
 
 class _Lines:
@@ -190,42 +164,3 @@ class _Lines:
         # In one, because other hosts' lines come side by side.
         sys.stdout.buffer.write(b"".join([self._prefix, *parts, b"\n"]))
         sys.stdout.buffer.flush()
-
-
-class _Signals:
-    """Ctrl-C and the like go to the commands on the hosts, and this process waits for their end.
-
-    ``received`` is the number of the first; a command that has not begun begins no more.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._reached: dict[str, Connection] = {}
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def reach(self, connection: Connection, unit: str) -> Iterator[None]:
-        self._reached[unit] = connection
-        try:
-            yield
-        finally:
-            del self._reached[unit]
-
-    def _pass_on(self, number: int, _frame: object) -> None:
-        # Who asks again means it.
-        name = signal.Signals(number).name if not self.received else "SIGKILL"
-        self.received = self.received or number
-        for unit, connection in [*self._reached.items()]:
-            Thread(target=_kill, args=(connection, unit, name), daemon=True).start()
-
-
-def _kill(connection: Connection, unit: str, name: str) -> None:
-    with suppress(UnreachableError):
-        ssh.run_script(connection, KILL.format(name, unit))

@@ -1,0 +1,64 @@
+"""invoke consul"""
+
+import re
+import sys
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING
+
+from invoke import Exit
+
+from uwsgi_consul_fleet.commands.command import Fleet, command
+from uwsgi_consul_fleet.commands.execute import began, noted, typed
+from uwsgi_consul_fleet.errors import FleetError
+
+if TYPE_CHECKING:
+    from uwsgi_consul_fleet.inventory.model import Host
+
+# Commands that change nothing, help among them; all others are in the audit.
+READING = {
+    "",
+    *("members", "info", "version", "validate", "monitor", "rtt", "debug", "catalog", "watch"),
+    *("kv get", "kv export", "operator raft list-peers", "operator autopilot state"),
+    *("snapshot save", "snapshot inspect"),
+}
+
+
+@command(failure=255, help={"host": "on this host, instead of the first server that is reached"})
+def run(fleet: Fleet, host: str = "") -> None:
+    """Run a command of Consul's on a server: invoke consul -- members."""
+    from uwsgi_consul_fleet.consul import program
+    from uwsgi_consul_fleet.ownership import hosts as ownership
+
+    words = typed(sys.argv, "invoke consul [--host HOST]")
+    name = subcommand(words)
+    with program.reached(chosen(fleet, host)) as (me, connection):
+        # Refuses one of another fleet.
+        identity = ownership.identity(fleet, [me])
+        if changes_nothing(name):
+            raise Exit(code=program.run(connection, me, words))
+        entry = began(f"consul {name}".strip(), [me], identity)
+        raise Exit(code=noted(fleet, entry, lambda: program.run(connection, me, words)))
+
+
+def chosen(fleet: Fleet, name: str) -> "list[Host]":
+    """Those whose agent may be asked, in this order.
+
+    :param name: of the only one; '' for any server
+    """
+    if not name:
+        return list(fleet.asked)
+    there = {each.name: each for each in fleet.active}
+    if name not in there:
+        listed = ", ".join(sorted(there))
+        raise FleetError(f"--host {name}: is not in the inventory; there is: {listed}")
+    return [there[name]]
+
+
+def subcommand(words: list[str]) -> str:
+    """What of a command says what it does; what follows may be secret."""
+    is_a_word = re.compile(r"[a-z][a-z-]*").fullmatch
+    return " ".join(islice(takewhile(is_a_word, words), 3 if words[0] == "operator" else 2))
+
+
+def changes_nothing(name: str) -> bool:
+    return not {name, name.partition(" ")[0]}.isdisjoint(READING)
