@@ -1,7 +1,8 @@
-"""invoke consul"""
+"""invoke consul, invoke ui"""
 
 import re
 import sys
+from contextlib import suppress
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,23 @@ def run(fleet: Fleet, host: str = "") -> None:
             raise Exit(code=program.run(connection, me, words))
         entry = began(f"consul {name}".strip(), [me], identity)
         raise Exit(code=noted(fleet, entry, lambda: program.run(connection, me, words)))
+
+
+@command(
+    failure=2,
+    help={
+        "host": "on this host, instead of the first server that is reached",
+        "port": "of this machine, instead of a free one",
+    },
+)
+def ui(fleet: Fleet, host: str = "", port: str = "0") -> None:
+    """Open Consul's web UI in a tunnel, and say where it is; until Ctrl-C."""
+    from uwsgi_consul_fleet.consul import program
+
+    if not port.isdecimal() or int(port) > 65535:
+        raise FleetError(f"--port {port}: is not a port")
+    with program.reached(chosen(fleet, host)) as (me, connection), suppress(KeyboardInterrupt):
+        program.show(connection, me, int(port), lambda line: print(line, flush=True))
 
 
 def chosen(fleet: Fleet, name: str) -> "list[Host]":

@@ -29,6 +29,7 @@ namespace = Collection(
     logs.logs,
     execute.execute,
     audit.audit,
+    consul.ui,
     lock.unlock,
     adopt.adopt,
     Collection("ssh", ssh.trust),

@@ -2,16 +2,18 @@
 
 import os
 import shlex
+import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Thread
 from uuid import uuid4
 
 from fabric import Connection
 
+from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.consul.access import access
-from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.ssh import terminal
@@ -88,3 +90,37 @@ def run(connection: Connection, host: Host, words: Sequence[str]) -> int:
         running.begin()
         Thread(target=feed, args=(running.channel, first), daemon=True).start()
         return running.finish(None, Through()).exit_code
+
+
+def show(connection: Connection, host: Host, port: int, say: Callable[[str], object]) -> None:
+    """Lead a port of this machine to Consul's web UI, until somebody interrupts.
+
+    :param port: 0 for one that is free
+    :param say: is told where it is
+    :raises UnreachableError: where Consul does not answer, or the connection is lost
+    :raises FleetError: where the port is taken, or Consul has no UI
+    """
+    shown = access(host)
+    at, remote_port = shown.place
+    try:
+        with ssh.tunnel(connection, remote_port, at, port) as ours:
+            way = catalog.Way(host.name, ours, shown)
+            _expect_ui(way)
+            say(f"{host.name}: Consul is at {way.url}/ui/ until Ctrl-C")
+            while connection.transport.is_active():
+                time.sleep(0.5)
+    except OSError as error:
+        raise FleetError(f"--port {port}: {error.strerror}") from error
+    raise UnreachableError(f"{host.name}: connection lost")
+
+
+def _expect_ui(way: catalog.Way) -> None:
+    with catalog.client(way) as asked:
+        asked.status.leader()  # or it says why not
+        session = asked.http.session
+        answer = session.get(f"{way.url}/ui/", timeout=catalog.TIMEOUT, verify=asked.http.verify)
+    if not answer.ok:
+        raise FleetError(
+            f"{way.name}: its Consul has no web UI ({answer.status_code}); "
+            "deploy once more, and it has: pyinfra inventory.py deploy/"
+        )

@@ -267,16 +267,20 @@ def open_channel(connection: Connection, port: int, at: str = "127.0.0.1") -> pa
 
 
 @contextmanager
-def tunnel(connection: Connection, remote_port: int, at: str = "127.0.0.1") -> Iterator[int]:
+def tunnel(
+    connection: Connection, remote_port: int, at: str = "127.0.0.1", port: int = 0
+) -> Iterator[int]:
     """A port on this machine's loopback that leads to one on the host's loopback.
 
     :param at: another address, as the host sees it
+    :param port: this one; 0 for one that is free
     :raises UnreachableError: where nothing listens on the host's port
+    :raises OSError: where the port here is not free
     """
     # Asked first: behind a tunnel nobody says why there is no answer.
     open_channel(connection, remote_port, at).close()
     finished = Event()
-    with create_server(("127.0.0.1", 0)) as listener:
+    with create_server(("127.0.0.1", port)) as listener:
         listener.settimeout(0.1)
         Thread(
             target=_serve, args=(listener, connection, remote_port, at, finished), daemon=True
