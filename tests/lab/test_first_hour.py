@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from checkout import BIN, ROOT
@@ -215,6 +216,29 @@ def test_ctrl_c_ends_a_command_of_consuls(lab: Lab, words: Words) -> None:
         os.killpg(process.pid, signal.SIGINT)
         finish(process, check=False)
     assert lab.ssh("cheetah", RUNS, check=False).stdout == "0\n"
+
+
+def test_the_ui_shows_what_is_registered(releases: Releases, words: Words) -> None:
+    """The page, and what it asks for; docs/security.md has where a browser was looked into."""
+    process = start(*words("ui"), own_group=True)
+    with killed_at_the_end(process):
+        assert process.stdout
+        said = process.stdout.readline()
+        found = re.fullmatch(
+            r"drakar: Consul is at (http://127\.0\.0\.1:(\d+))/ui/ until Ctrl-C\n", said
+        )
+        assert found, said + process.stderr.read() if process.stderr else said
+        with urlopen(f"{found[1]}/ui/", timeout=10) as page:
+            assert b"<title>Consul" in page.read()
+        with urlopen(f"{found[1]}/v1/internal/ui/services?dc=dc1", timeout=10) as answer:
+            assert SERVICE in [each["Name"] for each in json.load(answer)]
+        taken = run(*words("ui", "--host", "cheetah", "--port", found[2]), check=False)
+        assert (taken.returncode, taken.stderr) == (
+            2,
+            f"--port {found[2]}: Address already in use\n",
+        )
+        os.killpg(process.pid, signal.SIGINT)
+        assert finish(process, check=True).stderr == ""
 
 
 # --- Logs ---

@@ -140,6 +140,8 @@ def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
             "bootstrap_expect": len(servers),
             # The default suits the smallest machines and elects a leader five times slower.
             "performance": {"raft_multiplier": 1},
+            # What `invoke ui` shows.
+            "ui": True,
         }
     return config
 
