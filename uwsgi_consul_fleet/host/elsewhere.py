@@ -26,7 +26,7 @@ HARDENED = "ProtectSystem=strict"
 LISTED = re.compile(r"^ReadWritePaths=(/.+)$", re.MULTILINE)
 # What is its own in any case, or hidden from it.
 APART = ("/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/home", "/root", "/run/user")  # noqa: S108
-LIMIT = 120  # seconds
+LIMIT = 300  # seconds; a million files take a busy disk 60
 MANY = 50  # paths
 
 
@@ -59,6 +59,7 @@ def prepare(new: Release, old: Release | None) -> None:
         _make(new.app, Path(path))
     if old is None or ELSEWHERE not in text or HARDENED in _text(old):
         return
+    say(f"{new.app}: looks for what it can write to outside of its own folder")
     found = _look(new.app)
     store.write(_file(new.app), "".join(f"{path}\n" for path in found))
     if found:
