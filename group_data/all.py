@@ -204,6 +204,10 @@ app_workers = {}
 # The uWSGI servers on each host: a name (the id in Consul) and a port.
 instances = {"server1": 2001, "server2": 2002}
 
+# Where a new port listens: on the host's `address` alone, or on "all" of its addresses, its
+# loopback too, as for an nginx on the same host. A port that is open stays as it is.
+app_listen = "address"
+
 # Seconds without a sign of life after which Consul calls an instance critical.
 check_ttl = 10
 

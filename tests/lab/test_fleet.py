@@ -206,7 +206,7 @@ def test_again_changes_nothing_and_restarts_nothing(fleet: Fleet, lab: Lab) -> N
 
 
 def test_the_servers_answer_with_who_they_are(fleet: Fleet, lab: Lab) -> None:
-    answer = json.loads(fetch(lab, "cheetah", "http://127.0.0.1:2002/?format=json"))
+    answer = json.loads(fetch(lab, "cheetah", f"http://{lab.address('cheetah')}:2002/?format=json"))
     assert (answer["service"], answer["node"], answer["port"]) == (SERVICE, "cheetah", 2002)
     registered = json.loads(fleet.verify("--json").stdout)["rows"]
     assert {row["release"] for row in registered} == {answer["release"]}
@@ -391,7 +391,9 @@ def test_secrets_arrive_and_are_shown_nowhere(
         said = output(fleet.deploy("-vvv", "--diff", "--debug"))
     finally:
         lab.ssh("drakar", "kill $(cat watch.pid)")
-    found = json.loads(fetch(lab, "drakar", "http://127.0.0.1:2001/?format=json"))["found"]
+    found = json.loads(fetch(lab, "drakar", f"http://{lab.address('drakar')}:2001/?format=json"))[
+        "found"
+    ]
     assert found == ["call 1", 'a "b" $c `d` \\e\nf', "48 15"]
     processes = lab.ssh("drakar", "tr '\\0' ' ' <seen.txt; rm seen.txt").stdout
     assert "release switch" in processes
@@ -447,6 +449,6 @@ def test_another_application_is_a_matter_of_settings(
     fleet.hosts(["drakar"], ["drakar", ("cheetah", host)])
     fleet.deploy()
     fleet.verify("--wait", "10", "--probe")
-    assert fetch(lab, "cheetah", "http://127.0.0.1:2005/") == "ahoy 2025.01.31"
+    assert fetch(lab, "cheetah", f"http://{lab.address('cheetah')}:2005/") == "ahoy 2025.01.31"
     units = lab.ssh("cheetah", f"systemctl list-units --all --plain '{SERVICE}*'").stdout
     assert "2001" not in units, units

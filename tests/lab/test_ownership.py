@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from shlex import quote
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 from fleet_commands import Fleet, changed, output, run
@@ -153,9 +154,10 @@ def test_what_is_beside_it_stays_as_it_is_until_the_host_retires(fleet: Fleet, l
 def test_a_host_that_others_reach_by_ipv6(other: Fleet, lab: Any, address: str) -> None:
     other.verify("--wait", "10", "--probe")
     assert other.changes() == {}
-    for at in (f"[{address}]", lab.address("ormen")):
-        url = f"http://{at}:2001/healthz"
-        assert urllib.request.urlopen(url, timeout=5).read() == b"ok\n"
+    url = f"http://[{address}]:2001/healthz"
+    assert urllib.request.urlopen(url, timeout=5).read() == b"ok\n"
+    with pytest.raises(URLError, match="refused"):  # an address that the fleet does not use
+        urllib.request.urlopen(f"http://{lab.address('ormen')}:2001/healthz", timeout=5)
     lab.reboot("ormen")
     other.verify("--wait", "30", "--probe")
 

@@ -180,7 +180,7 @@ def test_units_belong_together(package: Package) -> None:
         "units/trial.service",
     }
     service = package.files["units/2001.service"].content.decode()
-    assert "ListenStream=0.0.0.0:2001\n" in package.files["units/2001.socket"].content.decode()
+    assert "ListenStream=10.0.3.11:2001\n" in package.files["units/2001.socket"].content.decode()
     assert "Sockets=consul-demo-server-2001.socket\n" in service
     assert "UnsetEnvironment=LISTEN_PID LISTEN_FDS" in service
     assert "KillSignal=SIGHUP\n" in service
@@ -201,7 +201,11 @@ def units_of(**settings: object) -> tuple[str, str]:
 
 def test_a_socket_listens_where_its_host_is_reached() -> None:
     listens, _ = units_of(address="fd00::b")
+    assert "ListenStream=[fd00::b]:2001\n" in listens
+    listens, _ = units_of(address="fd00::b", app_listen="all")
     assert "ListenStream=[::]:2001\n" in listens
+    listens, _ = units_of(app_listen="all")
+    assert "ListenStream=0.0.0.0:2001\n" in listens
 
 
 def test_an_ini_that_names_its_socket_finds_it_where_it_always_was(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         threading.Thread(target=server.serve_forever).start()
         monkeypatch.setattr(ssh, "connect", lambda host: nullcontext())
         monkeypatch.setattr(
-            ssh, "open_channel", lambda _, port: socket.create_connection(("127.0.0.1", port))
+            ssh, "open_channel", lambda _, port, at: socket.create_connection(("127.0.0.1", port))
         )
         yield server.server_port
         server.shutdown()

@@ -297,6 +297,28 @@ def test_a_port_keeps_the_address_at_which_it_was_opened(tmp_path: Path) -> None
     assert not units._put(new, there)
 
 
+def test_a_new_port_is_at_the_hosts_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there.socket"
+    done: list[tuple[str, ...]] = []
+    monkeypatch.setattr(systemd, "systemctl", lambda *words: done.append(words))
+
+    def opened(at: str) -> str:
+        assert units._put(f"[Socket]\nListenStream={at}:2001\nFreeBind=yes\n", there)
+        return there.read_text().splitlines()[1].partition("=")[2]
+
+    assert opened("127.0.0.1") == "127.0.0.1:2001"
+    assert not done
+    assert opened("127.0.0.2") == "127.0.0.2:2001", "the host has got another address"
+    assert done == [("stop", "there.socket")]
+    # Where it is translated on the way.
+    for at, every in (("192.0.2.7", "0.0.0.0:2001"), ("[2001:db8::7]", "[::]:2001")):
+        there.unlink()
+        assert opened(at) == every
+        assert f"{at.strip('[]')} is no address of this host" in "".join(capsys.readouterr())
+
+
 def test_a_pointer_to_what_is_gone_is_none(srv: Path) -> None:
     release = installed(srv, "r1-a")
     store.point_to(release)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 from pathlib import Path
 
 from . import elsewhere, store, systemd, workers
+from .says import say
 from .store import Release
 from .systemd import RUNTIME, UNITS
 
-LISTEN = re.compile(r"^ListenStream=.*$", re.MULTILINE)
+LISTEN = re.compile(r"^ListenStream=\[?(.*?)\]?:(\d+)$", re.MULTILINE)
+EVERY = ("0.0.0.0", "::")  # noqa: S104
 
 
 def install(release: Release, before: Release | None = None) -> None:
@@ -40,14 +43,39 @@ def _ports(release: Release) -> list[int]:
 
 
 def _put(text: str, target: Path) -> bool:
-    """Whether that changed anything. A socket keeps its address: releases before this one, to which
-    one may go back, may find it by that alone, and none can change it while it is open."""
+    """Whether that changed anything."""
     there = target.read_text() if target.is_file() else ""
-    if kept := LISTEN.search(there):
-        text = LISTEN.sub(kept.group(), text)
+    if target.suffix == ".socket":
+        text = _at_its_address(text, there, target.name)
     if there == text:
         return False
     store.write(target, text)
+    return True
+
+
+def _at_its_address(text: str, there: str, unit: str) -> str:
+    """A socket keeps its address: releases before this one, to which one may go back, may find it
+    by that alone, and none can change it while it is open. It follows its host to another one."""
+    new, old = LISTEN.search(text), LISTEN.search(there)
+    if new is None or new[1] in EVERY:
+        return LISTEN.sub(old.group(), text) if new and old else text
+    if old and old[1] not in EVERY and old[1] != new[1]:
+        systemd.systemctl("stop", unit)  # what serves goes on listening as long as it runs
+    elif old:
+        return LISTEN.sub(old.group(), text)
+    if _is_here(new[1]):
+        return text
+    say(f"{unit}: {new[1]} is no address of this host: port {new[2]} is open at all that it has")
+    every = "[::]" if ":" in new[1] else "0.0.0.0"  # noqa: S104
+    return LISTEN.sub(f"ListenStream={every}:{new[2]}", text)
+
+
+def _is_here(address: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
     return True
 
 

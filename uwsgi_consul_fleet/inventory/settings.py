@@ -466,6 +466,10 @@ class Settings(HostSettings):
     instances: dict[Plain, Annotated[InstanceSettings, BeforeValidator(_port_alone)]] = {}
     """The uWSGI servers on each host: a name (the id in Consul) and a port."""
 
+    app_listen: Literal["address", "all"] = "address"
+    """Where a new port listens: on the host's `address` alone, or on "all" of its addresses, its
+    loopback too, as for an nginx on the same host. A port that is open stays as it is."""
+
     check_ttl: int = Field(default=10, ge=1, le=86400)
     """Seconds without a sign of life after which Consul calls an instance critical."""
 

@@ -5,10 +5,11 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 
 from fabric import Connection
+from paramiko import Channel
 
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.host.health import wrong_with
-from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.inventory.model import Fleet, Host, Instance
 from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify.comparison import Difference
@@ -30,17 +31,17 @@ def _probe_host(host: Host) -> Iterable[Difference]:
                 Difference("failing", f"{i.service} {i.id} on {i.node} port {i.port}", reason)
                 for its in host.applications
                 for i in its.instances
-                if (reason := _ask(connection, i.port, its.settings))
+                if (reason := _ask(connection, i, its.settings))
             ]
     except FleetError as error:
         return [Difference("failing", f"node {host.name}", str(error))]
 
 
-def _ask(connection: Connection, port: int, settings: Settings) -> str:
+def _ask(connection: Connection, instance: Instance, settings: Settings) -> str:
     """Why the instance is not well, or ''. Asked on its own host: its port may be firewalled."""
-    client = HTTPConnection("127.0.0.1", port)
+    client = HTTPConnection("127.0.0.1", instance.port)
     try:
-        with closing(ssh.open_channel(connection, port)) as channel:
+        with closing(_open(connection, instance)) as channel:
             channel.settimeout(TIMEOUT)
             client.sock = channel
             headers = {"Connection": "close", **settings.health_headers}
@@ -50,3 +51,10 @@ def _ask(connection: Connection, port: int, settings: Settings) -> str:
         return "nothing listens on this port"
     except (OSError, HTTPException) as error:
         return f"does not answer over HTTP: {error or type(error).__name__}"
+
+
+def _open(connection: Connection, instance: Instance) -> Channel:
+    try:
+        return ssh.open_channel(connection, instance.port, instance.address)
+    except UnreachableError:  # an address that is translated on the way is not the host's own
+        return ssh.open_channel(connection, instance.port)

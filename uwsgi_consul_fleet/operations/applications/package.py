@@ -17,6 +17,7 @@ from uwsgi_consul_fleet.host.elsewhere import ELSEWHERE
 from uwsgi_consul_fleet.host.store import SHARED
 from uwsgi_consul_fleet.inventory import unit_options, uwsgi_options
 from uwsgi_consul_fleet.inventory.model import AppHost
+from uwsgi_consul_fleet.inventory.settings import Settings
 from uwsgi_consul_fleet.languages import PYTHON
 from uwsgi_consul_fleet.operations.applications import archive, environment, loading, steps
 from uwsgi_consul_fleet.operations.applications.archive import File, Sources
@@ -241,11 +242,17 @@ def _units(me: AppHost, release: Release, inis: dict[str, str]) -> dict[str, str
         # An ini that names the socket's address finds it among those that systemd lists.
         by_descriptor = re.search(r"^[^;#\n]*=\s*fd://3\s*$", ini, re.MULTILINE) is not None
         values["by_descriptor"] = by_descriptor
-        values["every"] = "[::]" if by_descriptor and ":" in instance.address else "0.0.0.0"  # noqa: S104
+        values["address"] = _listens(settings, instance.address) if by_descriptor else "0.0.0.0"  # noqa: S104
         for kind in ("service", "socket"):
             text = render(UNITS / f"{kind}.j2", port=instance.port, **values)
             found[f"units/{instance.port}.{kind}"] = text
     return found | _worker_units(me, release, first, inis[f"{first}.ini"])
+
+
+def _listens(settings: Settings, address: str) -> str:
+    if settings.app_listen == "all":
+        return "[::]" if ":" in address else "0.0.0.0"  # noqa: S104
+    return f"[{address}]" if ":" in address else address
 
 
 def _worker_units(me: AppHost, release: Release, port: int, ini: str) -> dict[str, str]:
