@@ -5,6 +5,7 @@ from pyinfra import host
 from uwsgi_consul_fleet.operations import lock, ownership, run
 from uwsgi_consul_fleet.operations.applications import application as app
 from uwsgi_consul_fleet.operations.consul import agent as consul
+from uwsgi_consul_fleet.operations.firewall import firewall
 from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 
 here = run.here()
@@ -23,6 +24,9 @@ if unmarked:
     if me.is_consul_server:
         ownership.mark(name="Fleet: mark the Consul servers", here=here, servers=True, _serial=True)
     ownership.mark(name="Fleet: mark the other hosts", here=here, servers=False)
+
+# Before anything listens or joins.
+firewall.guard(name="Firewall: let in who may connect", here=here)
 
 if apps:
     # First of all: a host without its plugin is left as it is.
@@ -94,5 +98,7 @@ if me.is_retired and not fleet.is_part:
     consul.leave(name="Consul: leave the servers", here=here, servers=True, _serial=True)
     consul.leave(name="Consul: leave the cluster", here=here, servers=False)
     consul.remove(name="Consul: remove it", here=here)
+if fleet.idle or len(fleet.services) > 1:
+    firewall.guard(name="Firewall: let nobody in who has left", here=here, at_end=True)
 if any(len(each.applications) > 1 for each in fleet.hosts):
     app.conclude(name="Applications: all of them went well", here=here)

@@ -93,6 +93,11 @@ address = None
 #          an hour
 ssh_host_keys = "ask"
 
+# Whether a host lets only the hosts of the fleet reach its Consul, and only them and
+# app_clients its applications: by nftables, in a table of the fleet's own. False removes that
+# again. See docs/security.md.
+firewall = True
+
 # --- The application --------------------------------------------------------
 
 # The application's name: of its service in Consul, its user, its units and its folder under
@@ -207,6 +212,10 @@ instances = {"server1": 2001, "server2": 2002}
 # Where a new port listens: on the host's `address` alone, or on "all" of its addresses, its
 # loopback too, as for an nginx on the same host. A port that is open stays as it is.
 app_listen = "address"
+
+# Networks from which the instances can be reached, such as ["10.1.0.0/24", "fd00:1::/64"],
+# beside the fleet's own hosts, which always can: so [] is these alone. None: from everywhere.
+app_clients = None
 
 # Seconds without a sign of life after which Consul calls an instance critical.
 check_ttl = 10

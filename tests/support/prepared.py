@@ -20,7 +20,7 @@ from uwsgi_consul_fleet.languages import LANGUAGES
 RELEASE = 12
 # Of other languages those that are large; of the others is seen that a deploy installs them.
 LARGE = [name for kind in ("rack", "php") for name in LANGUAGES[kind].packages]
-PYTHONS = ("uwsgi-core", "uwsgi-plugin-python3", "libcurl4", "python3-venv")
+PYTHONS = ("nftables", "uwsgi-core", "uwsgi-plugin-python3", "libcurl4", "python3-venv")
 PACKAGES = shlex.join([*PYTHONS, "uwsgi-plugin-rack-ruby*", "uwsgi-plugin-php", *LARGE])
 INSTALL = (
     f"apt-get -qq update && apt-get -qq -y --no-install-recommends install {PACKAGES} && "

@@ -55,6 +55,7 @@ def test_the_agents_address_stands_where_it_belongs() -> None:
         "plugin_build/src/settings.c",
         "uwsgi_consul_fleet/host/consul.py",
         "uwsgi_consul_fleet/inventory/mistakes.py",  # a port that no instance can have
+        "uwsgi_consul_fleet/operations/firewall/rules.py",  # a port that is nobody else's
         "uwsgi_consul_fleet/ownership/look.sh",  # a port on which nobody else may listen
     ]
 

@@ -16,16 +16,18 @@ from typing import Any
 from .consul import CONTENTS, FLEET, Consul, UnavailableError
 from .says import ReleaseError
 
-ALIVE, FAILED = 1, 4  # serf's status of a member
+ALIVE, LEAVING, FAILED = 1, 2, 4  # serf's status of a member
 LEADER = 30.0  # seconds for a leader to be found
 DEMOTED = 10.0  # seconds for a former server to be seen as a client
 
 
 def status(consul: Consul) -> dict[str, Any]:
     """Of a server, by itself: whom it follows, which servers it counts, each as HOST:PORT, whose
-    the cluster is, and what its services were put to; or why it could not be asked."""
+    the cluster is, what its services were put to, and who is in it; or why it could not be asked.
+    """
     try:
-        return {**_known(consul), "peers": consul.get("/v1/status/peers") or []}
+        peers = consul.get("/v1/status/peers") or []
+        return {**_known(consul), "peers": peers, "members": _everybody(consul)}
     except UnavailableError as error:
         return {"problem": str(error)}
 
@@ -92,6 +94,18 @@ def cluster(consul: Consul) -> dict[str, Any]:
 def _members(consul: Consul) -> Any:
     """Serf's, of the datacenter."""
     return consul.get("/v1/agent/members")
+
+
+def _everybody(consul: Consul) -> list[tuple[str, str, bool]]:
+    """Who has not left, with the address and whether it is alive; servers of other datacenters too.
+    Empty where a token may not ask."""
+    found: dict[str, tuple[str, str, bool]] = {}
+    with suppress(UnavailableError):
+        for each in [*_members(consul), *consul.get("/v1/agent/members?wan=1")]:
+            if each["Status"] in (ALIVE, LEAVING, FAILED):
+                told = each["Name"], each["Addr"], each["Status"] != FAILED
+                found.setdefault(each["Addr"], told)
+    return list(found.values())
 
 
 def servers(consul: Consul, query: str = "") -> Any:

@@ -145,11 +145,14 @@ def _instance_problems(host: "Host") -> list[str]:
     def told(instance: "Instance") -> str:
         return f"{instance.service}/{instance.name}" if several else instance.name
 
+    ssh = {port: "sshd's"} if (port := host.data.get("ssh_port")) else {}
     problems = [
         f"{host.name}: instances: {told(instance)} has port {instance.port}, which is {of}"
         for instance in host.instances
-        if (of := RESERVED.get(instance.port))
+        if (of := (RESERVED | ssh).get(instance.port))
     ]
+    if host.brings_consul and port != 22 and port in RESERVED:
+        problems.append(f"{host.name}: ssh_port = {port}, which is {RESERVED[port]}")
     for key in ("port", "id"):
         counts = Counter(getattr(instance, key) for instance in host.instances)
         for value, count in counts.items():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -83,6 +83,7 @@ Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
 Secret = Annotated[str, StringConstraints(pattern=r"^(\$[A-Za-z_][A-Za-z0-9_]*|[^$\s][^\n]*)$")]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 Duration = Annotated[str, AfterValidator(lambda text: _duration(text))]
+Network = Annotated[str, AfterValidator(lambda text: str(ip_network(text)))]
 # What a host can't have of its own: it is about the whole run, or about the one roll-out over all
 # hosts.
 OF_A_RUN = ("fleet", "wait", "hook_timeout")
@@ -353,6 +354,11 @@ class HostSettings(BaseModel):
       first  its first key is trusted, whatever the ssh configuration says: for machines that live
              an hour"""
 
+    firewall: bool = True
+    """Whether a host lets only the hosts of the fleet reach its Consul, and only them and
+    app_clients its applications: by nftables, in a table of the fleet's own. False removes that
+    again. See docs/security.md."""
+
 
 class Settings(HostSettings):
     """What holds for an application on a host; with all that holds for the host."""
@@ -469,6 +475,10 @@ class Settings(HostSettings):
     app_listen: Literal["address", "all"] = "address"
     """Where a new port listens: on the host's `address` alone, or on "all" of its addresses, its
     loopback too, as for an nginx on the same host. A port that is open stays as it is."""
+
+    app_clients: tuple[Network, ...] | None = None
+    """Networks from which the instances can be reached, such as ["10.1.0.0/24", "fd00:1::/64"],
+    beside the fleet's own hosts, which always can: so [] is these alone. None: from everywhere."""
 
     check_ttl: int = Field(default=10, ge=1, le=86400)
     """Seconds without a sign of life after which Consul calls an instance critical."""

@@ -9,11 +9,13 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyinfra.api import FactBase
 
@@ -58,6 +60,13 @@ class UnitState:
     stale: bool = False
 
 
+class Member(NamedTuple):
+    """Of the cluster: its addresses, and whether it is alive; it may come back where it is not."""
+
+    addresses: tuple[str, ...]
+    alive: bool
+
+
 @dataclass
 class AppState:
     """What of one application is on a host.
@@ -94,6 +103,10 @@ class HostState:
     ``kept`` are applications of which only data is left. ``consul_before`` are binaries, by their
     label, and files of configuration, by their path, in the places of versions before 0.3.
     ``agent_files`` are what releases that are here show to an agent of others.
+    ``consul_members`` is who is in the cluster as a server of it says, none where it can't tell.
+    ``addresses`` are the host's own, with the interface of each. ``admits`` are those whom its
+    packet filter lets in, by name with their addresses, and ``filters`` the marks of what of it is
+    loaded (firewall/rules.py).
     """
 
     architecture: str = ""
@@ -121,6 +134,10 @@ class HostState:
     consul_contents: Mapping[str, str] | None = None
     consul_node: str = ""
     consul_refused: bool = False
+    consul_members: Mapping[str, Member] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+    admits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    filters: set[str] = field(default_factory=set)
     belongings: Belongings = field(default_factory=Belongings)
 
     def of(self, app: str) -> AppState:
@@ -209,6 +226,12 @@ def parse(output: list[str]) -> HostState:
         elif kind == "application":
             name, *ports = rest.split()
             found.applications.setdefault(name, set()).update(map(int, ports))
+        elif kind == "address":
+            device, address = rest.split()
+            found.addresses[address] = device
+        elif kind == "admits":
+            name, *addresses = rest.split()
+            found.admits[name] = tuple(addresses)
         elif kind == "of":
             name, _, line = rest.partition(" ")
             said[name].append(line)
@@ -220,6 +243,7 @@ def parse(output: list[str]) -> HostState:
                 "consul_before": found.consul_before,
                 "kept": found.kept,
                 "agent_file": found.agent_files,
+                "filter": found.filters,
                 "uwsgi_plugin": found.uwsgi_plugins,
             }.get(kind)
             if collection is None:
@@ -274,7 +298,16 @@ def note_consul(found: HostState, answer: str) -> None:
         found.consul_fleet = status.get("fleet", "")
         found.consul_contents = status.get("contents")
         found.consul_node = status.get("node", "")
+        found.consul_members = dict(_members(status.get("members", ())))
         found.consul_refused = status.get("refused", False)
+
+
+def _members(told: Iterable[tuple[str, str, bool]]) -> Iterator[tuple[str, Member]]:
+    """Whoever is in the cluster says what it is called, and where it is."""
+    for name, address, alive in told:
+        with suppress(ValueError):
+            member = Member((str(ip_address(address)),), alive)
+            yield re.sub(r"[^\w.-]", "_", name, flags=re.ASCII), member
 
 
 class Description(FactBase[Mapping[str, Any]]):

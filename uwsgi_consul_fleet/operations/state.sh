@@ -56,7 +56,7 @@ getent passwd consul $wanted | sed 's/^\([^:]*\):.*/user \1/'
 
 # shellcheck disable=SC2086 # as above
 dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
-    uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv \
+    nftables uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv \
     libplack-perl ruby-rack bundler php-cli $packages 2>/dev/null |
     sed -n 's/^installed /package /p'
 
@@ -66,10 +66,18 @@ find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |
 # Mode, owner and group first, then the sums, in the same order.
 find /etc/uwsgi-consul-fleet /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
     \( -path '/etc/uwsgi-consul-fleet/consul.d/*' -o -name consul.service \
-    -o -path '/etc/uwsgi-consul-fleet/agent*' \
+    -o -path '/etc/uwsgi-consul-fleet/agent*' -o -path '/etc/uwsgi-consul-fleet/firewall/*' \
+    -o -name uwsgi-consul-fleet-firewall.service \
     -o -name consul_plugin.so -o -name start-uwsgi -o -path /opt/uwsgi-consul-fleet/release \) \
     -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
     sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
+
+# Whom the packet filter lets in, as the disk and as the kernel has it.
+sed -n 's/^# host /admits /p' /etc/uwsgi-consul-fleet/firewall/fleet.nft 2>/dev/null
+/usr/sbin/nft list table inet uwsgi_consul_fleet 2>/dev/null |
+    sed -n 's/^[[:space:]]*chain \(is_[0-9a-f]*\) {/filter \1/p'
+/sbin/ip -o address show scope global primary 2>/dev/null |
+    sed -n '/\/\(32\|128\) /!s/^[0-9]*: *\([^ ]*\) *inet6* *\([^/ ]*\).*/address \1 \2/p'
 
 for binary in /opt/uwsgi-consul-fleet/consul/*/consul; do
     if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi
@@ -126,7 +134,7 @@ look_at_releases() {
         sed 's/^/writable /' "/srv/$1/writable" 2>/dev/null
     fi
 }
-set -- consul.service
+set -- consul.service uwsgi-consul-fleet-firewall.service
 # shellcheck disable=SC2086 # as above
 for name in $(printf '%s\n' $wanted $recorded | sort -u); do
     look_at_releases "$name" | sed "s/^/of $name /"

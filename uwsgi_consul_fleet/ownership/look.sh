@@ -72,7 +72,7 @@ look_for_a_running_consul() {
             echo "stranger consul the process ${process#/proc/} ($command)"
         fi
     done
-    listening 8300 8301 8302 8500 | while read -r port who; do
+    listening 8300 8301 8302 8500 8600 | while read -r port who; do
         echo "stranger consul ${who:-something} listens on port $port"
     done
 }
