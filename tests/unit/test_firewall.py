@@ -279,11 +279,11 @@ def test_where_no_server_tells_it_stays_as_it_was() -> None:
     assert let_in(here(fleet(), drakar=known)) == {name: {*its} for name, its in admits.items()}
 
 
-def test_a_host_is_let_in_by_all_addresses_of_its_interface() -> None:
+def test_a_host_is_let_in_by_all_addresses_that_it_may_come_from() -> None:
     addresses = {"10.9.0.2": "eth1", "10.9.0.7": "eth1", "fd09::2": "eth1", "172.17.0.1": "docker0"}
-    known = replace(RUNS, addresses=addresses)
+    known = replace(RUNS, addresses=addresses, sources={"192.0.2.9", "2001:db8::9"})
     found = let_in(here(fleet(), drakar=server(OURS), cheetah=known))
-    assert found["cheetah"] == {"10.9.0.2", "10.9.0.7"}
+    assert found["cheetah"] == {"10.9.0.2", "10.9.0.7", "192.0.2.9"}
 
 
 def test_what_a_member_says_of_itself_is_no_rule() -> None:

@@ -104,7 +104,8 @@ class HostState:
     label, and files of configuration, by their path, in the places of versions before 0.3.
     ``agent_files`` are what releases that are here show to an agent of others.
     ``consul_members`` is who is in the cluster as a server of it says, none where it can't tell.
-    ``addresses`` are the host's own, with the interface of each. ``admits`` are those whom its
+    ``addresses`` are the host's own, with the interface of each, and ``sources`` those by which it
+    is seen from far away. ``admits`` are those whom its
     packet filter lets in, by name with their addresses, and ``filters`` the marks of what of it is
     loaded (firewall/rules.py).
     """
@@ -136,6 +137,7 @@ class HostState:
     consul_refused: bool = False
     consul_members: Mapping[str, Member] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)
     admits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     filters: set[str] = field(default_factory=set)
     belongings: Belongings = field(default_factory=Belongings)
@@ -244,6 +246,7 @@ def parse(output: list[str]) -> HostState:
                 "kept": found.kept,
                 "agent_file": found.agent_files,
                 "filter": found.filters,
+                "source": found.sources,
                 "uwsgi_plugin": found.uwsgi_plugins,
             }.get(kind)
             if collection is None:

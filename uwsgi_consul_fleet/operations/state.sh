@@ -78,6 +78,9 @@ sed -n 's/^# host /admits /p' /etc/uwsgi-consul-fleet/firewall/fleet.nft 2>/dev/
     sed -n 's/^[[:space:]]*chain \(is_[0-9a-f]*\) {/filter \1/p'
 /sbin/ip -o address show scope global primary 2>/dev/null |
     sed -n '/\/\(32\|128\) /!s/^[0-9]*: *\([^ ]*\) *inet6* *\([^/ ]*\).*/address \1 \2/p'
+for far in 192.0.2.1 2001:db8::1; do
+    /sbin/ip -o route get $far 2>/dev/null | sed -n 's/.* src \([^ ]*\).*/source \1/p'
+done
 
 for binary in /opt/uwsgi-consul-fleet/consul/*/consul; do
     if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi

@@ -150,10 +150,10 @@ def _members(states: Iterable[HostState]) -> dict[str, Member]:
 
 
 def _addresses(me: Host, known: HostState) -> frozenset[str]:
-    """From which a host may come: of an interface with several it need not be the one that it has
-    in the inventory."""
+    """From which a host may come: what its agent sends need not come from the address to which it
+    is bound, where its interface has others, or the way to the other host is not by that."""
     device, version = known.addresses.get(me.address), ip_address(me.address).version
-    same = {each for each, its in known.addresses.items() if its == device}
+    same = {each for each, its in known.addresses.items() if its == device} | known.sources
     return frozenset({me.address} | {each for each in same if ip_address(each).version == version})
 
 
