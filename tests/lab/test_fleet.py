@@ -50,9 +50,8 @@ class Client:
     """The seed's client, running on a host."""
 
     def __init__(self, host: str, folder: Path) -> None:
-        folder = f"/srv/{SERVICE}/current"
-        words = "exec ./venv/bin/python -m app.client --passing"
-        command = f"exec sudo -u {SERVICE} sh -c 'cd {folder} && {words}'"
+        words = f"cd /srv/{SERVICE}/current && exec ./venv/bin/python -m app.client --passing"
+        command = f"exec sudo -u {SERVICE} sh -c '{words}'"
         self.file = folder / f"client-{host}.txt"
         with self.file.open("w") as stdout:
             self.process = subprocess.Popen(
