@@ -134,7 +134,7 @@ def test_what_a_version_before_installed_stays(
     """It resolved nothing: release.json does not tell, and the wheels are nowhere. There are newer
     versions by now."""
     before = installed(lab, "drakar")
-    untold = f"sudo sed -i /resolution/d /srv/{SERVICE}/releases/*/release.json"
+    untold = f"sudo sh -c 'sed -i /resolution/d /srv/{SERVICE}/releases/*/release.json'"
     # But for those that were compiled, to be spared that.
     gone = f"sudo sh -c 'rm -r /srv/{SERVICE}/resolutions/[!.]*'"
     lab.ssh("drakar", f"{untold} && {gone} && sudo rm /etc/pip.conf")
