@@ -27,7 +27,10 @@ class Terminal:
 
     def until_said(self, text: bytes) -> None:
         while text not in self.said:
-            self._read()
+            try:
+                self._read()
+            except OSError as error:
+                raise AssertionError(f"it ended, and never said {text!r}: {self.said!r}") from error
 
     def _read(self) -> None:
         assert select([self.end], [], [], 30)[0], self.said

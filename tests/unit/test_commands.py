@@ -15,7 +15,8 @@ from uwsgi_consul_fleet.commands import consul, report
 from uwsgi_consul_fleet.commands.command import Answer, command
 from uwsgi_consul_fleet.consul.audit import Entry
 from uwsgi_consul_fleet.errors import FleetError, LockedError
-from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.settings import DEMO
 
 FLEET = Fleet(hosts=())
 
@@ -162,3 +163,13 @@ def test_the_audit_of_several_applications_fits_a_terminal(
 def test_what_of_a_consul_command_the_audit_has(words: list[str], name: str, changes: bool) -> None:
     assert consul.subcommand(words) == name
     assert consul.changes_nothing(name) != changes
+
+
+def test_a_host_to_ask_is_one_of_the_fleet() -> None:
+    listed = {"a": "consul_servers", "b": "app_servers", "c": "retired"}
+    hosts = [InventoryHost(name, frozenset({group}), DEMO) for name, group in listed.items()]
+    fleet = build(hosts, (), (), lambda host: f"10.0.0.{ord(host.name)}")
+    assert [each.name for each in consul.chosen(fleet, "")] == ["a"]
+    assert [each.name for each in consul.chosen(fleet, "b")] == ["b"]
+    with pytest.raises(FleetError, match="--host c: is not in the inventory; there is: a, b"):
+        consul.chosen(fleet, "c")

@@ -19,19 +19,21 @@ from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.ssh import terminal
 from uwsgi_consul_fleet.ssh.through import Signals, Through, complain, feed
 
-READY = "uwsgi-consul-fleet: which token?"
-# A terminal would show the token.
+READY = "uwsgi-consul-fleet: which command?"
+# A terminal would show them, and cut long ones.
 UNSEEN = f"""\
-stty -echo
+before=$(stty -g)
+stty raw -echo
 echo {shlex.quote(READY)}
 """
-# The token stands in no command line; and words may hold any bytes.
+# Neither token nor words stand in what sudo logs, and words may hold any bytes.
 RUN = """\
 IFS= read -r token
+IFS= read -r words
+[ -z "${{before-}}" ] || stty "$before"
 [ -z "$token" ] || export CONSUL_HTTP_TOKEN="$token"
-[ ! -t 0 ] || stty echo
 export CONSUL_HTTP_ADDR={address} {mark}
-eval "exec consul $(echo {words} | base64 -d)"
+eval "exec consul $(echo "$words" | base64 -d)"
 """
 # It may not have begun; and it may have started others.
 KILL = """\
@@ -41,7 +43,7 @@ for _ in 1 2 3 4 5 6 7 8 9; do
 done
 for each in $found; do
     each=${{each%/environ}}
-    kill -s "$signal" "${{each#/proc/}}"
+    kill -s "${{signal#SIG}}" "${{each#/proc/}}"
 done
 """
 
@@ -77,12 +79,9 @@ def run(connection: Connection, host: Host, words: Sequence[str]) -> int:
     :raises UnreachableError: where the connection is lost
     """
     mark = f"UWSGI_CONSUL_FLEET_COMMAND={uuid4().hex}"
-    script = RUN.format(
-        address=shlex.quote(access(host).address),
-        mark=mark,
-        words=b64encode(os.fsencode(shlex.join(words))).decode(),
-    )
-    first = f"{token(host)}\n".encode()
+    script = RUN.format(address=shlex.quote(access(host).address), mark=mark)
+    line = b64encode(os.fsencode(shlex.join(words))).decode()
+    first = f"{token(host)}\n{line}\n".encode()
     if terminal.is_there():
         return terminal.attach(connection, UNSEEN + script, READY, first)
     with Signals() as signals, signals.reach(connection, KILL.format(mark=mark)):
@@ -110,7 +109,7 @@ def show(connection: Connection, host: Host, port: int, say: Callable[[str], obj
             while connection.transport.is_active():
                 time.sleep(0.5)
     except OSError as error:
-        raise FleetError(f"--port {port}: {error.strerror}") from error
+        raise FleetError(f"--port {port}: {os.strerror(error.errno or 0)}") from error
     raise UnreachableError(f"{host.name}: connection lost")
 
 
