@@ -43,7 +43,7 @@ echo 'carol ALL=(ALL) ALL' >/etc/sudoers.d/carol
 install -D -m 600 "$keys" /root/.ssh/authorized_keys
 echo "root:$PASSWORD" | chpasswd
 # Sixty at once; by itself it drops some of more than ten.
-printf '%s\\n' 'MaxStartups 200' 'PermitRootLogin prohibit-password' \
+printf '%s\\n' 'Port 22' 'Port 2222' 'MaxStartups 200' 'PermitRootLogin prohibit-password' \
     'PasswordAuthentication yes' >/etc/ssh/sshd_config.d/10-test.conf
 systemctl reload ssh
 """
@@ -137,6 +137,10 @@ def as_reached(ways: Ways, hosts: Hosts) -> None:
     assert ways.problems() == {name: f"{name}: nothing was deployed to it" for name in hosts}
     (told,) = {each.detail for each in plugins.check(read(ways.fleet.path, options.address))}
     assert told == "has no uWSGI; deploy to it"
+    for name in ("carol", "dave", "twice", "ported"):
+        command = ("invoke", "consul", "--host", name, "--inventory", str(ways.fleet.path))
+        found = run(*command, "--", "version", check=False)
+        assert (found.returncode, "consul: not found" in found.stderr) == (127, True), found.stderr
 
 
 def test_every_way_leads_there(ways: Ways) -> None:
@@ -158,6 +162,7 @@ def test_every_way_leads_there(ways: Ways) -> None:
         + ways.section("held", f"IdentityAgent {ways.folder / 'agent'}", f"IdentityFile {public}")
         + ways.section("spoken", "IdentityFile none")
         + ways.section("newer", f"HostName {ways.ipv6}")
+        + ways.section("ported", "HostKeyAlias target")
         + ways.section("carol dave root locked")
     )
     hosts: Hosts = {
@@ -172,6 +177,7 @@ def test_every_way_leads_there(ways: Ways) -> None:
         "locked": {"ssh_key": str(locked), "ssh_key_password": "open sesame"},
         "held": {},
         "newer": {},
+        "ported": {"ssh_port": 2222},
     }
     ways.use(config, hosts)
     with agent(ways.folder / "agent", ways.lab / "id_ed25519"):
