@@ -17,9 +17,9 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
+from browser import browser
 from checkout import BIN, ROOT
 from consul_processes import until
 from fleet_commands import finish, output, run, start
@@ -217,7 +217,7 @@ def test_ctrl_c_ends_a_command_of_consuls(lab: Lab, words: Words) -> None:
     assert lab.ssh("cheetah", RUNS, check=False).stdout == "0\n"
 
 
-def test_the_ui_shows_what_is_registered(words: Words) -> None:
+def test_the_ui_shows_what_is_registered(words: Words, tmp_path: Path) -> None:
     process = start(*words("ui"), own_group=True)
     with killed_at_the_end(process):
         assert process.stdout
@@ -226,10 +226,10 @@ def test_the_ui_shows_what_is_registered(words: Words) -> None:
             r"drakar: Consul is at (http://127\.0\.0\.1:(\d+))/ui/ until Ctrl-C\n", said
         )
         assert found, said + process.stderr.read() if process.stderr else said
-        with urlopen(f"{found[1]}/ui/", timeout=10) as page:
-            assert b"<title>Consul" in page.read()
-        with urlopen(f"{found[1]}/v1/internal/ui/services?dc=dc1", timeout=10) as answer:
-            assert SERVICE in [each["Name"] for each in json.load(answer)]
+        with browser(tmp_path) as it:
+            it.open(f"{found[1]}/ui/dc1/services/{SERVICE}")
+            for shown in ("cheetah", "drakar", "server2"):
+                it.until_shown(shown)
         taken = run(*words("ui", "--host", "cheetah", "--port", found[2]), check=False)
         assert (taken.returncode, taken.stderr) == (
             2,
