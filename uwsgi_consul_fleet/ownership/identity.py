@@ -8,8 +8,8 @@ from typing import Any, Self
 from uwsgi_consul_fleet.errors import FleetError
 
 # Of what lies where on the hosts. Fleets before 0.3 carry none. Who knows 2 alone would remove what
-# releases share, and leave workers behind.
-LAYOUT = 3
+# releases share, and leave workers behind; who knows 3 would add hosts that the others keep out.
+LAYOUT = 4
 # On a host.
 FILE = "/etc/uwsgi-consul-fleet/fleet.json"
 
