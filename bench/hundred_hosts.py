@@ -129,6 +129,8 @@ def main() -> None:
     deploy()
     hosts = fakes(options.hosts)
     write(hosts)
+    # The others' addresses are let in.
+    deploy("--limit", SERVER, "--limit", RECORDED)
     fleet = read(INVENTORY, ssh.address)
     answer, asked = answers(fleet), " state "
     for name, data in hosts:

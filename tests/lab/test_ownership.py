@@ -230,7 +230,9 @@ def test_a_host_that_is_handed_over_changes_its_cluster(
     assert "ormen: is handed over" in output(run(*adopt))
     deploy = fleet.deploy("--json")
     # And nothing is left to do where the identity has been written.
-    assert {host for hosts in changed(deploy).values() for host in hosts} == {"ormen"}
+    changes = changed(deploy)
+    assert {*changes.pop("Firewall: let in who may connect")} == {"ormen", "skeid"}
+    assert {host for hosts in changes.values() for host in hosts} == {"ormen"}
     for said in (deploy, fleet.verify("--wait", "10")):
         assert "Fleet shop-production (" in output(said)
     audit = run("invoke", "audit", "--inventory", str(fleet.path))
