@@ -105,7 +105,9 @@ def by_name(folder: Path) -> Path:
     """The template as it was before sockets were taken by their descriptors."""
     text = (ROOT / "app/uwsgi.ini.j2").read_text()
     path = folder / "own.ini.j2"
-    path.write_text(text.replace("socket = fd://3", "socket = :{{ instance.port }}"))
+    # At the address where it was opened.
+    name = "{{ instance.address }}:{{ instance.port }}"
+    path.write_text(text.replace("socket = fd://3", f"socket = {name}"))
     assert path.read_text() != text
     return path
 

@@ -319,6 +319,32 @@ def test_a_new_port_is_at_the_hosts_address(
         assert f"{at.strip('[]')} is no address of this host" in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize(
+    ("ini", "fits"),
+    [
+        ("socket = fd://3\n", True),
+        ("socket = 10.0.3.11:2001\n", True),
+        ("; fd://3\nsocket = :2001\n", False),
+        ("socket = fd://3 \n", True),
+        ("socket = 0.0.0.0:2001\n", False),
+    ],
+)
+@pytest.mark.parametrize("opened", ["10.0.3.11", "0.0.0.0"])
+def test_an_ini_that_does_not_find_its_socket_is_refused(
+    srv: Path, monkeypatch: pytest.MonkeyPatch, ini: str, fits: bool, opened: str
+) -> None:
+    release = installed(srv, "r1-a")
+    port = release.instances[0].port
+    monkeypatch.setattr(units, "UNITS", srv)
+    (srv / f"shop-{port}.socket").write_text(f"[Socket]\nListenStream={opened}:{port}\n")
+    (release.folder / f"{port}.ini").write_text(ini.replace("2001", str(port)))
+    if fits or opened == "0.0.0.0":
+        units._refuse_other_names(release, port)
+    else:
+        with pytest.raises(ReleaseError, match=f"open at 10.0.3.11 alone.*name 10.0.3.11:{port}"):
+            units._refuse_other_names(release, port)
+
+
 def test_a_pointer_to_what_is_gone_is_none(srv: Path) -> None:
     release = installed(srv, "r1-a")
     store.point_to(release)

@@ -8,12 +8,13 @@ import socket
 from pathlib import Path
 
 from . import elsewhere, store, systemd, workers
-from .says import say
+from .says import ReleaseError, say
 from .store import Release
 from .systemd import RUNTIME, UNITS
 
 LISTEN = re.compile(r"^ListenStream=\[?(.*?)\]?:(\d+)$", re.MULTILINE)
 EVERY = ("0.0.0.0", "::")  # noqa: S104
+BY_DESCRIPTOR = re.compile(r"^[^;#\n]*=\s*fd://3\s*$", re.MULTILINE)
 
 
 def install(release: Release, before: Release | None = None) -> None:
@@ -21,6 +22,8 @@ def install(release: Release, before: Release | None = None) -> None:
 
     :param before: what it is to take over from
     """
+    for port in _ports(release):
+        _refuse_other_names(release, port)
     elsewhere.prepare(release, before)
     wanted = {"trial.service": RUNTIME / release.trial, "app.target": UNITS / _target(release)}
     for port in _ports(release):
@@ -68,6 +71,23 @@ def _at_its_address(text: str, there: str, unit: str) -> str:
     say(f"{unit}: {new[1]} is no address of this host: port {new[2]} is open at all that it has")
     every = "[::]" if ":" in new[1] else "0.0.0.0"  # noqa: S104
     return LISTEN.sub(f"ListenStream={every}:{new[2]}", text)
+
+
+def _refuse_other_names(release: Release, port: int) -> None:
+    """uWSGI takes a socket that it is handed by its descriptor, or by the very address of it.
+
+    :raises ReleaseError: where it would open the port beside the socket, and could not
+    """
+    unit, ini = UNITS / _socket(release, port), release.folder / f"{port}.ini"
+    there = LISTEN.search(unit.read_text()) if unit.is_file() else None
+    if not there or there[1] in EVERY or not ini.is_file():
+        return
+    text, name = ini.read_text(), there[0].partition("=")[2]
+    if not BY_DESCRIPTOR.search(text) and name not in text:
+        raise ReleaseError(
+            f"port {port} is open at {there[1]} alone: have the ini (app_ini) take the socket as "
+            f"fd://3, or name {name}"
+        )
 
 
 def _is_here(address: str) -> bool:
