@@ -27,11 +27,13 @@ EMPTY = (
     "systemctl list-units --all --plain --no-legend 'consul*'; "
     "ss -Hltn | awk '{print $4}' | grep -v ':22$'; true"
 )
+# A host that an earlier test removed by force is counted after a minute.
+WAIT = "70"
 
 
 def rows(fleet: Fleet) -> list[dict[str, Any]]:
     """What verify sees, when it agrees."""
-    found: list[dict[str, Any]] = json.loads(fleet.verify("--json", "--wait", "10").stdout)["rows"]
+    found: list[dict[str, Any]] = json.loads(fleet.verify("--json", "--wait", WAIT).stdout)["rows"]
     return found
 
 

@@ -116,6 +116,15 @@ def test_dead_node() -> None:
     ]
 
 
+def test_a_node_that_consul_does_not_count_yet() -> None:
+    """Measured on 1.8.7: an agent that comes back within five minutes of force-leave -prune."""
+    catalog = replace(GOOD, nodes=(NODES[0], replace(NODES[1], alive=None)))
+    assert lines(catalog) == [
+        "missing: node cheetah: Consul does not count it as a member yet; one that was removed by "
+        "force, less than five minutes ago, is counted within a minute"
+    ]
+
+
 def test_retired_host_that_still_serves() -> None:
     assert lines(GOOD, "cheetah") == [
         "unexpected: demo server1 on cheetah port 2001: passing, not in the inventory",

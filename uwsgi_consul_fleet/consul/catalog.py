@@ -42,11 +42,16 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Node:
-    """A member of the cluster; alive as far as Consul's own failure detection knows."""
+    """A member of the cluster; alive as far as Consul's own failure detection knows.
+
+    `alive` is None where it has said nothing yet: the leader takes the join of an agent that was
+    removed by force for a leave as long as its gossip remembers that, five minutes, and finds it
+    at its next look at all members, each minute.
+    """
 
     name: str
     address: str
-    alive: bool
+    alive: bool | None
 
 
 @dataclass(frozen=True)
@@ -194,11 +199,13 @@ def expected_releases(asked: consul.Consul, keys: str) -> dict[str, str]:
 def _nodes(asked: consul.Consul) -> tuple[Node, ...]:
     """Nodes with their serfHealth check: the catalog alone does not say who is alive."""
     _, checks = asked.health.state("any")
-    alive = {check["Node"]: check["Status"] for check in checks if check["CheckID"] == "serfHealth"}
+    alive = {
+        check["Node"]: check["Status"] == "passing"
+        for check in checks
+        if check["CheckID"] == "serfHealth"
+    }
     _, nodes = asked.catalog.nodes()
-    return tuple(
-        Node(node["Node"], node["Address"], alive.get(node["Node"]) == "passing") for node in nodes
-    )
+    return tuple(Node(node["Node"], node["Address"], alive.get(node["Node"])) for node in nodes)
 
 
 STATUSES = ("passing", "warning", "critical")

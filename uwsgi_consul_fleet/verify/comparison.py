@@ -107,6 +107,12 @@ def _node_differences(host: Host, node: Node | None) -> list[Difference]:
         if not host.brings_consul:
             detail = f"the catalog has no {host.node}; what does its agent call it (consul_node)?"
         return [Difference("missing", f"node {host.name}", detail)]
+    if node.alive is None:
+        detail = (
+            "Consul does not count it as a member yet; one that was removed by force, less than "
+            "five minutes ago, is counted within a minute"
+        )
+        return [Difference("missing", f"node {host.name}", detail)]
     if not node.alive:
         detail = (
             f"its Consul agent at {node.address} does not answer; start it, or move the host to "
@@ -153,7 +159,7 @@ def _unexpected_nodes(fleet: Fleet, nodes: Iterable[Node]) -> list[Difference]:
     there = {True: "in the cluster", False: "in the catalog, though its agent does not answer"}
     told = "is retired, but still {}; the next deploy takes it out"
     return [
-        Difference("unexpected", f"node {node.name}", told.format(there[node.alive]))
+        Difference("unexpected", f"node {node.name}", told.format(there[bool(node.alive)]))
         for node in nodes
         if node.name in retired
     ]
@@ -165,5 +171,6 @@ def _row(item: Instance | Registration, release: str, state: str, agrees: bool) 
 
 
 def _node_row(host: Host, node: Node | None) -> Row:
-    state = "alive" if node and node.alive else "dead" if node else "missing"
+    states = {True: "alive", False: "dead", None: "missing"}
+    state = states[node.alive if node else None]
     return Row(host.name, "(Consul only)", "", host.address, 0, "", state, state == "alive")
