@@ -11,6 +11,7 @@ machines up.
 import argparse
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -87,8 +88,9 @@ def answers(fleet: Fleet) -> dict[str, str]:
     mine, made = own(host, fleet, known), {}
     if missing := [word for word in mine if word not in recorded]:
         sys.exit(f"{host.name} is not as the deploy leaves it, without {missing}:\n{recorded}")
+    address = re.compile(rf"\b{re.escape(host.address)}\b")
     for other in fleet.app_servers:
-        made[other.name] = recorded
+        made[other.name] = address.sub(other.address, recorded)
         for word, others in zip(mine, own(other, fleet, known), strict=True):
             made[other.name] = made[other.name].replace(word, others)
     return made
