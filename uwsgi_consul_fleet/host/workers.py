@@ -32,8 +32,12 @@ def start(release: Release) -> list[str]:
     alone = {each.kind for each in release.workers if not each.overlap}
     end([unit for unit in others(release) if systemd.worker_kind(app, unit) in alone])
     began = [unit for unit in release.worker_units if not systemd.is_active(unit)]
-    if began:
-        systemd.start(began, release.health_timeout)
+    try:
+        if began:
+            systemd.start(began, release.health_timeout)
+    except ReleaseError as error:
+        failed = [unit for unit in began if not systemd.is_active(unit)]
+        raise ReleaseError(f"{systemd.journal(failed)}\n{release.release}: {error}") from None
     return began
 
 
