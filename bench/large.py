@@ -108,8 +108,8 @@ def release(fleet: SharedFleet, source: Path) -> str:
 def sent(lab: Lab, names: Sequence[str], release_name: str) -> None:
     """Say how the hosts got it, by the folder's birth and what is made behind it."""
     folder = f"/srv/{SERVICE}/releases/{release_name}-*"
-    asked = f"stat --format %.3W {folder}; stat --format %.3Y {folder}/consul_plugin.so"
-    asked = f"sudo sh -c '{asked}'"
+    born, made = f"stat --format %.3W {folder}", f"stat --format %.3Y {folder}/consul_plugin.so"
+    asked = f"sudo sh -c '{born}; {made}'"
     times = [list(map(float, lab.ssh(name, asked).stdout.split())) for name in names]
     moments = sorted([(begin, 1) for begin, _ in times] + [(end, -1) for _, end in times])
     at_once = [sum(way for _, way in moments[: each + 1]) for each in range(len(moments))]

@@ -13,7 +13,7 @@ def trust(fleet: Fleet, yes: bool = False) -> None:
 
     hosts = [options.of(each.name, each.data) for each in fleet.hosts]
     count = 0
-    for found in strangers.among(hosts, strangers.ALL):
+    for found in strangers.among(hosts, options.MODES.values()):
         if yes:
             print(strangers.listing(found))
         elif not strangers.is_asked():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPTION = re.compile(r"^[ \t]*(env|chdir|pythonpath)[ \t]*=[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+BY_DESCRIPTOR = re.compile(r"^[^;#\n]*=\s*fd://3\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ def read(ini: str, known: Mapping[str, str]) -> Told:
     pairs = (_replaced(line, known).partition("=") for line in [*path, *found["env"]])
     variables = {name: value for name, _, value in pairs}
     return Told(variables, _replaced(found["chdir"][-1], known))
+
+
+def takes_descriptor(ini: str) -> bool:
+    """Whether it takes the socket that systemd hands it, wherever that listens."""
+    return BY_DESCRIPTOR.search(ini) is not None
 
 
 def _replaced(text: str, known: Mapping[str, str]) -> str:

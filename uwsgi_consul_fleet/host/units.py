@@ -7,14 +7,13 @@ import shutil
 import socket
 from pathlib import Path
 
-from . import elsewhere, store, systemd, workers
+from . import elsewhere, store, systemd, told, workers
 from .says import ReleaseError, say
 from .store import Release
 from .systemd import RUNTIME, UNITS
 
 LISTEN = re.compile(r"^ListenStream=\[?(.*?)\]?:(\d+)$", re.MULTILINE)
 EVERY = ("0.0.0.0", "::")  # noqa: S104
-BY_DESCRIPTOR = re.compile(r"^[^;#\n]*=\s*fd://3\s*$", re.MULTILINE)
 
 
 def install(release: Release, before: Release | None = None) -> None:
@@ -83,7 +82,7 @@ def _refuse_other_names(release: Release, port: int) -> None:
     if not there or there[1] in EVERY or not ini.is_file():
         return
     text, name = ini.read_text(), there[0].partition("=")[2]
-    if not BY_DESCRIPTOR.search(text) and name not in text:
+    if not told.takes_descriptor(text) and name not in text:
         raise ReleaseError(
             f"port {port} is open at {there[1]} alone: have the ini (app_ini) take the socket as "
             f"fd://3, or name {name}"

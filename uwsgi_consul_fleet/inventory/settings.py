@@ -57,11 +57,10 @@ UwsgiOptions = Annotated[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")],
         uwsgi_options.Value | list[uwsgi_options.Value],
     ],
-    AfterValidator(lambda options: _allowed(options)),
+    AfterValidator(lambda options: _allowed(uwsgi_options, options)),
 ]
 UnitOptions = Annotated[
-    dict[str, uwsgi_options.Value | list[uwsgi_options.Value]],
-    AfterValidator(lambda options: _of_a_unit(options)),
+    uwsgi_options.Options, AfterValidator(lambda options: _allowed(unit_options, options))
 ]
 # On a host; as a unit has it, without anything that systemd replaces.
 Writable = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9._@+-]+)+/?$")]
@@ -204,21 +203,7 @@ def _apart(paths: tuple[str, ...]) -> tuple[str, ...]:
     return paths
 
 
-def _allowed(
-    options: dict[str, uwsgi_options.Value | list[uwsgi_options.Value]],
-) -> dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]:
-    return _lines_of(uwsgi_options, options)
-
-
-def _of_a_unit(
-    options: dict[str, uwsgi_options.Value | list[uwsgi_options.Value]],
-) -> dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]:
-    return _lines_of(unit_options, options)
-
-
-def _lines_of(
-    kind: ModuleType, options: dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]
-) -> dict[str, uwsgi_options.Value | list[uwsgi_options.Value]]:
+def _allowed(kind: ModuleType, options: uwsgi_options.Options) -> uwsgi_options.Options:
     problems = [f"{name}: {why}" for name in options if (why := kind.problem(name))]
     lines = kind.lines(options)
     problems += [f"{line!r}: a value is one line" for line in lines if not line.isprintable()]

@@ -1,10 +1,10 @@
 """Lines that an application's units, or Consul's, can have by a setting (app_unit, consul_unit)."""
 
 import re
-from collections.abc import Mapping
 from difflib import get_close_matches
 
-from uwsgi_consul_fleet.inventory.uwsgi_options import Value
+from uwsgi_consul_fleet.inventory import uwsgi_options
+from uwsgi_consul_fleet.inventory.uwsgi_options import Options
 
 # What a process may do and have. How it is started, told to stop and switched is in the units.
 NAMES = frozenset(
@@ -33,10 +33,6 @@ def problem(name: str) -> str:
     return f"{meant}a unit takes here what its process may do and have, see docs/security.md"
 
 
-def lines(options: Mapping[str, Value | list[Value]]) -> list[str]:
-    """As a unit has them; an option with several values stands there several times."""
-    return [
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, values in options.items()
-        for value in (values if isinstance(values, list) else [values])
-    ]
+def lines(options: Options) -> list[str]:
+    """As a unit has them."""
+    return uwsgi_options.lines(options, between="=")

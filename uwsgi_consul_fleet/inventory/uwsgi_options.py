@@ -1,9 +1,9 @@
 """Options of uWSGI that app_uwsgi can't have, each with who decides it instead."""
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 Value = bool | int | float | str
+Options = dict[str, Value | list[Value]]
 
 ALLOWED = {"log-socket"}
 # With these a worker ends where requests are under way, whatever the consul plugin does.
@@ -63,10 +63,13 @@ def problem(name: str) -> str:
     return next((why for pattern, why in by_pattern if fnmatchcase(name, pattern)), "")
 
 
-def lines(options: Mapping[str, Value | list[Value]]) -> list[str]:
-    """As an ini has them; an option with several values stands there several times."""
+def lines(options: Options, between: str = " = ") -> list[str]:
+    """As an ini has them; an option with several values stands there several times.
+
+    :param between: name and value
+    """
     return [
-        f"{name} = {str(value).lower() if isinstance(value, bool) else value}"
+        f"{name}{between}{str(value).lower() if isinstance(value, bool) else value}"
         for name, values in options.items()
         for value in (values if isinstance(values, list) else [values])
     ]

@@ -105,9 +105,8 @@ class HostState:
     ``agent_files`` are what releases that are here show to an agent of others.
     ``consul_members`` is who is in the cluster as a server of it says, none where it can't tell.
     ``addresses`` are the host's own, with the interface of each, and ``sources`` those by which it
-    is seen from far away. ``admits`` are those whom its
-    packet filter lets in, by name with their addresses, and ``filters`` the marks of what of it is
-    loaded (firewall/rules.py).
+    is seen from far away. ``admits`` are those whom its packet filter lets in, by name with their
+    addresses, and ``filters`` the marks of what of it is loaded (firewall/rules.py).
     """
 
     architecture: str = ""

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyinfra.api.connect
@@ -32,7 +33,7 @@ class Connector(SSHConnector):
         from uwsgi_consul_fleet.ssh import client
 
         try:
-            self.client = client.connect(self.options())  # type: ignore[assignment] # not its own
+            self.client = client.connect(self.options)  # type: ignore[assignment] # not its own
         except FleetError as error:
             raise ConnectError(str(error)) from error
         self.reached(self.host.name, self.host.groups, self._data)
@@ -42,8 +43,12 @@ class Connector(SSHConnector):
         found: dict[str, Any] = self.host.data.dict()  # type: ignore[no-untyped-call]
         return found
 
+    @cached_property
     def options(self) -> "Options":
-        """:raises FleetError: naming the host and the setting that can't be"""
+        """Looked up once: hosts are met before they are connected to.
+
+        :raises FleetError: naming the host and the setting that can't be
+        """
         from uwsgi_consul_fleet.ssh import options
 
         return options.of(self.host.name, self._data, self.state.config.CONNECT_TIMEOUT)
@@ -79,7 +84,7 @@ def _meet(state: State) -> None:
     for each in limited:
         with suppress(FleetError):  # told where it connects
             if isinstance(each.connector, Connector):
-                found.append(each.connector.options())
+                found.append(each.connector.options)
     try:
         strangers.settle(found, asks=state.check_for_changes, then=_named(sys.argv))
     except StrangerError as error:

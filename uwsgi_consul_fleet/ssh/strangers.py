@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from uwsgi_consul_fleet.ssh import client, hostkeys
 from uwsgi_consul_fleet.ssh.options import Options
 
 LOOK = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
-ALL = ("ask", "yes", "no", "accept-new")
 
 
 class Stranger(NamedTuple):
@@ -47,7 +46,7 @@ def settle(hosts: Iterable[Options], asks: bool, then: str = "") -> None:
         trust(found)
 
 
-def among(hosts: Iterable[Options], modes: Sequence[str] = ("ask",)) -> Iterator[list[Stranger]]:
+def among(hosts: Iterable[Options], modes: Collection[str] = ("ask",)) -> Iterator[list[Stranger]]:
     """Those that were never met, side by side: first those that others are reached through, who
     must be trusted before the next are looked for.
 

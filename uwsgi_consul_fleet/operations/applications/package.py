@@ -240,7 +240,7 @@ def _units(me: AppHost, release: Release, inis: dict[str, str]) -> dict[str, str
     for instance in me.instances:
         ini = inis[f"{instance.port}.ini"]
         # An ini that names the socket's address finds it among those that systemd lists.
-        by_descriptor = re.search(r"^[^;#\n]*=\s*fd://3\s*$", ini, re.MULTILINE) is not None
+        by_descriptor = told.takes_descriptor(ini)
         values["by_descriptor"] = by_descriptor
         values["address"] = _listens(settings, instance.address) if by_descriptor else "0.0.0.0"  # noqa: S104
         for kind in ("service", "socket"):
