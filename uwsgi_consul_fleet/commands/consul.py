@@ -65,10 +65,10 @@ def chosen(fleet: Fleet, name: str) -> "list[Host]":
     """
     if not name:
         return list(fleet.asked)
+    from uwsgi_consul_fleet.instances import choice
+
     there = {each.name: each for each in fleet.active}
-    if name not in there:
-        listed = ", ".join(sorted(there))
-        raise FleetError(f"--host {name}: is not in the inventory; there is: {listed}")
+    choice.expect("host", [name], there)
     return [there[name]]
 
 

@@ -16,9 +16,9 @@ def choose(fleet: Fleet, hosts: Sequence[str] = (), instance: str = "") -> Chose
     :raises FleetError: where there is nothing of that name, with what there is
     """
     every = [each for host in fleet.app_servers for each in host.instances]
-    _expect("host", hosts, [host.name for host in fleet.app_servers])
+    expect("host", hosts, [host.name for host in fleet.app_servers])
     names = {name for each in every for name in (each.name, each.id)}
-    _expect("instance", [instance] if instance else [], names)
+    expect("instance", [instance] if instance else [], names)
     found = [
         (host, tuple(one for one in host.instances if instance in ("", one.name, one.id)))
         for host in fleet.app_servers
@@ -29,7 +29,11 @@ def choose(fleet: Fleet, hosts: Sequence[str] = (), instance: str = "") -> Chose
     return found
 
 
-def _expect(what: str, wanted: Collection[str], there: Collection[str]) -> None:
+def expect(what: str, wanted: Collection[str], there: Collection[str]) -> None:
+    """
+    :param what: the option that names them
+    :raises FleetError: for one that is not there, with those that are
+    """
     for name in wanted:
         if name not in there:
             listed = ", ".join(sorted(there)) or "none"
