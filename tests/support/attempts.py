@@ -11,7 +11,7 @@ from lab_commands import Lab
 def on(lab: Lab, host: str, app: str) -> dict[str, str]:
     """Commands of a shell against an application, by what each is about."""
     release = lab.ssh(host, f"sudo readlink -f /srv/{app}/current").stdout.strip()
-    unit = f"{app}-*@*.service"
+    unit = f"{app}-[0-9]*@*.service"  # not those of an application whose name begins so
     shown = lab.ssh(host, f"systemctl show --value --property MainPID,Id '{unit}' | head -n 2")
     process, name = sorted(shown.stdout.split())
     port = name.rpartition("@")[0].rpartition("-")[2]
