@@ -354,3 +354,17 @@ def test_a_retired_host_that_is_back_stays_outside_and_keeps_its_data_without_pu
     fleet.deploy()
     assert lab.ssh("skeid", FOOTPRINT).stdout == fresh
     fleet.verify("--wait", "10")
+
+
+def test_a_host_that_was_a_server_and_leaves_is_let_in_no_more(
+    fleet: SharedFleet, staying: str
+) -> None:
+    """What servers tell each other across datacenters tells of it on."""
+    fleet.hosts([staying], ["drakar", "cheetah"])
+    fleet.deploy()
+    fleet.hosts([staying], [staying], [other(staying)])
+    changes = fleet.changes()
+    assert staying in changes["Firewall: let nobody in who has left"]
+    # It is in no inventory any more, and whoever is a member would be let in.
+    fleet.hosts([staying], [staying])
+    assert fleet.changes() == {}

@@ -15,6 +15,8 @@ import pytest
 from consul_processes import until
 
 from uwsgi_consul_fleet.errors import InventoryError
+from uwsgi_consul_fleet.host import cluster
+from uwsgi_consul_fleet.host.consul import Access, Consul
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations.firewall import firewall, rules
@@ -284,6 +286,50 @@ def test_a_host_is_let_in_by_all_addresses_that_it_may_come_from() -> None:
     known = replace(RUNS, addresses=addresses, sources={"192.0.2.9", "2001:db8::9"})
     found = let_in(here(fleet(), drakar=server(OURS), cheetah=known))
     assert found["cheetah"] == {"10.9.0.2", "10.9.0.7", "192.0.2.9"}
+
+
+LEFT = 3  # serf's status of a member that said goodbye
+
+
+class Told(Consul):
+    """A server whose two lists of members are these: of its datacenter, and of all servers."""
+
+    def __init__(self, near: list[Any], servers: list[Any]) -> None:
+        super().__init__(Access())
+        self.lists = {"/v1/agent/members": near, "/v1/agent/members?wan=1": servers}
+
+    def get(self, path: str) -> Any:
+        return self.lists[path]
+
+
+def of_serf(name: str, address: str, status: int, dc: str = "dc1") -> dict[str, Any]:
+    return {"Name": name, "Addr": address, "Status": status, "Tags": {"dc": dc}}
+
+
+@pytest.mark.parametrize("remembered", [cluster.ALIVE, cluster.FAILED])
+def test_who_has_left_is_no_member_though_it_was_a_server(remembered: int) -> None:
+    """All servers still tell of it, as of a server of any datacenter, by a name of their own."""
+    servers = [
+        of_serf("drakar.dc1", "192.0.2.1", cluster.ALIVE),  # by another address than in its own
+        of_serf("cheetah.dc1", "10.9.0.2", remembered),
+        of_serf("longship.dc2", "10.8.0.1", cluster.ALIVE, "dc2"),
+    ]
+    stay = [
+        ("drakar", "10.9.0.1", True),
+        ("drakar.dc1", "192.0.2.1", True),
+        ("longship.dc2", "10.8.0.1", True),
+    ]
+    drakar = of_serf("drakar", "10.9.0.1", cluster.ALIVE)
+
+    def found(*near: dict[str, Any]) -> list[tuple[str, str, bool]]:
+        return sorted(cluster._everybody(Told([drakar, *near], servers)))
+
+    assert found() == stay
+    assert found(of_serf("cheetah", "10.9.0.2", LEFT)) == stay
+    assert found(of_serf("cheetah", "10.9.0.2", cluster.ALIVE)) == [
+        ("cheetah", "10.9.0.2", True),
+        *stay,
+    ]
 
 
 def test_what_a_member_says_of_itself_is_no_rule() -> None:

@@ -101,11 +101,23 @@ def _everybody(consul: Consul) -> list[tuple[str, str, bool]]:
     Empty where a token may not ask."""
     found: dict[str, tuple[str, str, bool]] = {}
     with suppress(UnavailableError):
-        for each in [*_members(consul), *consul.get("/v1/agent/members?wan=1")]:
-            if each["Status"] in (ALIVE, LEAVING, FAILED):
-                told = each["Name"], each["Addr"], each["Status"] != FAILED
-                found.setdefault(each["Addr"], told)
+        near = _members(consul)
+        here = {each["Tags"].get("dc") for each in near}
+        names = {f"{each['Name']}.{each['Tags'].get('dc')}" for each in near if _is_in_it(each)}
+        # Of who was a server here they may tell for days after it has left; see _forget_in_wan.
+        far = [
+            each
+            for each in consul.get("/v1/agent/members?wan=1")
+            if each["Tags"].get("dc") not in here or each["Name"] in names
+        ]
+        for each in filter(_is_in_it, [*near, *far]):
+            told = each["Name"], each["Addr"], each["Status"] != FAILED
+            found.setdefault(each["Addr"], told)
     return list(found.values())
+
+
+def _is_in_it(member: Any) -> bool:
+    return member["Status"] in (ALIVE, LEAVING, FAILED)
 
 
 def servers(consul: Consul, query: str = "") -> Any:
