@@ -245,7 +245,7 @@ def test_nothing_that_is_printed_has_one(told: Told, tmp_path: Path) -> None:
         runs = [pool.submit(told.run, what, *words) for what, words in several.items()]
     for each in runs:
         each.result()
-    told.run("rollback", "rollback")
+    told.run("rollback", "rollback", "second")
     told.run("rotate all", "secrets.rotate", "all")
     told.learn()
     secret = Secret(told.values)

@@ -162,6 +162,8 @@ CHANGES = {
     "end a session": _put("session/destroy/{session}"),
     "deregister a service": _put(f"agent/service/deregister/{SERVICE}"),
 }
+# A client's agent only says where to ask, or that it was not answered.
+OF_A_SERVER = {"list gossip keys", "choose a gossip key", "take a snapshot"}
 # What Consul answers whoever asks.
 OPEN = {
     what: Request("GET", path)

@@ -105,8 +105,9 @@ def of(secrets: Secrets, hosts: Iterable[str], app: str) -> dict[str, list[str]]
 
 
 def of_key(pem: str) -> list[str]:
-    """The lines of a private key, but for the first, in which all such keys are the same."""
+    """The line of a private key (P-256, PKCS 8) that nothing else has: the first is the same in
+    many, and what comes last is its public part, which certificates have as well."""
     _, _, rest = pem.partition("PRIVATE KEY-----\n")
-    lines = [line for line in rest.partition("-----END")[0].split()[1:] if len(line) > 30]
-    assert lines
-    return lines
+    first, second, third = rest.partition("-----END")[0].split()
+    assert len(first) == len(second) == 64 > len(third)
+    return [second]

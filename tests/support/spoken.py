@@ -59,7 +59,7 @@ APPEND = [0, {"ProtocolVersion": 3, "Term": 0, "Leader": "", "PrevLogEntry": 0}]
 GOSSIP = """
 cd "$(mktemp -d)"
 exec consul agent -data-dir . -node "$1" -bind "$4" -serf-lan-port "$2" -http-port -1 \\
-    -dns-port -1 -grpc-port -1 -retry-join "$5" -retry-interval 1s ${3:+-encrypt "$3"}
+    -dns-port -1 -grpc-port -1 -retry-join "$5:8301" -retry-interval 1s ${3:+-encrypt "$3"}
 """
 
 

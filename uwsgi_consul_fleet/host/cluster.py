@@ -40,10 +40,22 @@ def status(consul: Consul) -> dict[str, Any]:
     """
     try:
         peers = consul.get("/v1/status/peers") or []
-        found = {**_known(consul), "peers": peers, "members": _everybody(consul)}
-        return {**found, "acl": _acl(consul), "keys": keyring.fingerprints()}
+        try:
+            found = {**_known(consul), "members": _everybody(consul), "acl": _acl(consul)}
+        except UnavailableError as error:
+            if error.status != 403 or UNKNOWN not in str(error):
+                raise
+            found = _before_tokens(consul)
+        return {**found, "peers": peers, "keys": keyring.fingerprints()}
     except UnavailableError as error:
         return {"problem": str(error), "refused": error.status == 403}
+
+
+def _before_tokens(consul: Consul) -> dict[str, Any]:
+    """What a server says that refuses whoever has no token, and was given none yet: the run that
+    started it was interrupted."""
+    leader = consul.get("/v1/status/leader")
+    return {"leader": leader, "fleet": "", "contents": None, "members": [], "acl": None}
 
 
 def _acl(consul: Consul) -> dict[str, Any] | None:
