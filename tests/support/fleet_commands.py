@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import acl_tokens
 import evidence
 from checkout import BIN, ROOT, locked
 
@@ -65,7 +64,6 @@ class Fleet:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        acl_tokens.kept_beside(path)
 
     def hosts(
         self,
