@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,11 +30,14 @@ from consul.std import HTTPClient
 
 SERVICE = "consul-demo-server"
 URL = "http://127.0.0.1:8500"
+# Where a host of a fleet has the tokens of its applications, each for its user alone to read.
+TOKENS = Path("/etc/uwsgi-consul-fleet/tokens")
 # Seconds for an answer that nothing holds back. Consul itself takes 7 to find out
 # that there is no leader, and its own words are better than our time-out.
 ANSWER_TIMEOUT = 10.0
 WAIT = 60.0  # seconds that Consul may hold back an answer when nothing changes
 SHORTEST_ROUND = 0.02  # seconds: at most 50 questions a second, however busy the catalog is
+ACLS_OFF = 401  # Consul's status for questions about tokens where it asks for none
 LONGEST_PAUSE = 5.0  # seconds between two attempts while the agent does not answer
 NAMES_SHOWN = 8  # instances named in the headline of a change
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -84,8 +88,9 @@ def instances(
 ) -> list[Instance]:
     """All registered instances, sorted by node and port; `passing=True`: the healthy ones.
 
-    Without `url` and `token` the environment decides (CONSUL_HTTP_ADDR,
-    CONSUL_HTTP_TOKEN), then it is the local agent.
+    Without `url` and `token` the environment decides (CONSUL_HTTP_ADDR; CONSUL_HTTP_TOKEN,
+    CONSUL_HTTP_TOKEN_FILE), then it is the local agent and the application's token on this host.
+    None is really none: where the token may not read the service `RefusedError` is raised.
     """
     agent = _Agent(url, token, datacenter, timeout)
     return agent.ask(service, passing)[1]
@@ -123,7 +128,8 @@ def watch(
     Survives the agent: while it does not answer, the last list stands. The logger
     `app.client` gets a warning when the agent is lost and one when it is back.
     Only what no patience cures (a wrong URL, token or datacenter), and only
-    before the first answer, is raised: `RefusedError`.
+    before the first answer, is raised: `RefusedError`. A token in a file may
+    change: it is read again for each question.
     """
     agent = _Agent(url, token, datacenter, timeout)
     known: list[Instance] | None = None
@@ -185,10 +191,8 @@ class _Agent:
         self, url: str | None, token: str | None, datacenter: str | None, timeout: float
     ) -> None:
         self.url = checked_url(url if url is not None else url_from(os.environ))
-        # Stripped: a token read from a file often brings its newline along.
-        self.token = (os.environ.get("CONSUL_HTTP_TOKEN", "") if token is None else token).strip()
-        if not (self.token.isascii() and self.token.isprintable()):
-            raise RefusedError("the token holds characters that no token has")
+        self.given = token
+        self.token = ""
         self.dc = datacenter
         self.timeout = timeout
         self.http = _Http(verify=_verify(os.environ), cert=_certificate(os.environ))
@@ -206,6 +210,28 @@ class _Agent:
         consistent: bool = False,
     ) -> tuple[int, list[Instance]]:
         """Consul's index and the instances; with an index, once they differ from then."""
+        self.token = self._find_token(service)
+        question = (service, passing, index, wait, consistent)
+        try:
+            return self._ask(*question)
+        except RefusedError:
+            # It may have been replaced while the answer was held back.
+            before, self.token = self.token, self._find_token(service)
+            if self.token == before:
+                raise
+            return self._ask(*question)
+
+    def _find_token(self, service: str) -> str:
+        token = token_from(os.environ, service) if self.given is None else self.given
+        # A token read from a file often brings its newline along.
+        token = token.strip()
+        if not (token.isascii() and token.isprintable()):
+            raise RefusedError("the token holds characters that no token has")
+        return token
+
+    def _ask(
+        self, service: str, passing: bool, index: int, wait: float, consistent: bool
+    ) -> tuple[int, list[Instance]]:
         # Consul adds up to a sixteenth to the wait.
         patience = self.timeout + (wait * 17 / 16 if index else 0)
         self.http.timeout = (self.timeout, patience)  # to connect, to answer
@@ -214,8 +240,11 @@ class _Agent:
             newest, entries = Consul.Health(self).service(
                 service, index=index or None, wait=f"{wait * 1000:.0f}ms", passing=passing
             )
+            found = parse(entries)
+            if not found:
+                self._expect_allowed(service)
             # 0 as an index would not block: it must be taken for 1.
-            return max(1, int(newest)), parse(entries)
+            return max(1, int(newest)), found
         except requests.RequestException as error:
             reason = _reason(error)
             raise AgentError(f"cannot reach Consul at {self.url}: {reason}") from error
@@ -223,6 +252,45 @@ class _Agent:
             raise self._answered(error) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RefusedError(f"{self.url} does not answer as Consul does") from error
+
+    def _expect_allowed(self, service: str) -> None:
+        """Consul answers with an empty list, too, where the token may not read the service.
+
+        :raises RefusedError: where that is so
+        """
+        denied = self._denied(service)
+        if denied:
+            raise RefusedError(f"Consul at {self.url} {self._hidden(service, denied)}")
+
+    def _denied(self, service: str) -> list[str]:
+        """Which of the two that it takes may not be read: the service, or nodes."""
+        kinds = {"service": service, "node": ""}
+        asked = [{"Resource": kind, "Segment": kinds[kind], "Access": "read"} for kind in kinds]
+        params = [("dc", self.dc)] if self.dc else None
+        headers = {"X-Consul-Token": self.token} if self.token else None
+        path, body = "/v1/internal/acl/authorize", json.dumps(asked)
+        answer = self.http.post(lambda said: said, path, params, headers, body)
+        if answer.code == 404:  # Consul before 1.8: a token that it knows is believed
+            answer = self.http.get(lambda said: said, "/v1/acl/token/self", params, headers)
+            return [] if answer.code in (200, ACLS_OFF) else ["service"]
+        if answer.code >= 500:
+            raise AgentError(f"Consul at {self.url} cannot answer: {answer.code} {answer.body}")
+        if answer.code != 200:
+            return [] if answer.code == ACLS_OFF else ["service"]
+        return [each["Resource"] for each in json.loads(answer.body) if not each["Allow"]]
+
+    def _hidden(self, service: str, denied: Sequence[str]) -> str:
+        if not self.token:
+            return (
+                f"does not tell without a token whether there is a {service}: ask as an "
+                "application that may look it up (sudo -u APP), or set CONSUL_HTTP_TOKEN_FILE"
+            )
+        if "service" in denied:
+            return (
+                f"hides {service} from this token: name it in app_discovers of the application "
+                "whose token this is, and deploy (or see CONSUL_HTTP_TOKEN)"
+            )
+        return 'hides all nodes from this token: it needs node_prefix "" { policy = "read" }'
 
     def _answered(self, error: ConsulException) -> AgentError:
         """What an error status from Consul means."""
@@ -242,6 +310,27 @@ def url_from(environment: Mapping[str, str]) -> str:
     if "://" not in address and _is_true(environment.get("CONSUL_HTTP_SSL", "")):
         return f"https://{address}"
     return address
+
+
+def token_from(environment: Mapping[str, str], service: str) -> str:
+    """The token that the environment holds or names, else that of the application on this host
+    which asks (APP_SERVICE) or is asked for; empty without any."""
+    if token := environment.get("CONSUL_HTTP_TOKEN"):
+        return token
+    named, name = environment.get("CONSUL_HTTP_TOKEN_FILE"), environment.get("APP_SERVICE", "")
+    file = Path(named) if named else TOKENS / (name or service)
+    if not named and (file.parent != TOKENS or not file.name.strip(".")):
+        return ""  # no name of an application
+    try:
+        return file.read_text(errors="replace").partition("\n")[0]
+    except OSError as error:
+        if not named and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return ""
+        reason = f"the token in {file} cannot be read: {(error.strerror or str(error)).lower()}"
+        if isinstance(error, PermissionError):
+            user = file.name if file.parent == TOKENS else "APP"
+            reason += f"; ask as the application's user: sudo -u {user}"
+        raise RefusedError(reason) from error
 
 
 def checked_url(url: str) -> str:

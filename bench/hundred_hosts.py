@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from uwsgi_consul_fleet.inventory.reading import read
 from uwsgi_consul_fleet.operations import state
 from uwsgi_consul_fleet.operations.applications.package import make
 from uwsgi_consul_fleet.operations.applications.release import read as read_release
-from uwsgi_consul_fleet.operations.consul import agent
+from uwsgi_consul_fleet.operations.consul import agent, secrets
+from uwsgi_consul_fleet.operations.consul.rounds import LAST
+from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import plugin_file
+from uwsgi_consul_fleet.secrets import certificates, store, tokens
 from uwsgi_consul_fleet.ssh import options as ssh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,8 +80,31 @@ def own(host: Host, fleet: Fleet, known: state.HostState) -> list[str]:
     release = read_release(app_host.settings)
     package = make(app_host, replace(release, name=made["release"], resolution=made["resolution"]))
     assert plugin, f"{host.name} has no plugin"
-    sums = [file.state.sha256 for file in agent.files(host, fleet, label)]
-    return [*sums, agent.digest(host, fleet, label), package.generation(plugin, its.python)]
+    files = [*agent.files(host, fleet, label, LAST), *of_secrets(host)]
+    sums = [file.state.sha256 for file in files]
+    return [*sums, agent.digest(host, fleet, label, LAST), package.generation(plugin, its.python)]
+
+
+def of_secrets(host: Host) -> list[RemoteFile]:
+    """The files that its agent and its application have of the fleet's secrets."""
+    (app_host,) = host.applications
+    kept = store.load(host)
+    assert kept, "the deploy has made them"
+    (agents,) = secrets.variants(host, kept, [kept.seed])
+    token = tokens.secret(kept.seed, tokens.app(host.node, app_host.app))
+    return [RemoteFile("", text, "640", "root", "") for text in (agents, f"{token}\n")]
+
+
+def certificate(host: Host) -> str:
+    """What its agent may show, as its answer has it."""
+    kept = store.load(host)
+    assert kept
+    names = (host.node, host.address, host.settings.datacenter, host.is_consul_server)
+    return as_answered(certificates.issue(kept, *names, datetime.now(UTC)))
+
+
+def as_answered(pem: str) -> str:
+    return certificates.public_part(pem).strip().replace("\n", " ")
 
 
 def answers(fleet: Fleet) -> dict[str, str]:
@@ -88,9 +115,12 @@ def answers(fleet: Fleet) -> dict[str, str]:
     mine, made = own(host, fleet, known), {}
     if missing := [word for word in mine if word not in recorded]:
         sys.exit(f"{host.name} is not as the deploy leaves it, without {missing}:\n{recorded}")
+    shown = as_answered(known.certificate)
+    assert shown in recorded
     address = re.compile(rf"\b{re.escape(host.address)}\b")
     for other in fleet.app_servers:
         made[other.name] = address.sub(other.address, recorded)
+        made[other.name] = made[other.name].replace(shown, certificate(other))
         for word, others in zip(mine, own(other, fleet, known), strict=True):
             made[other.name] = made[other.name].replace(word, others)
     return made

@@ -15,6 +15,8 @@ lock.look(here)
 app.refuse_what_is_taken(here)
 # Refuses what is not this fleet's.
 unmarked = ownership.settled(here.run).unmarked
+if fleet.brings_consul:
+    consul.secrets.expect(here)
 apps = app.prepare(here)
 
 if me.is_member and not fleet.brings_consul:
@@ -35,7 +37,9 @@ if apps:
     uwsgi.plugin(name="uWSGI: install the consul plugin", here=here)
 
 # Refuses a change of Consul's servers that would lose the catalog.
-change = consul.cluster.change(here.run)
+consul.cluster.change(here.run)
+# In how many steps it gets access control and encryption.
+rounds = consul.rounds.of(here.run)
 
 if me.is_member and fleet.brings_consul:
     source = consul.source.choose(here)
@@ -43,23 +47,10 @@ if me.is_member and fleet.brings_consul:
     consul.refuse_restart(here, source)
 
     consul.install(name="Consul: install the binary", here=here, source=source)
-    consul.configure(name="Consul: configure the agent", here=here, source=source)
-    if me.is_consul_server:
-        consul.run_server(name="Consul: run the servers", here=here, source=source, _serial=True)
-        if me.name == change.leader:
-            consul.run_server(name="Consul: run the leader", here=here, source=source, leads=True)
-    consul.let_vote(name="Consul: let new servers vote", here=here)
-    consul.expel(name="Consul: remove retired hosts that are gone", here=here)
-    if here.known.consul_raft and not me.is_consul_server:
-        consul.demote(
-            name="Consul: make clients of former servers", here=here, source=source, _serial=True
-        )
-    consul.run_client(
-        name="Consul: run the client agents",
-        here=here,
-        source=source,
-        _parallel=consul.at_a_time(here),
-    )
+    if consul.replacing.is_owed(here.run):
+        consul.replacing.replace(here)
+    for number in host.loop(rounds.before):  # type: ignore[no-untyped-call]
+        consul.run(here, source, number)
 elif me.is_member and (apps or not fleet.is_part):
     consul.existing.use(name="Consul: use the agent that is there", here=here)
 
@@ -77,6 +68,8 @@ for service in host.loop(fleet.services):  # type: ignore[no-untyped-call]
         app.packages(name=f"{title}: install its Debian packages", here=its)
     if package.release.resolution:
         app.bring(name=f"{title}: bring its dependencies", here=its, release=package.release)
+    if fleet.brings_consul:
+        consul.secrets.bring_token(name=f"{title}: bring its token", here=its)
     app.install(name=f"{title}: install the release", here=its, package=package)
     if its.me.settings.app_release:
         app.run_once(name=f"{title}: run app_release, once", here=its, package=package)
@@ -90,6 +83,11 @@ for service in host.loop(fleet.services):  # type: ignore[no-untyped-call]
 
 app.settle(name="Application: the roll-out is over", here=here, apps=apps)
 
+for number in host.loop(rounds.after):  # type: ignore[no-untyped-call]
+    if me.is_member:
+        consul.acl.gate(name="Consul: see that all that is registered has a token", here=here)
+        consul.run(here, source, number)
+
 # Last of all: what takes over from them serves by now. pyinfra runs what no host's list
 # puts in order as soon as it can, so these are on every host's list.
 if fleet.idle or len(fleet.services) > 1:
@@ -98,6 +96,9 @@ if me.is_retired and not fleet.is_part:
     consul.leave(name="Consul: leave the servers", here=here, servers=True, _serial=True)
     consul.leave(name="Consul: leave the cluster", here=here, servers=False)
     consul.remove(name="Consul: remove it", here=here)
+if fleet.brings_consul and not fleet.is_part and consul.replacing.is_owed(here.run):
+    consul.replacing.replace(here)
+    consul.replacing.conclude(here)
 if fleet.idle or len(fleet.services) > 1:
     firewall.guard(name="Firewall: let nobody in who has left", here=here, at_end=True)
 if any(len(each.applications) > 1 for each in fleet.hosts):

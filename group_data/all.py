@@ -17,6 +17,17 @@ wait = None
 # Seconds for each of the hooks in the operator's folder hooks/: see docs/operations.md.
 hook_timeout = 300
 
+# Prints the fleet's secrets, where a team keeps them in a place of its own, such as
+# "[ ! -e $FLEET.json ] || sops decrypt $FLEET.json": a line for a shell on this machine, in the
+# inventory's folder, with the fleet's name in $FLEET. It prints nothing where there are none yet,
+# and fails where it can't know. None: a file below .fleet/ beside the inventory, which a second
+# operator needs, too. See docs/security.md.
+secrets_load = None
+
+# Keeps there what comes on its standard input, in place of what was there, as "sops encrypt
+# --filename-override $FLEET.json --output $FLEET.json /dev/stdin"; both are set, or none.
+secrets_save = None
+
 # Whether a retired host also loses its releases and Consul's data.
 purge = True
 
@@ -78,6 +89,10 @@ consul_cert_file = None
 
 # Its key.
 consul_key_file = None
+
+# Whether Consul's DNS answers on the hosts, although a question in it carries no token: then
+# anybody there may look up which services and nodes there are.
+dns = False
 
 # --- Hosts ------------------------------------------------------------------
 
@@ -216,6 +231,11 @@ app_listen = "address"
 # Networks from which the instances can be reached, such as ["10.1.0.0/24", "fd00:1::/64"],
 # beside the fleet's own hosts, which always can: so [] is these alone. None: from everywhere.
 app_clients = None
+
+# Services in Consul that it looks up, such as ["payments", "search"]; itself it always finds.
+# [] for none. None: all of them where versions before 0.5 served the fleet, until each
+# application has this set; else none.
+app_discovers = None
 
 # Seconds without a sign of life after which Consul calls an instance critical.
 check_ttl = 10

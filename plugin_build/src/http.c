@@ -47,8 +47,8 @@ static int read_token_file(struct consul_token *token, const char *path) {
         return -1;
     line[length] = 0;
     line[strcspn(line, "\r\n")] = 0;
-    /* Somebody is about to write it. */
-    if (!*line)
+    /* Somebody is about to write it. Until then the token before is as good, if there was one. */
+    if (!*line && *token->text)
         return -1;
     changed = strcmp(line, token->text) != 0;
     memcpy(token->text, line, sizeof(line));

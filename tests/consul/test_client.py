@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkout import ROOT
@@ -365,6 +368,166 @@ class TestToken:
         result = once("--url", guarded_agent.url, CONSUL_HTTP_TOKEN=token)
         assert result.returncode == 2
         assert result.stderr == "the token holds characters that no token has\n"
+
+
+class TestTokenFile:
+    def test_the_environment_names_one(self, guarded_agent: Agent, tmp_path: Path) -> None:
+        file = tmp_path / "token"
+        file.write_text("open-sesame\nand something else\n")
+        result = once("--url", guarded_agent.url, CONSUL_HTTP_TOKEN_FILE=str(file))
+        assert (result.returncode, result.stderr) == (0, "")
+        variables = {"CONSUL_HTTP_TOKEN_FILE": str(file), "CONSUL_HTTP_TOKEN": "swordfish"}
+        assert "ACL not found" in once("--url", guarded_agent.url, **variables).stderr
+
+    @pytest.mark.parametrize("app", ["the one that asks", "the one that is asked for"])
+    def test_it_is_found_by_its_path(
+        self, guarded_agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: str
+    ) -> None:
+        monkeypatch.setattr(client, "TOKENS", tmp_path)
+        if app == "the one that asks":
+            monkeypatch.setenv("APP_SERVICE", "shop")
+        name = "shop" if app == "the one that asks" else client.SERVICE
+        with pytest.raises(RefusedError):
+            client.instances(url=guarded_agent.url)
+        (tmp_path / name).write_text("open-sesame\n")
+        assert client.instances(url=guarded_agent.url)
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "../secret", "/etc/passwd", "a/../secret"])
+    def test_a_name_is_no_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(client, "TOKENS", tmp_path / "tokens")
+        (tmp_path / "tokens/a").mkdir(parents=True)
+        (tmp_path / "secret").write_text("secret")
+        (tmp_path / "tokens/secret").write_text("secret")
+        assert client.token_from({}, name) == ""
+
+    def test_one_that_its_reader_may_not_read(self, guarded_agent: Agent, tmp_path: Path) -> None:
+        file = tmp_path / "shop"
+        file.touch(0o200)
+        code = f"""
+import pathlib, sys, app.client
+app.client.TOKENS = pathlib.Path({str(tmp_path)!r})
+sys.exit(app.client.main(["--once", "--url", {guarded_agent.url!r}, "--service", "shop"]))
+"""
+        words = [sys.executable, "-c", code]
+        if os.geteuid() == 0:  # without the right to read everything
+            words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", *words]
+        result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=20)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert result.stderr == (
+            f"the token in {file} cannot be read: permission denied; ask as the application's "
+            "user: sudo -u shop\n"
+        )
+
+    def test_one_that_is_not_there(self, guarded_agent: Agent) -> None:
+        result = once("--url", guarded_agent.url, CONSUL_HTTP_TOKEN_FILE="/nowhere/token")
+        assert result.returncode == 2
+        said = "the token in /nowhere/token cannot be read: no such file or directory\n"
+        assert result.stderr == said
+
+    def test_a_watch_follows_it(
+        self, guarded_agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:  # fmt: skip
+        """Also where the one before is deleted while an answer is held back."""
+        first, second = (made(guarded_agent, 'service_prefix "" {policy="read"}') for _ in range(2))
+        file = tmp_path / "token"
+        file.write_text(first["SecretID"])
+        monkeypatch.setenv("CONSUL_HTTP_TOKEN_FILE", str(file))
+        guarded_agent.register(3001, service="followed")
+        lists = client.watch("followed", url=guarded_agent.url)
+        try:
+            assert [one.port for one in next(lists)] == [3001]
+            file.write_text(second["SecretID"])
+            guarded_agent.call("DELETE", f"/v1/acl/token/{first['AccessorID']}")
+            threading.Timer(0.3, guarded_agent.register, [3002], {"service": "followed"}).start()
+            assert [one.port for one in next(lists)] == [3001, 3002]
+            threading.Timer(0.3, guarded_agent.register, [3003], {"service": "followed"}).start()
+            assert [one.port for one in next(lists)] == [3001, 3002, 3003]
+        finally:
+            for port in (3001, 3002, 3003):
+                guarded_agent.deregister(port, service="followed")
+        assert caplog.messages == []
+
+
+def made(agent: Agent, service: str, nodes: str = 'node_prefix "" {policy="read"}') -> Any:
+    """A token for services, and for nodes."""
+    name = f"policy-{time.monotonic_ns()}"
+    agent.call("PUT", "/v1/acl/policy", json={"Name": name, "Rules": f"{service} {nodes}"})
+    return agent.call("PUT", "/v1/acl/token", json={"Policies": [{"Name": name}]}).json()
+
+
+class TestWhatIsHidden:
+    """Consul answers with 200 and an empty list: nobody may take that for none."""
+
+    WITHOUT = (
+        "does not tell without a token whether there is a consul-demo-server: ask as an "
+        "application that may look it up (sudo -u APP), or set CONSUL_HTTP_TOKEN_FILE"
+    )
+    UNLISTED = (
+        "hides consul-demo-server from this token: name it in app_discovers of the application "
+        "whose token this is, and deploy (or see CONSUL_HTTP_TOKEN)"
+    )
+
+    def said(self, agent: Agent, token: str = "") -> str:
+        result = once("--url", agent.url, **({"CONSUL_HTTP_TOKEN": token} if token else {}))
+        assert (result.returncode, result.stdout) == (2, "")
+        return result.stderr.removeprefix(f"Consul at {agent.url} ").rstrip("\n")
+
+    def test_without_a_token(self, guarded_agent: Agent, tmp_path: Path) -> None:
+        assert self.said(guarded_agent) == self.WITHOUT
+        (tmp_path / "token").touch()  # Consul has it not yet
+        result = once("--url", guarded_agent.url, CONSUL_HTTP_TOKEN_FILE=str(tmp_path / "token"))
+        assert result.returncode == 2 and self.WITHOUT in result.stderr
+
+    def test_with_one_that_may_not_read_it(self, guarded_agent: Agent) -> None:
+        token = made(guarded_agent, 'service "shop" {policy="write"}')["SecretID"]
+        assert self.said(guarded_agent, token) == self.UNLISTED
+        its = client.instances("shop", url=guarded_agent.url, token=token)
+        assert its == [], "its own is really none"
+
+    def test_with_one_that_may_read_no_node(self, guarded_agent: Agent) -> None:
+        token = made(guarded_agent, f'service "{client.SERVICE}" {{policy="read"}}', "")["SecretID"]
+        assert self.said(guarded_agent, token).startswith("hides all nodes from this token")
+
+    def test_for_programs(self, guarded_agent: Agent) -> None:
+        for ask in (client.instances, client.pick, lambda **how: next(client.watch(**how))):
+            for token, said in (("", self.WITHOUT), ("open-sesame", "")):
+                with pytest.raises(RefusedError, match=re.escape(said)) if said else nullcontext():
+                    ask(url=guarded_agent.url, token=token)
+
+    def test_what_everybody_may_read_is_none(self, new_agent: NewAgent) -> None:
+        """In the rounds before the last, and where look-ups stay open."""
+        acl = 'acl { enabled = true default_policy = "%s" tokens { master = "open-sesame" } }'
+        agent = new_agent(config=acl % "allow").start()
+        assert client.instances(url=agent.url) == []
+        agent.kill()
+        agent = new_agent(config=acl % "deny")
+        agent.session.headers["X-Consul-Token"] = "open-sesame"
+        agent.start()
+        rules = 'service_prefix "" {policy="read"} node_prefix "" {policy="read"}'
+        agent.call("PUT", "/v1/acl/policy", json={"Name": "lookups", "Rules": rules})
+        anonymous = "00000000-0000-0000-0000-000000000002"
+        body = {"AccessorID": anonymous, "Policies": [{"Name": "lookups"}]}
+        with pytest.raises(RefusedError):
+            client.instances(url=agent.url)
+        agent.call("PUT", f"/v1/acl/token/{anonymous}", json=body)
+        until(lambda: once("--url", agent.url).stdout == f"{NONE}\n", "nothing is hidden any more")
+
+    def test_a_list_that_turns_empty_stands(
+        self, guarded_agent: Agent, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        token = made(guarded_agent, 'service_prefix "" {policy="read"}')
+        lists = client.watch(url=guarded_agent.url, token=token["SecretID"], wait=0.3)
+        assert len(next(lists)) == 1
+        threading.Timer(
+            0.2, guarded_agent.call, ["DELETE", f"/v1/acl/policy/{token['Policies'][0]['ID']}"]
+        ).start()
+        threading.Thread(target=next, args=(lists, None), daemon=True).start()
+        until(lambda: caplog.messages, "it is noticed")
+        assert f"hides {client.SERVICE} from this token" in caplog.messages[0]
 
 
 class TestForPrograms:

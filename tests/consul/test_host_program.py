@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from consul_processes import Agent, until
+from host_programs import release
 from versions import BEFORE
 
 from uwsgi_consul_fleet import host_program
@@ -26,16 +27,6 @@ SECRET = "open-sesame"  # of the guarded agent
 ANNA = {"who": "anna", "from": "laptop", "what": "deploy", "releases": {}}
 # The version before this one, and the text that it ran on a server.
 SESSION_BEFORE = f"{BEFORE}:fleet/lock_session.py"
-
-
-def release(
-    folder: Path, access: dict[str, str], *words: str, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """The program on a host whose file says so; brought along, as before it is installed."""
-    file = folder / "agent.json"
-    file.write_text(json.dumps(access))
-    command = [*host_program.carried(), "--agent-file", str(file), *words]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
 def status(folder: Path, **access: str) -> dict[str, Any]:
@@ -68,8 +59,8 @@ def test_it_runs_where_it_lies_and_where_it_is_brought(shared_agent: Agent, tmp_
 
 
 def test_a_command_line_can_carry_it() -> None:
-    # Linux takes arguments of 128 KiB.
-    assert max(map(len, host_program.carried())) < 64 * 1024
+    # Linux takes arguments of 128 KiB, and it is part of one that is a script.
+    assert max(map(len, host_program.carried())) < 96 * 1024
 
 
 # --- How the agent is spoken to ------------------------------------------------------

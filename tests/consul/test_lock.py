@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from consul_processes import Agent, until
 
 from uwsgi_consul_fleet import host_program
@@ -47,15 +48,18 @@ def keys(agent: Agent) -> Keys:
 class Session:
     """lock_session.py as it runs on a server."""
 
-    def __init__(self, agent: Agent, keys: str = KEYS) -> None:
+    def __init__(self, agent: Agent, keys: str = KEYS, **told: str) -> None:
         file = agent.log.with_name("agent.json")
         file.write_text(json.dumps({"address": agent.url, "keys": keys}))
+        how = ("--access-stdin", "--agent-file", str(file))
         self.process = subprocess.Popen(
-            [*host_program.carried(), "--agent-file", str(file), "lock-session"],
+            [*host_program.carried(), *how, "lock-session"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(told) + "\n")
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
@@ -79,8 +83,8 @@ def agent(unlocked_agent: Agent) -> Agent:
 def session() -> Iterator[Callable[[Agent], Session]]:
     started: list[Session] = []
 
-    def start(agent: Agent, keys: str = KEYS) -> Session:
-        started.append(Session(agent, keys))
+    def start(agent: Agent, keys: str = KEYS, **told: str) -> Session:
+        started.append(Session(agent, keys, **told))
         return started[-1]
 
     yield start
@@ -108,7 +112,8 @@ class LosesAnswers(Keys):
 
 
 def audit(agent: Agent) -> list[dict[str, Any]]:
-    names = keys(agent).call("GET", f"/v1/kv/{KEYS}{AUDIT}?keys") or []
+    found = agent.session.get(f"{agent.url}/v1/kv/{KEYS}{AUDIT}?keys", timeout=5)
+    names = found.json() if found.ok else []
     return [agent.call("GET", f"/v1/kv/{key}?raw").json() for key in sorted(names)]
 
 
@@ -421,7 +426,8 @@ def test_a_roll_back_that_failed_leaves_the_record_and_says_that_it_is_over(agen
 
 def test_whose_the_hosts_are_is_asked_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def api(_fleet: Any) -> Iterator[catalog.Way]:
+    def api(_fleet: Any, role: str) -> Iterator[catalog.Way]:
+        assert role == "deploy"
         yield catalog.Way("drakar", urlsplit(agent.url).port or 0)
 
     asked: list[Any] = []
@@ -560,6 +566,110 @@ class TestHolding:
         assert one.ask("expect", releases={"shop": "r7"})["state"] == "lost"
         assert one.ask("beat") == {"state": "lost", "holder": None}
         assert keys(agent).call("GET", f"/v1/kv/{KEYS}{RELEASES}shop") is None
+
+
+DEPLOY, BEFORE = (f"{number}c5d6a31-3d0b-4c6e-9a3e-0d5f0c9a7b11" for number in (1, 2))
+MAY = f'key_prefix "{KEYS}" {{ policy = "write" }} session_prefix "" {{ policy = "write" }}'
+
+
+class TestAccessControl:
+    """A cluster that gets it while the lock is held, and loses a token that it was held with."""
+
+    @pytest.fixture
+    def server(self, new_agent: Callable[..., Agent], tmp_path: Path) -> Agent:
+        options = ("-server", "-bootstrap-expect", "1", "-data-dir", str(tmp_path / "data"))
+        return new_agent(*options, config="performance { raft_multiplier = 1 }").start()
+
+    @staticmethod
+    def restart(server: Agent, policy: str) -> None:
+        server.kill()
+        acl = f' acl {{ enabled = true default_policy = "{policy}" down_policy = "extend-cache" }}'
+        server.config = server.config.partition(" acl {")[0] + acl
+        server.start(wait=False)
+
+    @staticmethod
+    def stays(one: Session) -> None:
+        """A restart makes it unsure, and no more than that."""
+
+        def held() -> bool:
+            reply = one.ask("beat")
+            assert reply["state"] in ("held", "unavailable", "refused"), reply
+            return bool(reply["state"] == "held")
+
+        until(held, "it is still held", 30)
+
+    @staticmethod
+    def bootstrap(server: Agent) -> None:
+        """The tokens that there are at the end of the first step, and the deploy's."""
+
+        def done() -> bool:
+            try:
+                answer = requests.put(f"{server.url}/v1/acl/bootstrap", timeout=5)
+            except requests.ConnectionError:
+                return False
+            if answer.ok:
+                server.session.headers["X-Consul-Token"] = answer.json()["SecretID"]
+            return answer.ok
+
+        until(done, "a management token", 30)
+        server.call("PUT", "/v1/acl/policy", data=json.dumps({"Name": "deploy", "Rules": MAY}))
+
+    @staticmethod
+    def make(server: Agent, secret: str) -> str:
+        body = {"SecretID": secret, "Policies": [{"Name": "deploy"}], "Local": True}
+        made = server.call("PUT", "/v1/acl/token", data=json.dumps(body)).json()
+        return str(made["AccessorID"])
+
+    @pytest.mark.takes(60)
+    def test_it_stays_held_from_none_to_deny(self, server: Agent, session: Start) -> None:
+        one = session(server, token=DEPLOY, other="")
+        assert one.ask("take", claim=ANNA)["state"] == "held"
+        self.restart(server, "allow")
+        self.stays(one)
+        # Nobody has made its token yet.
+        assert one.ask("expect", releases={"shop": "r1"})["state"] == "held"
+        self.bootstrap(server)
+        assert one.ask("beat")["state"] == "held"
+        self.make(server, DEPLOY)
+        assert one.ask("beat")["state"] == "held"
+        self.restart(server, "deny")
+        self.stays(one)
+        assert one.ask("expect", releases={"shop": "r2"}) == {"state": "held"}
+        assert one.ask("finish", entry={"outcome": "ok"}) == {"state": "finished"}
+        (entry,) = audit(server)
+        assert (entry["who"], entry["outcome"]) == ("anna", "ok")
+        assert server.call("GET", f"/v1/kv/{KEYS}{RELEASES}shop?raw").text == "r2"
+
+    @pytest.mark.takes(60)
+    def test_the_deploys_token_is_replaced_while_it_is_held(
+        self, server: Agent, session: Start
+    ) -> None:
+        self.restart(server, "allow")
+        self.bootstrap(server)
+        accessor = self.make(server, BEFORE)
+        self.restart(server, "deny")
+        one = session(server, token=DEPLOY, other=BEFORE)
+        until(lambda: one.ask("take", claim=ANNA)["state"] == "held", "it is taken", 30)
+        assert one.ask("expect", releases={"shop": "r1"}) == {"state": "held"}
+        self.make(server, DEPLOY)
+        assert one.ask("beat") == {"state": "held"}
+        server.call("DELETE", f"/v1/acl/token/{accessor}")
+        assert one.ask("beat") == {"state": "held"}
+        assert one.ask("expect", releases={"shop": "r2"}) == {"state": "held"}
+
+    @pytest.mark.takes(60)
+    def test_tokens_that_are_not_known_under_deny_take_nothing(
+        self, server: Agent, session: Start
+    ) -> None:
+        self.restart(server, "allow")
+        self.bootstrap(server)
+        self.make(server, BEFORE)
+        one = session(server, token=DEPLOY, other="")
+        assert one.ask("take", claim=ANNA)["state"] == "held"
+        self.restart(server, "deny")
+        until(lambda: one.ask("beat")["state"] == "refused", "it is refused", 30)
+        # A transaction is refused with another status than everything else.
+        assert one.ask("expect", releases={"shop": "r2"})["state"] == "refused"
 
 
 class TestWhatIsWritten:

@@ -38,9 +38,9 @@ done"""
 class Operator(Described):
     """A folder of one's own, from which the fleet is deployed."""
 
-    def __init__(self, folder: Path, lab: Lab) -> None:
-        super().__init__(folder)
-        self.lab = lab
+    def __init__(self, folder: Path, fleet: SharedFleet) -> None:
+        super().__init__(folder, fleet)
+        self.lab = fleet.lab
         self.known: dict[tuple[str, str, str, int], str] = {}
 
     def write(self, name: str, code: str = "") -> None:
@@ -92,7 +92,7 @@ MORE = {"MemoryMax": "512M", "TasksMax": 99, "MemoryDenyWriteExecute": False}
 def own(
     fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
-    yield Operator(tmp_path_factory.mktemp("own"), lab)
+    yield Operator(tmp_path_factory.mktemp("own"), fleet)
 
 
 def test_described_in_a_file_nothing_changes(own: Operator) -> None:
@@ -147,7 +147,7 @@ def test_nobody_else_on_a_host_gets_at_one(own: Operator) -> None:
 
     assert inside(ADMIN) == set()
     own_process = {"environment of a process", "process"}
-    assert inside("shop") == {"sources", "socket"} | own_process
+    assert inside("shop") == {"sources", "socket", "token"} | own_process
     units = attempts.exposure(own.lab, "cheetah", "consul.service", f"{ADMIN}-*.service")
     assert len(units) == 2 and max(units.values()) <= 2, units
 
@@ -238,7 +238,10 @@ def test_those_that_are_taken_from_all_hosts_leave_the_other(own: Operator) -> N
     own.groups |= {"shop": [], "shop_admin": []}
     demo = own.look(DEMO)
     result = own.deploy("--json")
-    ((name, hosts),) = changed(result).items()
+    changes = changed(result)
+    # Their tokens, by the server.
+    assert changes.pop("Consul: forget secrets that nobody uses") == ["drakar"]
+    ((name, hosts),) = changes.items()
     assert (name, {*hosts}) == ("Application: stop it and remove it", {*BOTH})
     assert f"{ADMIN} is taken from those that have it" in output(result)
     assert own.look(DEMO) == demo

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import acl_tokens
 import pytest
 from checkout import ROOT
 from fleet_commands import Fleet
@@ -31,6 +32,7 @@ def test_a_deploy_with_nothing_to_change(fleet: Fleet) -> None:
 
 
 def test_a_deploy_with_nothing_to_change_over_many_hosts(fleet: Fleet) -> None:
+    acl_tokens.the_same(ROOT / ".lab/bench_hundred.py", fleet.path, "drakar")
     said = once("hundred_hosts")
     assert "nothing to change: {'hosts': " in said
     assert "\n10 hosts: median " in said

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.takes(360), pytest.mark.usefixtures("fresh")]
 
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
-AUTOPILOT = "consul operator autopilot set-config"
+AUTOPILOT = "operator autopilot set-config"
 # What Consul could leave behind.
 FOOTPRINT = (
     "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt/uwsgi-consul-fleet "
@@ -39,12 +39,13 @@ FOOTPRINT = (
 )
 # Asks the agent beside it, ten times a second, until its standard input ends.
 WATCH = """
-import collections, json, select, sys, time, urllib.request as u
+import collections, json, os, select, sys, time, urllib.request as u
 url = "http://127.0.0.1:8500/v1/health/service/consul-demo-server?passing"
+asking = u.Request(url, headers={"X-Consul-Token": os.environ["CONSUL_HTTP_TOKEN"]})
 counts, failures, slowest = collections.Counter(), [], 0
 def asked():
     try:
-        counts[len(json.load(u.urlopen(url, timeout=30)))] += 1
+        counts[len(json.load(u.urlopen(asking, timeout=30)))] += 1
     except (OSError, ValueError) as error:
         read = getattr(error, "read", lambda: b"")
         return f"{error}: {read().decode()}"
@@ -63,10 +64,11 @@ print(json.dumps({"counts": counts, "failures": failures, "slowest": slowest}))
 class Watch:
     """Counts what the agent of a host answers meanwhile."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, lab: Lab, host: str) -> None:
         self.host = host
+        asked = f"{lab.as_management(host)} python3 -c '{WATCH}'"
         self.process = subprocess.Popen(
-            ["ssh", "-F", str(ROOT / ".lab/ssh_config"), host, f"python3 -c '{WATCH}'"],
+            ["ssh", "-F", str(ROOT / ".lab/ssh_config"), host, asked],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -94,7 +96,7 @@ class Watch:
 
 def peers(lab: Lab, host: str) -> dict[str, tuple[str, bool]]:
     """The servers as one of them sees them: its part in Raft, and whether it votes."""
-    lines = lab.ssh(host, "consul operator raft list-peers").stdout.splitlines()
+    lines = lab.consul(host, "operator raft list-peers").stdout.splitlines()
     rows = (line.split() for line in lines[1:])
     return {row[0]: (row[3], row[4] == "true") for row in rows}
 
@@ -105,7 +107,7 @@ def voters(lab: Lab, host: str) -> set[str]:
 
 def members(lab: Lab, host: str) -> dict[str, str]:
     """The agents that one of them sees, each as alive, failed or left."""
-    lines = lab.ssh(host, "consul members").stdout.splitlines()
+    lines = lab.consul(host, "members").stdout.splitlines()
     return {name: status for name, _, status, *_ in map(str.split, lines)}
 
 
@@ -166,7 +168,7 @@ def other(staying: str) -> str:
 
 def test_from_one_server_to_three(fleet: SharedFleet, lab: Lab) -> None:
     before = agents(lab, "drakar", "skeid")
-    watches = [Watch("drakar"), Watch("skeid")]
+    watches = [Watch(lab, "drakar"), Watch(lab, "skeid")]
     fleet.hosts(["drakar", "cheetah", "ormen"], APPS)
     fleet.deploy()
     assert voters(lab, "drakar") == {"drakar", "cheetah", "ormen"}
@@ -177,7 +179,7 @@ def test_from_one_server_to_three(fleet: SharedFleet, lab: Lab) -> None:
 
 
 def test_an_agent_that_restarts_stays_in_the_catalog(fleet: SharedFleet, lab: Lab) -> None:
-    watch = Watch("drakar")
+    watch = Watch(lab, "drakar")
     lab.ssh("skeid", "sudo systemctl restart consul")
     # Its own agent has joined again when systemctl returns; what it tells the servers follows.
     fleet.verify("--wait", "10")
@@ -228,7 +230,7 @@ def test_servers_restart_one_after_the_other_and_the_leader_last(
 
 def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, lab: Lab) -> None:
     # A server votes when it was well for so long: by default for 10 s, as in the first test.
-    lab.ssh("drakar", f"{AUTOPILOT} -server-stabilization-time=1s")
+    lab.consul("drakar", f"{AUTOPILOT} -server-stabilization-time=1s")
     known = inventory.read(fleet.path, options.address)
     with Lock(known.consul_servers) as held:
         held.take("test", {})
@@ -236,13 +238,13 @@ def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, 
 
         def is_confirmed_without_it() -> bool:
             held.check(patience=15)
-            nodes = lab.ssh("cheetah", "consul catalog nodes", check=False)
+            nodes = lab.consul("cheetah", "catalog nodes", check=False)
             return nodes.returncode == 0 and "drakar" not in nodes.stdout
 
         # A dead server leaves the catalog after some seconds, and its sessions with it.
         until(is_confirmed_without_it, "drakar is out of the catalog", 60)
         held.expect({})  # which asks Consul, whatever was known
-        found = lab.ssh("cheetah", "consul kv get uwsgi-consul-fleet/lock").stdout
+        found = lab.consul("cheetah", "kv get uwsgi-consul-fleet/lock").stdout
         assert '"what": "test"' in found
     entries = run("invoke", "audit", "--json", "--last", "1", "--inventory", str(fleet.path))
     assert json.loads(entries.stdout)[0]["outcome"] == "ok"
@@ -282,7 +284,7 @@ def test_replacing_all_servers_at_once_is_refused(fleet: SharedFleet, lab: Lab) 
 
 def test_losing_the_quorum_is_refused(fleet: SharedFleet, lab: Lab, tmp_path: Path) -> None:
     # Else Consul itself removes a dead server within seconds, when the others can agree on it.
-    lab.ssh("drakar", f"{AUTOPILOT} -cleanup-dead-servers=false")
+    lab.consul("drakar", f"{AUTOPILOT} -cleanup-dead-servers=false")
     lab.kill("ormen")
     expect_status(lab, "drakar", "ormen", "failed")
     fleet.hosts(["drakar", "ormen"], APPS)
@@ -298,7 +300,7 @@ def test_losing_the_quorum_is_refused(fleet: SharedFleet, lab: Lab, tmp_path: Pa
     assert "1 of 3 alive, and it takes 2 to agree; start ormen first" in said
     lab.up("ormen")
     expect_status(lab, "drakar", "ormen", "alive")
-    lab.ssh("drakar", f"{AUTOPILOT} -cleanup-dead-servers=true")
+    lab.consul("drakar", f"{AUTOPILOT} -cleanup-dead-servers=true")
     until(lambda: voters(lab, "drakar") == {"drakar", "cheetah", "ormen"}, "three votes", 30)
 
 
@@ -306,7 +308,7 @@ def test_losing_the_quorum_is_refused(fleet: SharedFleet, lab: Lab, tmp_path: Pa
 
 
 def test_from_three_servers_to_one(fleet: SharedFleet, lab: Lab, staying: str, fresh: str) -> None:
-    watches = [Watch(staying), Watch("skeid")]
+    watches = [Watch(lab, staying), Watch(lab, "skeid")]
     before = agents(lab, staying, "skeid")
     fleet.hosts([staying], APPS, ["ormen"])
     fleet.deploy()
@@ -314,7 +316,7 @@ def test_from_three_servers_to_one(fleet: SharedFleet, lab: Lab, staying: str, f
     for watch in watches:
         watch.expect(6, stopped=2)
     assert agents(lab, staying, "skeid") == before
-    servers = lab.ssh(staying, "consul catalog nodes -service=consul").stdout.splitlines()[1:]
+    servers = lab.consul(staying, "catalog nodes -service=consul").stdout.splitlines()[1:]
     assert [line.split()[0] for line in servers] == [staying]
     assert lab.ssh("ormen", FOOTPRINT).stdout == fresh
 

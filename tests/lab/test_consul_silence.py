@@ -3,9 +3,11 @@
 The tests run in the order in which they stand here, on one lab.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
+import acl_tokens
 import pytest
 from consul_processes import until
 from fleet_commands import Fleet, output, run
@@ -49,7 +51,8 @@ def test_a_dry_run_on_a_host_without_python_installs_nothing(fleet: Fleet, lab: 
 
 def test_the_deploy_brings_it(fleet: Fleet, lab: Any) -> None:
     fleet.deploy()
-    asked = f"sudo {PROGRAM} consul status"
+    token = json.dumps({"token": acl_tokens.management(lab, "drakar")})
+    asked = f"echo '{token}' | sudo {PROGRAM} --access-stdin consul status"
     # The first server of a cluster elects itself when it has started.
     until(lambda: lab.ssh("drakar", asked).stdout.startswith('{"leader": "10.'), "a leader")
     assert fleet.changes() == {}
@@ -73,9 +76,9 @@ def test_without_its_program_a_server_is_asked_all_the_same(
 
 
 def test_a_server_that_was_stopped_goes_on_with_its_data(fleet: Fleet, lab: Any) -> None:
-    lab.ssh("drakar", "consul kv put kept yes && sudo systemctl stop consul")
+    lab.consul("drakar", "kv put kept yes && sudo systemctl stop consul")
     assert fleet.changes() == {"Consul: run the servers": ["drakar"]}
-    assert lab.ssh("drakar", "consul kv get kept").stdout == "yes\n"
+    assert lab.consul("drakar", "kv get kept").stdout == "yes\n"
     assert fleet.changes() == {}
 
 
@@ -87,7 +90,7 @@ def hung(lab: Any) -> Iterator[str]:
     yield "its cluster could not be asked (drakar: Consul at http://127.0.0.1:8500 does not answer"
     lab.ssh("drakar", f"sudo kill -CONT {PID}")
     assert agent(lab, "drakar") == before
-    assert lab.ssh("drakar", "consul kv get kept").stdout == "yes\n"
+    assert lab.consul("drakar", "kv get kept").stdout == "yes\n"
 
 
 def test_one_that_hangs_is_told(fleet: Fleet, hung: str) -> None:

@@ -87,11 +87,17 @@ def machine(lab: Lab) -> Iterator[str]:
     lab.down(HOST)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of the inventory, in which its secrets stay."""
+    return tmp_path_factory.mktemp("alone")
+
+
 @pytest.fixture
-def deploy(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def deploy(machine: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Deploy Consul alone to a host of its own, with these settings; returns the result."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    inventory = tmp_path / "consul_alone.py"
+    inventory = folder / "consul_alone.py"
     inventory.write_text(f"consul_servers = [{machine!r}]\n")
 
     def run(**settings: object) -> subprocess.CompletedProcess[str]:

@@ -68,7 +68,7 @@ def four(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory)
     lab.down("debian11", "debian13")
     # Else the catalog has their instances still, and the next file's fleet is made anew.
     for name in ("debian11", "debian13"):
-        lab.ssh("drakar", f"consul force-leave -prune {name}", check=False)
+        lab.consul("drakar", f"force-leave -prune {name}", check=False)
 
 
 def listed(four: Fleet) -> dict[str, list[str]]:

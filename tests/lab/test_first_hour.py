@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import acl_tokens
 import pytest
 from browser import browser
 from checkout import BIN, ROOT
@@ -181,19 +182,33 @@ def test_a_command_of_consuls_is_as_typed_there(lab: Lab, words: Words) -> None:
         line.split()[0] for line in members.stdout.decode().split("\n")[1:-1]
     }
     # Consul itself takes no line break in a key.
-    odd, content = """a  b$HOME*%i'ü\\n\"""", os.urandom(300_000)
+    odd, content = """uwsgi-consul-fleet/a  b$HOME*%i'ü\\n\"""", os.urandom(300_000)
     assert consul("kv", "put", odd, "-", given=content).returncode == 0
     assert consul("kv", "get", odd).stdout == content + b"\n"
     assert consul("kv", "delete", odd).returncode == 0
     missing = consul("kv", "get", odd)
     assert missing.returncode == 1 and b"No key exists at" in missing.stderr
+    # Another's key is not the deploy's to write, and who reads it as management is written down.
+    refused = consul("kv", "put", "greeting", "hello")
+    assert refused.returncode == 1 and b"Permission denied" in refused.stderr
+    told = words("consul", "--management", "--yes", "--", "kv", "get", "-keys")
+    listed = subprocess.run(
+        [str(BIN / told[0]), *told[1:]], cwd=ROOT, capture_output=True, check=True
+    )
+    assert b"uwsgi-consul-fleet/" in listed.stdout
     # Who changed something, and nothing of what it was changed to.
-    entries = json.loads(run(*words("audit", "--json", "--last", "2")).stdout)
-    assert [each["what"] for each in entries] == ["consul kv put", "consul kv delete"]
+    entries = json.loads(run(*words("audit", "--json", "--last", "4")).stdout)
+    assert [each["what"] for each in entries] == [
+        "consul kv put",
+        "consul kv delete",
+        "consul kv put",
+        "consul kv get as management",
+    ]
+    assert entries.pop(2)["outcome"] == "failed"
     assert {(each["outcome"], *each["changed"]) for each in entries} == {("ok", "drakar")}
     assert "HOME" not in json.dumps(entries)
-    # Nor what sudo logs: kv put 'a.
-    look = "sudo journalctl --quiet --grep 'a3YgcHV0ICd[h]|kv pu[t]'"
+    # Nor what sudo logs: kv put 'u.
+    look = "sudo journalctl --quiet --grep 'a3YgcHV0ICd[1]|kv pu[t]'"
     assert not lab.ssh("drakar", look, check=False).stdout
 
 
@@ -260,6 +275,7 @@ def test_the_journals_of_all_in_the_order_of_time(
     inventory = tmp_path / "fleet.py"
     ghost = ("ghost", {"ssh_hostname": "127.0.0.1", "ssh_port": 1, "address": "10.9.9.9"})
     inventory.write_text(releases.fleet.path.read_text())
+    acl_tokens.the_same(inventory, releases.fleet.path, "drakar")
     with inventory.open("a") as file:
         file.write(f"app_servers += [{ghost!r}]\n")
     options = ["--since", "5s", "--grep", "^request /$"]

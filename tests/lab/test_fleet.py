@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import acl_tokens
 import pytest
 from applications import commit
 from checkout import BIN, ROOT
@@ -23,6 +24,9 @@ from consul_processes import until
 from fleet_commands import Fleet, output, run
 from interrupting import FOOTPRINT, footprint, kill_deploys
 from lab_commands import Lab
+
+from uwsgi_consul_fleet.inventory import reading as inventory
+from uwsgi_consul_fleet.ssh import options
 
 pytestmark = pytest.mark.takes(300)
 
@@ -91,11 +95,18 @@ def addresses(lab: Lab, *names: str) -> list[str]:
 def fetch(lab: Lab, host: str, url: str, method: str = "GET") -> str:
     """What a URL answers on a host."""
     program = (
-        "import sys, urllib.request as u; "
-        "print(u.urlopen(u.Request(sys.argv[1], method=sys.argv[2])).read().decode())"
+        "import os, sys, urllib.request as u; "
+        'token = {"X-Consul-Token": os.environ["CONSUL_HTTP_TOKEN"]}; '
+        "asked = u.Request(sys.argv[1], headers=token, method=sys.argv[2]); "
+        "print(u.urlopen(asked).read().decode())"
     )
-    found: str = lab.ssh(host, f"python3 -c '{program}' '{url}' {method}").stdout
+    asked = f"{lab.as_management(host)} python3 -c '{program}' '{url}' {method}"
+    found: str = lab.ssh(host, asked).stdout
     return found.removesuffix("\n")
+
+
+def secrets_of(fleet: Fleet) -> list[str]:
+    return acl_tokens.secrets_of(inventory.read(fleet.path, options.address))
 
 
 # --- Before anything is there --------------------------------------------------------
@@ -166,13 +177,14 @@ def test_a_second_build_compiles_nothing(fleet: Fleet) -> None:
 
 
 def test_two_servers_on_drakar(fleet: Fleet, lab: Lab) -> None:
-    fleet.deploy()
+    said = output(fleet.deploy("-vvv", "--diff", "--debug"))
+    assert not [secret for secret in secrets_of(fleet) if secret in said]
     fleet.verify("--wait", "10", "--probe")
     # It took the lock when Consul was there.
     audit = run("invoke", "audit", "--json", "--inventory", str(fleet.path))
     (entry,) = json.loads(audit.stdout)
     assert (entry["what"], entry["outcome"], entry["changed"]) == ("deploy", "ok", ["drakar"])
-    assert lab.ssh("drakar", "consul kv get uwsgi-consul-fleet/lock", check=False).returncode == 1
+    assert lab.consul("drakar", "kv get uwsgi-consul-fleet/lock", check=False).returncode == 1
 
 
 def test_a_deploy_that_is_killed(fleet: Fleet, rng: random.Random) -> None:
@@ -189,6 +201,7 @@ def test_scale_out_is_one_name_more(fleet: Fleet, lab: Lab, tmp_path: Path) -> N
     changes = fleet.changes()
     # Where the deploys that were killed had not come so far.
     changes.pop("Firewall: let in who may connect", None)
+    assert changes.pop("Consul: make tokens") == ["drakar"]
     assert all(hosts == ["cheetah"] for hosts in changes.values()), changes
     watching.expect(*addresses(lab, "cheetah", "drakar"))
     result = fleet.verify("--wait", "10", "--probe")
@@ -259,11 +272,11 @@ def test_an_agent_restart_is_survived(fleet: Fleet, lab: Lab, tmp_path: Path) ->
 
 
 def test_what_nobody_expects_is_named(fleet: Fleet, lab: Lab) -> None:
-    lab.ssh("cheetah", f"consul services register -name={SERVICE} -id=stray -port=2999")
+    lab.consul("cheetah", f"services register -name={SERVICE} -id=stray -port=2999")
     result = fleet.verify(check=False)
     assert result.returncode == 1
     assert f"unexpected: {SERVICE} stray on cheetah port 2999: " in result.stdout
-    lab.ssh("cheetah", "consul services deregister -id=stray")
+    lab.consul("cheetah", "services deregister -id=stray")
     fleet.verify("--wait", "10")
 
 
@@ -290,16 +303,18 @@ def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Lab) -> Non
 def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
     fleet: Fleet, lab: Lab
 ) -> None:
+    token = lab.as_management("drakar")
     lab.ssh(
         "drakar",
         "cat > watch.py <<'X'\n"
-        "import json, time, urllib.request as u\n"
+        "import json, os, time, urllib.request as u\n"
+        "u2 = 'http://127.0.0.1:8500/v1/health/service/consul-demo-server?passing'\n"
+        "token = {'X-Consul-Token': os.environ['CONSUL_HTTP_TOKEN']}\n"
         "while True:\n"
-        "    u2 = 'http://127.0.0.1:8500/v1/health/service/consul-demo-server?passing'\n"
-        "    print(len(json.load(u.urlopen(u2))), flush=True)\n"
+        "    print(len(json.load(u.urlopen(u.Request(u2, headers=token)))), flush=True)\n"
         "    time.sleep(0.02)\n"
         "X\n"
-        "nohup python3 watch.py > seen.txt 2>&1 & echo $! > watch.pid",
+        f"{token} nohup python3 watch.py > seen.txt 2>&1 & echo $! > watch.pid",
     )
     try:
         changes = fleet.changes("--data", "app_processes=3")
@@ -397,9 +412,9 @@ def test_secrets_arrive_and_are_shown_nowhere(
     ]
     assert found == ["call 1", 'a "b" $c `d` \\e\nf', "48 15"]
     processes = lab.ssh("drakar", "tr '\\0' ' ' <seen.txt; rm seen.txt").stdout
-    assert "release switch" in processes
+    assert re.search(r"release (--access-stdin )?switch", processes)
     # The archive that holds them is sent in base64, which begins like this.
-    for secret in ("48 15", '"b"', "H4sIAA"):
+    for secret in ("48 15", '"b"', "H4sIAA", *secrets_of(fleet)):
         assert secret not in said
         assert secret not in processes
     kept = f"/srv/{SERVICE}/current/environment"

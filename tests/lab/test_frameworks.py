@@ -135,7 +135,7 @@ PORTS = {"api": 3001, "flask": 3101, "pyramid": 3201, "celery": 3301}
 
 @pytest.fixture(scope="module")
 def own(fleet: SharedFleet, tmp_path_factory: pytest.TempPathFactory) -> Described:
-    return Described(tmp_path_factory.mktemp("own"))
+    return Described(tmp_path_factory.mktemp("own"), fleet)
 
 
 def project(own: Described, name: str, files: dict[str, str], **settings: Any) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import acl_tokens
 import pytest
 from checkout import ROOT
 from consul_processes import until
@@ -53,6 +54,7 @@ def test_an_id_in_consul_is_taken_from_no_other_application(
 ) -> None:
     """Of another inventory, which has never heard of it."""
     other = SharedFleet(tmp_path / "shop.py", lab)
+    acl_tokens.the_same(other.path, releases.fleet.path, "drakar")
     other.hosts(["drakar"], [("drakar", {"app_name": "shop", "instances": {"server1": 2005}})])
     result = other.deploy(check=False)
     assert result.returncode != 0

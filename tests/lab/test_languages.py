@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import acl_tokens
 import consul_version
 import pytest
 from checkout import ROOT
@@ -122,6 +123,7 @@ def own(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) 
     serve = "--collect --unit=registry --working-directory=$HOME/registry python3 -m http.server"
     lab.ssh("drakar", f"sudo systemd-run --quiet {serve} 8099")
     url = f"http://{lab.address('drakar')}:8099"
+    acl_tokens.the_same(folder / "inventory.py", fleet.path, "drakar")
     made = Folder(folder, {"URL": url, "RACK": rack.name.removeprefix("rack-")})
     yield made
     lab.ssh("drakar", "sudo systemctl stop registry; rm -r registry")

@@ -28,7 +28,7 @@ from uwsgi_consul_fleet.releases import releases, rollback
 pytestmark = pytest.mark.takes(220)
 
 SERVICE = "consul-demo-server"
-LOCK = "consul kv get uwsgi-consul-fleet/lock"
+LOCK = "kv get uwsgi-consul-fleet/lock"
 # What a deploy could have changed on a host, and when its units were started.
 FOOTPRINT = (
     "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt srv usr/local/bin "
@@ -109,7 +109,7 @@ def seconds_until_free(lab: Lab, at_most: float) -> float:
 
 
 def is_locked(lab: Lab) -> bool:
-    return lab.ssh("drakar", LOCK, check=False).returncode == 0
+    return lab.consul("drakar", LOCK, check=False).returncode == 0
 
 
 def locked(lab: Lab, one: Deploy) -> Deploy:

@@ -202,7 +202,7 @@ def test_hosts_of_another_cluster_are_refused_and_the_others_get_an_identity(
     fleet: Fleet, other: Fleet, lab: Any
 ) -> None:
     for host in HOSTS:
-        lab.ssh(host, f"sudo rm {RECORD} && consul kv delete uwsgi-consul-fleet/fleet")
+        lab.consul(host, f"kv delete uwsgi-consul-fleet/fleet && sudo rm {RECORD}")
     before = [state(lab, host) for host in HOSTS]
     for groups in (
         (["skeid"], ["skeid", "ormen"]),

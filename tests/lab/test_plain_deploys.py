@@ -23,11 +23,12 @@ APP = "consul-demo-server"
 NEW = "ormen"
 # Every node that Consul has ever listed with the service, passing or not.
 WATCH = f"""
-import json, urllib.request
+import json, os, urllib.request
+token = {{"X-Consul-Token": os.environ["CONSUL_HTTP_TOKEN"]}}
 index = "0"
 while True:
     url = f"http://127.0.0.1:8500/v1/catalog/service/{APP}?index={{index}}"
-    answer = urllib.request.urlopen(url)
+    answer = urllib.request.urlopen(urllib.request.Request(url, headers=token))
     index = answer.headers["X-Consul-Index"]
     print(*{{each["Node"] for each in json.load(answer)}}, flush=True)
 """
@@ -119,7 +120,7 @@ def test_what_was_rolled_back_from_stays_away_with_its_settings(source: Source, 
 
 
 def test_so_it_does_where_consul_has_lost_what_it_knew(source: Source, lab: Lab) -> None:
-    lab.ssh("drakar", "consul kv delete -recurse uwsgi-consul-fleet/contents/")
+    lab.consul("drakar", "kv delete -recurse uwsgi-consul-fleet/contents/")
     said = source.deploy("--dry", *processes(4))
     assert f"stays on {source.names['first']}: app_source is {source.names['second']}" in said
 
@@ -127,7 +128,8 @@ def test_so_it_does_where_consul_has_lost_what_it_knew(source: Source, lab: Lab)
 def test_a_new_host_that_is_not_well_never_joins_the_service(source: Source, lab: Lab) -> None:
     source.fleet.more(NEW)
     source.fleet.hosts(["drakar"], [*HOSTS, NEW])
-    run = "nohup python3 watch.py >seen.txt 2>&1 & echo $! >watch.pid"
+    token = lab.as_management("drakar")
+    run = f"{token} nohup python3 watch.py >seen.txt 2>&1 & echo $! >watch.pid"
     lab.ssh("drakar", f"cat >watch.py <<'X'\n{WATCH}\nX\n{run}")
     ill = ("--data", "health_path=/gone", "--data", "health_timeout=4")
     try:
@@ -206,5 +208,5 @@ def test_a_new_name_is_a_release_with_the_same_content_too(source: Source, lab: 
         assert f"stays on {second}: app_source is what it serves" in said
     finally:
         group_data.unlink()
-    known = lab.ssh("drakar", f"consul kv get uwsgi-consul-fleet/contents/{APP}").stdout
+    known = lab.consul("drakar", f"kv get uwsgi-consul-fleet/contents/{APP}").stdout
     assert [each["release"] for each in json.loads(known)["on"]] == [second]

@@ -26,7 +26,7 @@ from uwsgi_consul_fleet.inventory.reading import read
 from uwsgi_consul_fleet.ssh import config as ssh_config
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.ssh import options
-from uwsgi_consul_fleet.verify import plugins
+from uwsgi_consul_fleet.verify import hosts as verified
 
 GATE, TARGET = "gate", "target"
 PASSWORD = "corr€ct horse ' battery"
@@ -135,7 +135,9 @@ def as_reached(ways: Ways, hosts: Hosts) -> None:
     for name in hosts:
         assert re.search(rf"\[{name}\] +Ready", output(deploy)), output(deploy)
     assert ways.problems() == {name: f"{name}: nothing was deployed to it" for name in hosts}
-    (told,) = {each.detail for each in plugins.check(read(ways.fleet.path, options.address))}
+    (told,) = {
+        each.detail for each in verified.ask(read(ways.fleet.path, options.address)).differences
+    }
     assert told == "has no uWSGI; deploy to it"
     for name in ("carol", "dave", "twice", "ported"):
         command = ("invoke", "consul", "--host", name, "--inventory", str(ways.fleet.path))
@@ -294,7 +296,7 @@ def test_what_can_not_be_is_told_with_its_reason(ways: Ways) -> None:
     assert "is in no known_hosts file" in problems["jumped"]
     assert f"try: ssh -F {ways.config} changed" in problems["changed"]
     assert other.read_text() == before and not nobody.exists()
-    for found in plugins.check(read(ways.fleet.path, options.address)):
+    for found in verified.ask(read(ways.fleet.path, options.address)).differences:
         name = found.subject.removeprefix("node ")
         assert found.kind == "unreachable" and reasons[name] in found.detail, found
     listed = output(ways.fleet.build("--list", check=False))

@@ -134,7 +134,7 @@ def test_a_build_that_fails_ends_on_its_host_and_a_migration_switches_nothing(
     assert "app_release: 'python manage.py migrate --noinput' ended with status 1 on" in said
     assert "nothing was switched" in said
     assert project.serving() == {"r2"}
-    known = lab.ssh("drakar", f"consul kv get uwsgi-consul-fleet/ran/{APP}").stdout
+    known = lab.consul("drakar", f"kv get uwsgi-consul-fleet/ran/{APP}").stdout
     assert [each["state"] for each in json.loads(known)["ran"]][-3:] == ["done", "done", "failed"]
     project.fleet.rollback()
     assert project.serving() == {"r1"}

@@ -23,6 +23,10 @@ def on(lab: Lab, host: str, app: str) -> dict[str, str]:
         "environment of a process": f"cat /proc/{process}/environ",
         "socket": f"python3 -c {shlex.quote(connect)}",
         "Consul's configuration": "cat /etc/uwsgi-consul-fleet/consul.d/consul.json",
+        "Consul's secrets": "cat /etc/uwsgi-consul-fleet/consul.d/secrets.json",
+        "key of the certificate": "cat /etc/uwsgi-consul-fleet/tls/node.pem",
+        "token": f"cat /etc/uwsgi-consul-fleet/tokens/{app}",
+        "environment of Consul": "cat /proc/$(systemctl show --value -p MainPID consul)/environ",
         "Consul's data": "ls /var/lib/consul/serf",
     }
     folders = {
@@ -31,6 +35,7 @@ def on(lab: Lab, host: str, app: str) -> dict[str, str]:
         "units": "/etc/systemd/system",
         "pointers": "/etc/uwsgi-consul-fleet",
         "plugins": "/opt/uwsgi-consul-fleet/plugins",
+        "tokens": "/etc/uwsgi-consul-fleet/tokens",
         "runtime": "/run/uwsgi-consul-fleet",
         "Consul's data folder": "/var/lib/consul",
     }

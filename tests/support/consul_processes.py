@@ -56,21 +56,29 @@ def _is_free(port: int) -> bool:
 
 
 class Agent:
-    """One `consul agent`, that can be killed, frozen and started again on its ports."""
+    """One `consul agent`, that can be killed, frozen and started again on its ports, also with
+    another `config`; several may be a cluster (see `join`)."""
 
-    def __init__(self, folder: Path, *options: str, config: str = "") -> None:
-        http, server, lan, wan = free_ports(4)
-        ports = f"http={http} dns=-1 grpc=-1 server={server} serf_lan={lan} serf_wan={wan}"
+    def __init__(self, folder: Path, *options: str, config: str = "", node: str = "drakar") -> None:
+        http, self.server_port, self.lan_port, self.wan_port = free_ports(4)
+        self.ports = (
+            f"http={http} dns=-1 grpc=-1 server={self.server_port} serf_lan={self.lan_port} "
+            f"serf_wan={self.wan_port}"
+        )
         self.url = f"http://127.0.0.1:{http}"
         self.session = requests.Session()
         self.session.trust_env = False
         self.log = folder / "consul.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.command = [
+        self.node, self.options, self.config = node, options or ("-dev",), config
+
+    @property
+    def command(self) -> list[str]:
+        return [
             *("setpriv", "--pdeathsig", "KILL"),  # however the tests end
-            *("consul", "agent", "-node", "drakar", "-bind", "127.0.0.1", *(options or ["-dev"])),
+            *("consul", "agent", "-node", self.node, "-bind", "127.0.0.1", *self.options),
             *agent_options(),
-            *("-hcl", f"ports {{ {ports} }} disable_update_check = true {config}"),
+            *("-hcl", f"ports {{ {self.ports} }} disable_update_check = true {self.config}"),
         ]
 
     def start(self, *, wait: bool = True) -> Agent:
@@ -86,9 +94,14 @@ class Agent:
     def is_ready(self) -> bool:
         assert self.process and self.process.poll() is None, self.log.read_text()
         try:
-            return '"serfHealth"' in self.call("GET", "/v1/health/node/drakar").text
+            return '"serfHealth"' in self.call("GET", f"/v1/health/node/{self.node}").text
         except requests.RequestException:
             return False
+
+    @property
+    def join(self) -> tuple[str, ...]:
+        """What lets another agent find this one."""
+        return "-retry-join", f"127.0.0.1:{self.lan_port}"
 
     def signal(self, number: int) -> None:
         """A stopped agent stands still when this returns."""

@@ -4,9 +4,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import acl_tokens
 import consul_version
 from checkout import ROOT
 from fleet_commands import changed, finish, start
+from shared_fleet import SharedFleet
 
 DEMO = "consul-demo-server"
 HOSTS = ("drakar", "cheetah")
@@ -23,8 +25,9 @@ app_ini = "app/uwsgi.ini.j2"
 class Described:
     """The shared fleet with its application in a file: nothing changes by that; and others."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fleet: SharedFleet) -> None:
         self.folder = folder
+        acl_tokens.the_same(folder / "inventory.py", fleet.path, HOSTS[0])
         self.groups: dict[str, list[Any]] = {
             "consul_servers": [HOSTS[0]],
             DEMO.replace("-", "_"): [*HOSTS],

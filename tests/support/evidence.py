@@ -28,8 +28,11 @@ QUESTIONS = (
     "consul operator raft list-peers",
     "consul catalog nodes -service consul-demo-server",
     "consul kv get -recurse uwsgi-consul-fleet",
-    "python3 -c 'import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], "
-    'timeout=5).read().decode())\' "http://127.0.0.1:8500/v1/health/state/any?pretty"',
+    "python3 -c 'import os, sys, urllib.request as u; "
+    'token = {"X-Consul-Token": os.environ["CONSUL_HTTP_TOKEN"]}; '
+    "asked = u.Request(sys.argv[1], headers=token); "
+    "sys.stdout.write(u.urlopen(asked, timeout=5).read().decode())' "
+    '"http://127.0.0.1:8500/v1/health/state/any?pretty"',
     "ss -Hltnp",
     "df -h /srv",
     "sudo journalctl --no-pager --boot --output short-precise --lines 20000",
@@ -67,9 +70,9 @@ def collect(test: str) -> Path:
 
 def _look_at(lab: Lab, folder: Path) -> None:
     script = "\n".join(f"echo '=== '{shlex.quote(one)}; {one} 2>&1" for one in QUESTIONS)
-    asked = f"timeout 60 sh -c {shlex.quote(script)}"
     for name in re.findall(r"^Host (\S+)$", lab.config.read_text(), re.MULTILINE):
         folder.mkdir(exist_ok=True)
+        asked = f"{lab.as_management(name)} timeout 60 sh -c {shlex.quote(script)}"
         config = ["-F", str(lab.config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
         process = lab.start("ssh", *config, name, asked)
         stdout, stderr = process.communicate()

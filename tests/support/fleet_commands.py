@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import acl_tokens
 import evidence
 from checkout import BIN, ROOT, locked
 
@@ -64,6 +65,7 @@ class Fleet:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        acl_tokens.kept_beside(path)
 
     def hosts(
         self,

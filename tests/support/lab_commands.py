@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import acl_tokens
 import evidence
 from checkout import BIN
 from consul_processes import until
@@ -106,6 +107,14 @@ class Lab:
             command,
         ]
         return self.run(*words, check=check)
+
+    def consul(self, name: str, words: str, check: bool = True) -> Result:
+        """A command of Consul's on a machine, as who may do everything in its cluster."""
+        return self.ssh(name, f"{self.as_management(name)} consul {words}", check=check)
+
+    def as_management(self, name: str) -> str:
+        """What a command of a shell begins with that asks a machine's Consul so."""
+        return f"CONSUL_HTTP_TOKEN={acl_tokens.management(self, name)}"
 
     def command(self, *words: str, check: bool = True) -> Result:
         return self.run(sys.executable, "-m", "uwsgi_consul_fleet.lab", *words, check=check)

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import acl_tokens
 import evidence
 import seed
 from lab_commands import Lab
@@ -276,10 +277,11 @@ class Load:
         )
         target = f"{self.on}:{FOLDER}/generator.py"
         self.lab.run("scp", "-q", "-F", str(self.lab.config), str(GENERATOR), target)
+        token = acl_tokens.lookups(self.lab, self.on)
         # Ahead of what it measures: a client that waits for a processor finds everybody slow.
         self._ssh(
             f"sudo systemd-run --quiet --collect --unit={UNIT} --uid=debian --nice=-10 "
-            f"--property=TimeoutStopSec={self.timeout + 5:.0f} "
+            f"--property=TimeoutStopSec={self.timeout + 5:.0f} --setenv=CONSUL_HTTP_TOKEN={token} "
             f"python3 {FOLDER}/generator.py {FOLDER} {shlex.quote(self.service)} {self.options}"
         )
         self._until(lambda: len(self.events.requests) >= 2 * self.clients, "the first answers")

@@ -21,6 +21,7 @@ import argparse
 import gc
 import http.client
 import json
+import os
 import random
 import signal
 import sys
@@ -76,12 +77,13 @@ class Agent:
 
     def __init__(self, service: str, timeout: float) -> None:
         self.path = f"/v1/health/service/{service}?passing"
+        self.headers = {"X-Consul-Token": os.environ.get("CONSUL_HTTP_TOKEN", "")}
         self.connection = http.client.HTTPConnection(AGENT, timeout=timeout)
 
     def ask(self, more: str = "") -> tuple[list[Any], str]:
         """The passing instances and the index of the answer."""
         try:
-            self.connection.request("GET", self.path + more)
+            self.connection.request("GET", self.path + more, headers=self.headers)
             answer = self.connection.getresponse()
             body = answer.read()
         except Exception:

@@ -3,11 +3,13 @@
 import subprocess
 from pathlib import Path
 
+from checkout import ROOT
 from fleet_commands import Fleet, output, run
 from lab_commands import Lab
 
 from uwsgi_consul_fleet.errors import LockedError
 from uwsgi_consul_fleet.host_program import PROGRAM
+from uwsgi_consul_fleet.inventory.vault import FOLDER
 
 HOSTS = ("drakar", "cheetah")
 SPARE = ("ormen", "skeid")
@@ -32,8 +34,12 @@ class SharedFleet(Fleet):
         super().__init__(path)
         self.lab = lab
         self.built = False
+        path.with_name("group_data").mkdir(parents=True, exist_ok=True)
+        # Whoever was here before, in whichever folder, has made these machines of the same fleet.
+        (kept := ROOT / ".lab/secrets").mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (secrets := path.with_name(FOLDER)).is_symlink():
+            secrets.symlink_to(kept)
         settings = path.with_name("group_data") / "all.py"
-        settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text("".join(f"{key} = {value!r}\n" for key, value in SETTINGS.items()))
 
     def more(self, *names: str) -> None:

@@ -3,6 +3,10 @@
 import json
 import os
 import subprocess
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,10 @@ from invoke import Context, Exit, Task
 from uwsgi_consul_fleet.commands import command as commands
 from uwsgi_consul_fleet.commands import consul, report
 from uwsgi_consul_fleet.commands.command import Answer, command
+from uwsgi_consul_fleet.consul import program
 from uwsgi_consul_fleet.consul.audit import Entry
 from uwsgi_consul_fleet.errors import FleetError, LockedError
-from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import Fleet, Host, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
 
 FLEET = Fleet(hosts=())
@@ -163,6 +168,129 @@ def test_the_audit_of_several_applications_fits_a_terminal(
 def test_what_of_a_consul_command_the_audit_has(words: list[str], name: str, changes: bool) -> None:
     assert consul.subcommand(words) == name
     assert consul.changes_nothing(name) != changes
+
+
+def one_server(**data: str) -> Fleet:
+    listed = [InventoryHost("a", frozenset({"consul_servers"}), {**DEMO, **data})]
+    return build(listed, (), (), lambda _: "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("typed", "says_yes", "goes_on"),
+    [("yes\n", False, True), ("y\n", False, False), ("\n", False, False), ("", True, True)],
+)
+def test_management_is_asked_about(
+    typed: str,
+    says_yes: bool,
+    goes_on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", typed_at_a_terminal(typed))
+    if goes_on:
+        consul.expect_agreed(one_server(), "acl token", says_yes)
+    else:
+        with pytest.raises(Exit, match="nothing was run"):
+            consul.expect_agreed(one_server(), "acl token", says_yes)
+    asked = "" if says_yes else "consul acl token as management, which may do everything? [yes/no] "
+    assert capsys.readouterr().out == asked
+
+
+def typed_at_a_terminal(text: str) -> StringIO:
+    stream = StringIO(text)
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    return stream
+
+
+def test_management_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", StringIO("yes\n"))
+    with pytest.raises(FleetError, match="without a terminal to ask at, say --yes"):
+        consul.expect_agreed(one_server(), "acl token", False)
+
+
+def test_management_of_a_consul_of_others() -> None:
+    listed = InventoryHost(
+        "a", frozenset({"app_servers"}), {**DEMO, "consul_source": "none", "fleet": "shop"}
+    )
+    theirs = build([listed], (), (), lambda _: "10.0.0.1")
+    with pytest.raises(FleetError, match="this Consul is not the fleet's"):
+        consul.expect_agreed(theirs, "acl token", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "management", "noted"),
+    [
+        (["members"], False, None),
+        (["kv", "put", "key", "secret"], False, "consul kv put"),
+        (["members"], True, "consul members as management"),
+        (["kv", "get", "key"], True, "consul kv get as management"),
+    ],
+)
+def test_whatever_management_did_is_in_the_audit(
+    words: list[str], management: bool, noted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[str] = []
+    ran: list[tuple[list[str], str]] = []
+
+    def begun(what: str, *_: object) -> dict[str, str]:
+        entries.append(what)
+        return {}
+
+    @contextmanager
+    def reached(hosts: list[Host]) -> Iterator[tuple[Host, None]]:
+        yield hosts[0], None
+
+    def run(_connection: None, _host: Host, words: list[str], shown: str) -> int:
+        ran.append((words, shown))
+        return 7
+
+    monkeypatch.setattr("sys.argv", ["invoke", "consul", "--", *words])
+    monkeypatch.setattr(program, "reached", reached)
+    monkeypatch.setattr(program, "token", lambda _connection, _host, role: f"{role}'s token")
+    monkeypatch.setattr(program, "run", run)
+    monkeypatch.setattr("uwsgi_consul_fleet.ownership.hosts.identity", lambda *_: None)
+    monkeypatch.setattr(consul, "began", begun)
+    monkeypatch.setattr(consul, "noted", lambda _fleet, _entry, run: run())
+    monkeypatch.setattr(commands, "read", lambda _inventory: one_server())
+    with pytest.raises(Exit) as ended:
+        consul.run(Context(), management=management, yes=management, inventory="inventory.py")
+    assert ended.value.code == 7
+    assert ran == [(words, f"{'management' if management else 'deploy'}'s token")]
+    assert entries == ([noted] if noted else [])
+
+
+def test_what_a_hosts_environment_says_of_consul_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "consul").write_text('#!/bin/sh\nenv | grep -a CONSUL_ | sort\necho "$@"\n')
+    (tmp_path / "consul").chmod(0o755)
+    before = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CONSUL_HTTP_TOKEN_FILE": "/etc/another",
+        "CONSUL_HTTP_TOKEN": "another",
+        "CONSUL_CACERT": "/etc/ca.pem",
+        "CONSUL_NAMESPACE": "two\nlines CONSUL_X=1",
+    }
+    words = b64encode(b"kv put 'a  b' c").decode()
+
+    def said(theirs: str, token: str) -> list[str]:
+        script = program.RUN.format(address="http://127.0.0.1:8500", mark="MARK=1", theirs=theirs)
+        run = subprocess.run(
+            ["sh", "-c", script],
+            input=f"{token}\n{words}\n",
+            env=before,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stderr == ""
+        return run.stdout.splitlines()
+
+    address, command = "CONSUL_HTTP_ADDR=http://127.0.0.1:8500", "kv put a  b c"
+    assert said(program.OURS, "ours") == [address, "CONSUL_HTTP_TOKEN=ours", command]
+    assert said(program.OURS, "") == [address, command]
+    # Of an agent of others root knows more than we do, but which token.
+    found = said(program.THEIRS, "ours")
+    assert "CONSUL_HTTP_TOKEN=ours" in found and "CONSUL_CACERT=/etc/ca.pem" in found
+    assert not any("TOKEN_FILE" in line for line in found)
 
 
 def test_a_host_to_ask_is_one_of_the_fleet() -> None:

@@ -5,20 +5,22 @@ Packets go between network namespaces of a test's own, which takes root.
 
 import json
 import os
+import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from consul_processes import until
+from runs import OURS, RUNS, fleet, here, retired, server
 
 from uwsgi_consul_fleet.errors import InventoryError
 from uwsgi_consul_fleet.host import cluster
 from uwsgi_consul_fleet.host.consul import Access, Consul
-from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
+from uwsgi_consul_fleet.inventory.model import InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations import left_out
 from uwsgi_consul_fleet.operations.firewall import firewall, rules
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import (
@@ -210,42 +212,6 @@ def test_a_connection_that_is_open_stays_so(net: str) -> None:
 # --- Who is let in ---
 
 
-def fleet(*more: InventoryHost, **settings: Any) -> Fleet:
-    both, app = frozenset({"consul_servers", "app_servers"}), frozenset({"app_servers"})
-    its = {**DEMO, "app_name": "shop", "instances": {"a": 2001}, **settings}
-    entries = [InventoryHost("drakar", both, its), InventoryHost("cheetah", app, its), *more]
-    addresses = {entry.name: f"10.9.0.{number}" for number, entry in enumerate(entries, 1)}
-    return build(entries, (), (), lambda entry: addresses[entry.name])
-
-
-def retired(name: str) -> InventoryHost:
-    return InventoryHost(name, frozenset({"retired"}), {**DEMO, "app_name": "shop"})
-
-
-def here(of: Fleet, me: str = "drakar", failed: str = "", **states: HostState) -> Here:
-    """A host in a run that reached these."""
-    made: dict[Any, Any] = {}
-
-    def once(make: Any) -> Any:
-        return made.setdefault(make, make(run)) if make not in made else made[make]
-
-    pyinfra = SimpleNamespace(
-        connected=frozenset(states), failed=frozenset(failed.split()), is_executing=False
-    )
-    pyinfra.about = pyinfra.connected | pyinfra.failed
-    run: Any = SimpleNamespace(fleet=of, pyinfra=pyinfra, state_of=states.get, once=once)
-    return Here(run, of.host(me))
-
-
-def server(members: Mapping[str, tuple[str, bool]], **more: Any) -> HostState:
-    said = {name: Member((address,), alive) for name, (address, alive) in members.items()}
-    return HostState(consul_running="x", consul_members=said, **more)
-
-
-RUNS = HostState(consul_running="x")
-OURS = {"drakar": ("10.9.0.1", True), "cheetah": ("10.9.0.2", True)}
-
-
 def let_in(at: Here, at_end: bool = False) -> dict[str, set[str]]:
     return {name: {*its} for name, its in firewall._hosts(at, at_end).items()}
 
@@ -360,15 +326,15 @@ def test_those_that_limit_leaves_out_let_in_who_is_new(
     of = fleet(InventoryHost("ormen", frozenset({"app_servers"}), {**DEMO, "app_name": "shop"}))
     admits = {"drakar": ("10.9.0.1",), "skeid": ("10.9.0.8",)}
     looks = {"drakar": server(OURS, admits=admits), "cheetah": None}
-    monkeypatch.setattr(firewall.state, "ask", lambda host: looks[host.name])
+    monkeypatch.setattr(left_out.state, "ask", lambda host: looks[host.name])
     sent: dict[str, str] = {}
     answers = iter(["", "no space left"])
 
-    def send(other: Any, text: str) -> str:
-        sent[other.name] = text
+    def tell(other: Any, words: str) -> str:
+        sent[other.name] = shlex.split(words)[-1]
         return next(answers)
 
-    monkeypatch.setattr(firewall, "_send", send)
+    monkeypatch.setattr(left_out, "tell", tell)
     run = here(of, "ormen", ormen=HostState()).run
     assert firewall._let_in(run) == ""
     new = {name: frozenset(its) for name, its in admits.items()} | {

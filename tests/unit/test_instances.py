@@ -349,6 +349,17 @@ class TestOnTheHost:
             for each in ("SERVICE=consul-demo-server", "NODE=web1", "PORT=2001")
         ]
 
+    def test_it_is_told_of_the_applications_token(
+        self, release: store.Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "POINTERS", tmp_path / "etc")
+        token = tmp_path / "etc/tokens" / release.app
+        said = f"--setenv=CONSUL_HTTP_TOKEN_FILE={token}"
+        assert said not in execution._properties(release)
+        token.parent.mkdir(parents=True)
+        token.touch()
+        assert execution._properties(release).count(said) == 1
+
     def test_it_works_where_the_application_does_and_finds_what_that_finds(
         self, release: store.Release
     ) -> None:

@@ -1,7 +1,9 @@
 """The process that keeps the lock, and a run beside it, where something is lost."""
 
+import json
 import socket
 from contextlib import nullcontext
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,46 +33,87 @@ def test_a_server_that_is_lost_before_it_was_told_anything(monkeypatch: pytest.M
     assert [line.split(":")[0] for line in reply["reason"].split("\n")] == ["s1", "s2"]
 
 
-class Session:
-    """Notes what becomes of it."""
+class HostProgram:
+    """The other end, which notes what it reads."""
 
-    def __init__(self, server: keeper.Server) -> None:
-        self.server, self.asked, self.is_closed = server, list[str](), False
+    def __init__(self, _connection: Any, command: str, **_options: Any) -> None:
+        self.command, self.read = command, list[str]()
+        self.channel, there = socket.socketpair()
+        self._thread = Thread(target=self._answer, args=(there,))
+        self._thread.start()
         made.append(self)
 
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.asked.append(message["do"])
-        return {"state": "none"}
+    def begin(self, _timeout: float) -> None:
+        pass
 
-    def close(self) -> None:
-        self.is_closed = True
+    def _answer(self, there: socket.socket) -> None:
+        with there, there.makefile("rw") as stream:
+            self.read.append(stream.readline())
+            for line in stream:
+                self.read.append(json.loads(line)["do"])
+                print(json.dumps({"state": "none"}), file=stream, flush=True)
+
+    def end(self) -> list[str]:
+        """What it has read."""
+        self.channel.shutdown(socket.SHUT_WR)
+        self._thread.join(5)
+        return self.read
 
 
-made: list[Session] = []
+made: list[HostProgram] = []
+
+
+@pytest.fixture
+def one(monkeypatch: pytest.MonkeyPatch) -> keeper.Keeper:
+    """A keeper that connects to programs in this process."""
+    monkeypatch.setattr(keeper.ssh, "connect", lambda _server: nullcontext())
+    monkeypatch.setattr(keeper.ssh, "Running", HostProgram)
+    made.clear()
+    return keeper.Keeper()
 
 
 @pytest.mark.parametrize(
-    ("servers", "stays"),
+    ("servers", "there", "expected"),
     [
-        ([("s1", ""), ("s2", "")], True),
-        ([("s2", ""), ("s1", "")], True),
-        ([("s2", "")], False),
-        ([("s1", "token")], False),
+        (["s1", "s2"], "", ["\n", "beat", "look"]),
+        (["s2", "s1"], "", ["\n", "beat", "look"]),
+        (["s1", "s2"], "token\n", ["token\n", "beat", "look"]),
+        (["s2"], "token\n", ["token\n", "beat", "look"]),
     ],
 )
-def test_where_it_is_already_it_stays_if_that_will_do(
-    monkeypatch: pytest.MonkeyPatch, servers: list[tuple[str, str]], stays: bool
+def test_a_connection_serves_before_it_is_known_what_to_tell_there(
+    one: keeper.Keeper, servers: list[str], there: str, expected: list[str]
 ) -> None:
-    """A run says where as soon as it has reached a server, and again when it knows all of them."""
-    monkeypatch.setattr(keeper, "Session", Session)
-    made.clear()
-    one = keeper.Keeper()
-    one.go_to([keeper.Server("s1", {}, "")])
-    one.go_to(keeper.Server(name, {}, stdin) for name, stdin in servers)
+    """A run says where as soon as it has reached a server, and again when it knows all of them,
+    and the token, which is not in the command."""
+    one.go_to([keeper.Server("s1", {}, None)])
+    one._asked = float("-inf")  # long ago
+    one.beat()
+    one.go_to(keeper.Server(name, {}, there) for name in servers)
     one.ask({"do": "look"})
-    assert [each.is_closed for each in made] == ([False] if stays else [True, False])
-    assert made[-1].asked[-1] == "look"
-    assert stays or made[-1].server.name == servers[0][0]
+    assert all("--access-stdin" in each.command for each in made)
+    assert [each.end() for each in made] == ([[""]] if servers == ["s2"] else []) + [expected]
+
+
+@pytest.mark.parametrize(("later", "count"), [("token\n", 1), ("another\n", 2)])
+def test_who_was_told_another_token_is_left(one: keeper.Keeper, later: str, count: int) -> None:
+    for told in ("token\n", later):
+        one.go_to([keeper.Server("s1", {}, told)])
+    assert [each.end()[0] for each in made] == ["token\n", later][:count]
+
+
+def test_a_server_that_can_not_be_reached_early_is_tried_again(
+    one: keeper.Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_server: keeper.Server) -> Any:
+        raise UnreachableError("s1: no route")
+
+    with monkeypatch.context() as early:
+        early.setattr(keeper.ssh, "connect", refuse)
+        one.go_to([keeper.Server("s1", {}, None)])
+    assert made == []
+    one.go_to([keeper.Server("s1", {}, "token\n")])
+    assert [each.end() for each in made] == [["token\n", "beat"]]
 
 
 @pytest.mark.parametrize(

@@ -279,3 +279,40 @@ def test_hosts_that_have_a_consul_of_others() -> None:
 def test_mistakes_about_a_consul_of_others(hosts: list[InventoryHost], expected: str) -> None:
     (found,) = problems(*hosts)
     assert found.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (
+            host("drakar", "consul_servers", secrets_load="cat it"),
+            "secrets_load: secrets_load and secrets_save belong together: set both, or none",
+        ),
+        (
+            host("drakar", "consul_servers", secrets_save="cat >it"),
+            "secrets_save: secrets_load and secrets_save belong together: set both, or none",
+        ),
+        (
+            guest(secrets_load="cat it", secrets_save="cat >it"),
+            'secrets_load: there are no secrets of a fleet with consul_source = "none"; '
+            "consul_token says where the token is",
+        ),
+    ],
+)
+def test_where_secrets_are_is_said_once_and_wholly(one: InventoryHost, expected: str) -> None:
+    assert problems(one) == (expected,)
+
+
+def test_a_fleet_has_its_secrets_in_one_place_and_one_answer_to_dns() -> None:
+    for key, value in (("secrets_load", "cat it"), ("dns", True)):
+        found = problems(DRAKAR, host("cheetah", "retired", **{key: value}))
+        assert f"{key}: must be the same for all hosts; is " in found[0]
+
+
+def test_what_an_application_discovers_is_the_same_on_all_of_its_hosts() -> None:
+    (found,) = problems(DRAKAR, host("cheetah", "app_servers", app_discovers=["search"]))
+    assert found == (
+        "app_discovers: must be the same for all hosts; is None for drakar, ('search',) for cheetah"
+    )
+    (found,) = problems(host("drakar", "consul_servers", app_discovers=['a"b']))
+    assert found.startswith("drakar: app_discovers.0 = 'a\"b': String should match")

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,6 +261,38 @@ def test_a_rejected_release_begins_no_jobs_before_it_is_gone(
     assert not is_held()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_ids_of_another_application_are_held_before_it_starts_and_given_back_when_it_is_gone(
+    srv: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(switch, "RUN", srv.parent.parent)
+    new, consul = installed(srv, "r2-a"), Mock()
+    done: list[str] = []
+
+    def replace_by(*_: Any, **__: Any) -> None:
+        done.append("start")
+        if fails:
+            raise ReleaseError("not ready")
+
+    def leave(_: Any, release: store.Release, held: list[str]) -> None:
+        assert (release, held) == (new, ["shop-1"])
+        done.append("leave")
+
+    monkeypatch.setattr(switch, "units", Mock(closed_ports=lambda _: []))
+    monkeypatch.setattr(switch, "systemd", Mock())
+    monkeypatch.setattr(switch, "health", Mock(leave_places=leave))
+    monkeypatch.setattr(
+        switch.health, "hold_places", lambda *_: [done.append("hold"), "shop-1"][1:]
+    )
+    monkeypatch.setattr(switch, "_try", Mock())
+    monkeypatch.setattr(switch, "_replace_by", replace_by)
+    monkeypatch.setattr(switch, "_undo", lambda *_: done.append("stop") or "as before")
+    monkeypatch.setattr(switch.retire, "running", lambda _: [])
+    with pytest.raises(ReleaseError, match="as before") if fails else nullcontext():
+        switch.switch(consul, "shop", "r2-a", keep=2)
+    assert done == (["hold", "start", "stop", "leave"] if fails else ["hold", "start"])
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
 def test_no_other_application_can_read_the_lock_of_a_switch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -343,6 +376,97 @@ def test_an_ini_that_does_not_find_its_socket_is_refused(
     else:
         with pytest.raises(ReleaseError, match=f"open at 10.0.3.11 alone.*name 10.0.3.11:{port}"):
             units._refuse_other_names(release, port)
+
+
+@pytest.fixture
+def machine(srv: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Where systemd has units, what it is told and what runs."""
+    place = srv.parent.parent
+    found = SimpleNamespace(units=place / "units", runtime=place / "run", said=[], active=[])
+    monkeypatch.setattr(units, "UNITS", found.units)
+    monkeypatch.setattr(units, "RUNTIME", found.runtime)
+    monkeypatch.setattr(systemd, "systemctl", lambda *words: found.said.append(words[0]))
+    monkeypatch.setattr(
+        systemd, "active", lambda pattern: [x for x in found.active if fnmatch(x, pattern)]
+    )
+    return found
+
+
+def with_units(srv: Path, generation: str) -> store.Release:
+    """An instance, and two workers of which one has a number of its own."""
+    folder = installed(srv, generation).folder
+    fields = json.loads((folder / "release.json").read_text())
+    fields["workers"] = [{"name": f"jobs.{number}", "overlap": True} for number in (1, 2)]
+    (folder / "release.json").write_text(json.dumps(fields))
+    (folder / "units").mkdir()
+    names = ("trial.service", "app.target", "2001.service", "jobs.1.service", "jobs.2.service")
+    for name in names:
+        (folder / "units" / name).write_text("[Service]\n")
+    (folder / "units/2001.socket").write_text("[Socket]\nListenStream=127.0.0.1:2001\n")
+    return store.load("shop", generation)
+
+
+TOLD = ["run/shop-trial@", "units/shop-2001@", "units/shop.jobs.1@", "units/shop.jobs.2@"]
+
+
+def told_of_token(machine: SimpleNamespace) -> list[str]:
+    place = machine.units.parent
+    found = (each.parent.relative_to(place) for each in place.glob("*/*.service.d/consul.conf"))
+    return sorted(str(each).removesuffix(".service.d") for each in found)
+
+
+def test_units_are_told_of_the_applications_token(srv: Path, machine: SimpleNamespace) -> None:
+    token = store.POINTERS / "tokens/shop"
+    old, new = (with_units(srv, name) for name in ("r1-a", "r2-a"))
+    units.install(old)
+    assert told_of_token(machine) == []
+    assert machine.said == ["daemon-reload"]
+    token.parent.mkdir(parents=True)
+    token.touch()  # Consul has none yet
+    units.install(old)
+    assert told_of_token(machine) == TOLD
+    assert machine.said == ["daemon-reload"] * 2
+    text = (machine.units / "shop-2001@.service.d/consul.conf").read_text()
+    assert text.endswith(f"\n[Service]\nEnvironment=CONSUL_HTTP_TOKEN_FILE={token}\n")
+    token.write_text("a-token\n")
+    units.install(old)
+    assert machine.said == ["daemon-reload"] * 2, "nothing changed"
+    units.install(new)  # the same are for all releases
+    assert told_of_token(machine) == TOLD
+    token.unlink()
+    units.install(new)
+    assert told_of_token(machine) == []
+    assert not [*machine.units.glob("*.d")]
+    assert machine.said == ["daemon-reload"] * 4
+
+
+def test_what_tells_units_of_a_token_goes_with_the_last_of_them(
+    srv: Path, machine: SimpleNamespace
+) -> None:
+    token = store.POINTERS / "tokens/shop"
+    token.parent.mkdir(parents=True)
+    token.touch()
+    theirs = machine.units / "shop-2001@.service.d/memory.conf"
+    others = [machine.units / f"{name}.service.d/consul.conf" for name in ("shop-eu-2001@", "shop")]
+    for path in (theirs, *others):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    old, new = (with_units(srv, name) for name in ("r1-a", "r2-a"))
+    units.install(old)
+    store.point_to(old)
+    units.install(new)
+    units.remove_unused("shop")  # the new one did not come up
+    kept = ["units/shop", "units/shop-2001@", "units/shop-eu-2001@", *TOLD[2:]]
+    assert told_of_token(machine) == sorted(kept)
+    machine.active.append(old.worker_units[0])
+    store.pointer("shop").unlink()
+    units.remove_unused("shop")
+    assert told_of_token(machine) == ["units/shop", "units/shop-eu-2001@", "units/shop.jobs.1@"]
+    machine.active.clear()
+    units.remove_unused("shop")
+    assert told_of_token(machine) == ["units/shop", "units/shop-eu-2001@"]
+    assert theirs.exists()
+    assert not (machine.units / "shop.jobs.1@.service.d").exists()
 
 
 def test_a_pointer_to_what_is_gone_is_none(srv: Path) -> None:

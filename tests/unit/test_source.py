@@ -327,6 +327,27 @@ def test_the_usual_names_of_secrets_are_refused_unless_they_are_named(
     assert f"shop/{secret}" in sent(plain) and "shop/.env.example" in sent(plain)
 
 
+# --- The fleet's own secrets ---
+
+
+@pytest.mark.parametrize("way", ["git", "ignore file"])
+def test_a_fleets_secrets_are_never_sent(
+    shop: Path, plain: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the source is the operator's own folder, whatever git tracks and ignore files say."""
+    folder = shop if way == "git" else plain
+    (folder / ".fleet/x").mkdir(parents=True)
+    (folder / ".fleet/x/secrets.json").write_text("hush")
+    if way == "git":
+        git(shop, "add", "--force", ".fleet")
+        commit(shop)
+        assert ".fleet/x/secrets.json" in git(shop, "ls-files")
+    else:
+        (plain / ".gitignore").write_text("!.fleet/\n!secrets.json\n")
+    found = sent(folder)
+    assert "shop/a.py" in found and not any(".fleet" in each for each in found)
+
+
 # --- The archive ---
 
 

@@ -183,6 +183,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     root = Path(tempfile.mkdtemp(dir="/var/tmp"))  # where its user may look
     root.chmod(0o755)
     monkeypatch.setattr(store, "ROOT", root)
+    monkeypatch.setattr(store, "POINTERS", root / "etc")
     monkeypatch.setattr(os, "nice", lambda _: 0)
     yield Place(root)
     shutil.rmtree(root)
@@ -210,6 +211,18 @@ def test_a_build_runs_as_the_user_in_the_releases_environment(place: Place) -> N
     # What a host that comes later gets is what was sent.
     sent = {each.path: each.place.read_text() for each in content.sources(release)}
     assert sent == {"source/manage.py": "r1", "source/media/logo.svg": "r1"}
+
+
+@as_root
+def test_a_command_is_told_of_the_applications_token_and_can_read_it(place: Place) -> None:
+    told = 'echo "${CONSUL_HTTP_TOKEN_FILE-none} $(cat $CONSUL_HTTP_TOKEN_FILE </dev/null)" >told'
+    assert (place.finish("r1", [told]) / "source/told").read_text() == "none \n"
+    token = store.POINTERS / "tokens" / APP
+    token.parent.mkdir(parents=True)
+    token.write_text("s3cr3t\n")
+    token.chmod(0o640)
+    os.chown(token, 0, pwd.getpwnam(APP).pw_gid)
+    assert (place.finish("r2", [told]) / "source/told").read_text() == f"{token} s3cr3t\n"
 
 
 @as_root
@@ -301,7 +314,11 @@ def test_what_is_shared_outlives_the_application(
     monkeypatch.setattr(ownership, "_write", made.update)
     place.finish("r1", shared=["media/"])
     (place.app / "history").touch()
+    token = store.POINTERS / "tokens" / APP
+    token.parent.mkdir(parents=True)
+    token.touch()
     retire.remove(APP, purge)
+    assert not token.exists()
     assert f"{place.app}/shared (app_shared)" in capfd.readouterr().out
     assert [each.name for each in place.app.iterdir()] == ["shared"] or not purge
     assert (place.app / "shared/media/logo.svg").read_text() == "r1"

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 from uwsgi_consul_fleet.consul.access import Access
 from uwsgi_consul_fleet.shipped import shipped
@@ -15,6 +16,7 @@ def run(arguments: Sequence[str], shown: Access) -> int:
     :param shown: to Consul
     """
     os.environ["CONSUL_HTTP_TOKEN"] = shown.token
+    os.environ.pop("CONSUL_HTTP_TOKEN_FILE", None)
     os.environ["CONSUL_CACERT"] = shown.ca_file
     os.environ["CONSUL_CLIENT_CERT"] = shown.cert_file
     os.environ["CONSUL_CLIENT_KEY"] = shown.key_file
@@ -25,4 +27,5 @@ def run(arguments: Sequence[str], shown: Access) -> int:
     client = module_from_spec(spec)
     sys.modules[name] = client
     spec.loader.exec_module(client)
+    vars(client)["TOKENS"] = Path(os.devnull)  # this machine may be another fleet's host
     return int(client.main(list(arguments)))

@@ -24,21 +24,49 @@ READING = {
 }
 
 
-@command(failure=255, help={"host": "on this host, instead of the first server that is reached"})
-def run(fleet: Fleet, host: str = "") -> None:
+@command(
+    failure=255,
+    help={
+        "host": "on this host, instead of the first server that is reached",
+        "management": "with the token that may do everything, also with tokens; asks first, and is "
+        "always in the audit",
+        "yes": "do not ask",
+    },
+)
+def run(fleet: Fleet, host: str = "", management: bool = False, yes: bool = False) -> None:
     """Run a command of Consul's on a server: invoke consul -- members."""
     from uwsgi_consul_fleet.consul import program
     from uwsgi_consul_fleet.ownership import hosts as ownership
 
-    words = typed(sys.argv, "invoke consul [--host HOST]")
+    words = typed(sys.argv, "invoke consul [--host HOST] [--management]")
     name = subcommand(words)
+    if management:
+        expect_agreed(fleet, name, yes)
     with program.reached(chosen(fleet, host)) as (me, connection):
         # Refuses one of another fleet.
         identity = ownership.identity(fleet, [me])
-        if changes_nothing(name):
-            raise Exit(code=program.run(connection, me, words))
-        entry = began(f"consul {name}".strip(), [me], identity)
-        raise Exit(code=noted(fleet, entry, lambda: program.run(connection, me, words)))
+        shown = program.token(connection, me, "management" if management else "deploy")
+        if changes_nothing(name) and not management:
+            raise Exit(code=program.run(connection, me, words, shown))
+        as_whom = "as management" if management else ""
+        entry = began(" ".join(filter(None, ("consul", name, as_whom))), [me], identity)
+        raise Exit(code=noted(fleet, entry, lambda: program.run(connection, me, words, shown)))
+
+
+def expect_agreed(fleet: Fleet, name: str, yes: bool) -> None:
+    """:raises FleetError: where nobody can be asked, or it is not the fleet's Consul
+    :raises Exit: where the answer is no"""
+    if not fleet.brings_consul:
+        raise FleetError(
+            "--management: this Consul is not the fleet's, and neither is its management token"
+        )
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise FleetError("nothing was run as management: without a terminal to ask at, say --yes")
+    print(f"consul {name} as management, which may do everything? [yes/no] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() != "yes":
+        raise Exit("nothing was run", 1)
 
 
 @command(
@@ -46,16 +74,19 @@ def run(fleet: Fleet, host: str = "") -> None:
     help={
         "host": "on this host, instead of the first server that is reached",
         "port": "of this machine, instead of a free one",
+        "token": "print the token to log in with, too; it can only read",
     },
 )
-def ui(fleet: Fleet, host: str = "", port: str = "0") -> None:
+def ui(fleet: Fleet, host: str = "", port: str = "0", token: bool = False) -> None:
     """Open Consul's web UI in a tunnel, and say where it is; until Ctrl-C."""
     from uwsgi_consul_fleet.consul import program
 
     if not port.isdecimal() or int(port) > 65535:
         raise FleetError(f"--port {port}: is not a port")
+    if token and not fleet.brings_consul:
+        raise FleetError("--token: this Consul is not the fleet's: log in with a token of its own")
     with program.reached(chosen(fleet, host)) as (me, connection), suppress(KeyboardInterrupt):
-        program.show(connection, me, int(port), lambda line: print(line, flush=True))
+        program.show(connection, me, int(port), lambda line: print(line, flush=True), token)
 
 
 def chosen(fleet: Fleet, name: str) -> "list[Host]":

@@ -13,7 +13,7 @@ from uwsgi_consul_fleet.verify.comparison import Report, Row
 
 
 def show(report: Report) -> None:
-    """Print the table, then a line for each difference, then the verdict."""
+    """Print the table, then a line for each difference and each note, then the verdict."""
     screen = console()
     if report.fleet:
         screen.print(f"Fleet {report.fleet}", highlight=False)
@@ -23,6 +23,8 @@ def show(report: Report) -> None:
     screen.print(rows)
     for difference in report.differences:
         screen.print(Text(str(difference), style="red"), soft_wrap=True)
+    for note in report.notes:
+        screen.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     screen.print(_verdict(report), soft_wrap=True)
 
 

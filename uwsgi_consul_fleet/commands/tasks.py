@@ -13,6 +13,7 @@ from uwsgi_consul_fleet.commands import (
     lock,
     logs,
     releases,
+    secrets,
     ssh,
     verify,
 )
@@ -32,6 +33,7 @@ namespace = Collection(
     consul.ui,
     lock.unlock,
     adopt.adopt,
+    Collection("secrets", secrets.rotate, secrets.recover),
     Collection("ssh", ssh.trust),
     consul_commands,
     Collection("lab", lab.up, lab.down, lab.status, lab.rebuild, lab.ssh),

@@ -1,7 +1,7 @@
 """What the operator's machine shows to Consul, and how it knows that it is the right one.
 
-A Consul of the fleet's own needs none of it yet. Of one that was there before, the settings say
-what is needed; whatever asks Consul takes it from here.
+For a Consul of the fleet's own that is derived from the fleet's secrets. Of one that was there
+before, the settings say what is needed. Whatever asks Consul takes it from here.
 """
 
 import json
@@ -9,18 +9,49 @@ import os
 import stat
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host.consul import ADDRESS, KEYS
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.settings import HostSettings
+from uwsgi_consul_fleet.secrets import store, tokens
+
+Role = Literal["deploy", "read", "management"]
+
+
+class Unseen(str):
+    """Standard input of a command, of which nothing is shown: pyinfra prints, at -v, what facts
+    and operations are given. It is itself where it is encoded, joined or added to."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> "Unseen":
+        # pyinfra would put the end of the line behind what it may show.
+        return super().__new__(cls, text if not text or text.endswith("\n") else f"{text}\n")
+
+    def __str__(self) -> str:
+        return "(not shown)"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+    def __add__(self, other: str) -> "Unseen":
+        return Unseen(super().__add__(other))
 
 
 class Access(NamedTuple):
     """``address`` is that of a host's agent, as seen from the host; ``token`` the deploy's;
-    ``keys`` what our keys begin with. The others are paths of files here, '' for none."""
+    ``keys`` what our keys begin with. ``ca_file``, ``cert_file`` and ``key_file`` are paths of
+    files here, '' for none.
+
+    ``other`` is the token that was shown before a rotation, '' for none, and whoever asks a cluster
+    that does not know `token` shows that, and then nothing; None where `token` alone counts.
+    """
 
     address: str = ADDRESS
     token: str = ""
@@ -28,6 +59,7 @@ class Access(NamedTuple):
     cert_file: str = ""
     key_file: str = ""
     keys: str = KEYS
+    other: str | None = None
 
     @property
     def is_https(self) -> bool:
@@ -43,33 +75,44 @@ class Access(NamedTuple):
     @property
     def words(self) -> tuple[str, ...]:
         """What tells the host program to read the rest from its standard input."""
-        return ("--access-stdin",) if self.stdin else ()
+        return ("--access-stdin",)
 
     @property
-    def stdin(self) -> str:
-        """What it reads there first; '' where there is nothing to tell."""
-        if self == Access():
-            return ""
-        said = {"address": self.address, "token_file": "", "token": self.token, "keys": self.keys}
-        kinds = ("ca", "cert", "key")
-        texts = {
-            kind: _text(f"consul_{kind}_file", getattr(self, f"{kind}_file")) for kind in kinds
-        }
-        return json.dumps({**said, **texts}) + "\n"
+    def stdin(self) -> Unseen:
+        """What it reads there first: a line, also where there is nothing to tell."""
+        said: dict[str, Any] = {}
+        if self.other is not None:
+            said = {"token": self.token, "other": self.other}
+        elif self != Access():
+            said = {"address": self.address, "token_file": "", "token": self.token}
+            said["keys"] = self.keys
+            for kind in ("ca", "cert", "key"):
+                said[kind] = _text(f"consul_{kind}_file", getattr(self, f"{kind}_file"))
+        return Unseen(json.dumps(said) + "\n")
 
 
-def access(host: Host) -> Access:
+def access(host: Host, role: Role = "deploy") -> Access:
     """For the agent of a host.
 
-    :raises FleetError: where a file or a variable that the settings name is missing
+    :param role: which of the tokens of a Consul of the fleet's own
+    :raises FleetError: where a file or a variable that the settings name is missing, or the
+        fleet's secrets can't be read
     """
     if host.brings_consul:
-        return Access()
+        return _own(host, role)
     settings = host.settings
     files = (settings.consul_ca_file, settings.consul_cert_file, settings.consul_key_file)
     ca, cert, key = (str(Path(name).expanduser()) if name else "" for name in files)
     token = secret(settings, "consul_token")
     return Access(settings.consul_address, token, ca, cert, key, Fleet((host,)).keys)
+
+
+def _own(host: Host, role: Role) -> Access:
+    secrets = store.load(host)
+    if secrets is None:
+        return Access()
+    before = tokens.secret(secrets.seed_before, role) if secrets.seed_before else ""
+    return Access(token=tokens.secret(secrets.seed, role), other=before)
 
 
 def check(fleet: Fleet) -> None:

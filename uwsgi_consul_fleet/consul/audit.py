@@ -53,7 +53,7 @@ def note(fleet: Fleet, entry: Mapping[str, Any]) -> None:
     :raises UnreachableError: where no Consul server can be asked
     :raises ForeignError: where it is not that of the inventory and its hosts
     """
-    with catalog.api(fleet) as way, catalog.client(way) as asked:
+    with catalog.api(fleet, "deploy") as way, catalog.client(way) as asked:
         catalog.refuse_other(fleet, asked)
         asked.kv.put(fleet.keys + AUDIT + str(entry["since"]), json.dumps(entry))
 

@@ -2,20 +2,21 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import consul
 import requests
 
-from uwsgi_consul_fleet.consul.access import Access, access
+from uwsgi_consul_fleet.consul.access import Access, Role, access
 from uwsgi_consul_fleet.errors import RefusedError, UnreachableError
 from uwsgi_consul_fleet.host.consul import FLEET
 from uwsgi_consul_fleet.host.lock_session import RELEASES
-from uwsgi_consul_fleet.inventory.model import Fleet
+from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.ownership import hosts
 from uwsgi_consul_fleet.ownership.identity import Identity, agreed
+from uwsgi_consul_fleet.secrets import store
 from uwsgi_consul_fleet.ssh import connection as ssh
 
 TIMEOUT = 10  # seconds for an answer
@@ -81,15 +82,17 @@ class Catalog:
 
 
 @contextmanager
-def api(fleet: Fleet) -> Iterator[Way]:
+def api(fleet: Fleet, role: Role = "read") -> Iterator[Way]:
     """The HTTP API of the first Consul server that can be reached and follows a leader; of the
     first agent, where the fleet brings no servers.
 
+    :param role: which token is shown to a Consul of the fleet's own
     :raises UnreachableError: where none can, with each one's reason
+    :raises RefusedError: where the fleet's secrets are not here
     """
     reasons = []
     for server in fleet.asked:
-        shown = access(server)
+        shown = access(server, role)
         at, remote_port = shown.place
         with ExitStack() as stack:
             try:
@@ -97,6 +100,11 @@ def api(fleet: Fleet) -> Iterator[Way]:
                 port = stack.enter_context(ssh.tunnel(connection, remote_port, at))
                 way = Way(server.name, port, shown)
                 _expect_leader(way)
+                try:
+                    way = known(server, way)
+                except RefusedError:
+                    hosts.identity(fleet, [server])  # where it is another fleet's, that says more
+                    raise
             except UnreachableError as error:
                 reasons.append(str(error))
                 continue
@@ -119,6 +127,84 @@ def _expect_leader(way: Way) -> None:
             )
 
 
+def known(server: Host, way: Way) -> Way:
+    """The way with the token that this Consul knows: that of the fleet's secrets, the one before,
+    or none while it makes no difference. An agent that is not the fleet's is not asked.
+
+    :raises UnreachableError: where it can't say so now
+    :raises RefusedError: where it wants a token, and the fleet's secrets are not here. Who shows
+        none would be told that there are no nodes and no services
+    """
+    if not server.brings_consul:
+        return way
+    first, other = way.access.token, way.access.other
+    for token in filter(None, (first, other)):
+        if _knows(way, token):
+            return way._replace(access=way.access._replace(token=token))
+    place = store.place(server.vault)
+    if other is None:
+        if _has_acls(way):
+            raise RefusedError(NOT_HERE.format(name=way.name, place=place))
+    elif not _refuses_nobody(way):
+        raise RefusedError(OTHERS.format(name=way.name, place=place))
+    return _anonymous(way)
+
+
+NOT_HERE = (
+    "{name}: this fleet has secrets, and they are not here: {place}. Get them from whoever "
+    "deployed last (.fleet/, or what secrets_load and secrets_save are set to); where nobody has "
+    "them any more: invoke secrets.recover"
+)
+OTHERS = (
+    "{name}: its Consul knows none of the tokens that come from the secrets here: {place}. Are "
+    "they this fleet's, and the latest? Get them from whoever deployed last; where nobody has them "
+    "any more: invoke secrets.recover"
+)
+
+
+def is_open(way: Way) -> bool:
+    """Whether who shows no token may look up what there is."""
+    with client(_anonymous(way)) as asked:
+        return bool(asked.catalog.nodes()[1])
+
+
+def _anonymous(way: Way) -> Way:
+    return way._replace(access=way.access._replace(token=""))
+
+
+def _knows(way: Way, token: str) -> bool:
+    """Whether a token is one of this Consul's; where it has no access control, each is."""
+    try:
+        with client(way) as asked:
+            with suppress(consul.ACLDisabled):
+                asked.acl.self(token)
+            return True
+    except RefusedError:
+        return False
+
+
+def _has_acls(way: Way) -> bool:
+    """Whether it has access control."""
+    with client(way) as asked:
+        try:
+            asked.acl.self()
+        except consul.ACLDisabled:
+            return False
+        except consul.ACLPermissionDenied:
+            pass
+        return True
+
+
+def _refuses_nobody(way: Way) -> bool:
+    """Whether it answers to who shows no token: a list would be an empty one, a key is refused."""
+    try:
+        with client(_anonymous(way)) as asked:
+            asked.kv.get(way.access.keys + FLEET)
+            return True
+    except RefusedError:
+        return False
+
+
 def read(way: Way, services: Iterable[str], whole: bool = False) -> Catalog:
     """Ask for the nodes and for these services.
 
@@ -135,6 +221,13 @@ def read(way: Way, services: Iterable[str], whole: bool = False) -> Catalog:
             for entry in asked.health.service(service)[1] or ()
         )
         return Catalog(_nodes(asked), registrations, way.name, releases, identity(asked, keys))
+
+
+OWN = (
+    "it was shown a token that comes from the fleet's secrets; the next deploy makes its tokens "
+    "and what they may anew: pyinfra inventory.py deploy/"
+)
+THEIRS = "docs/operations.md says what the token (consul_token) needs"
 
 
 @contextmanager
@@ -163,10 +256,8 @@ def client(way: Way) -> Iterator[consul.Consul]:
     try:
         yield made
     except consul.ACLPermissionDenied as error:
-        raise RefusedError(
-            f"{way.name}: its Consul refuses (403): {error}; docs/operations.md says what "
-            "the token (consul_token) needs"
-        ) from error
+        hint = OWN if shown.other is not None else THEIRS
+        raise RefusedError(f"{way.name}: its Consul refuses (403): {error}; {hint}") from error
     except (requests.RequestException, consul.ConsulException) as error:
         raise UnreachableError(
             f"{way.name}: the Consul API does not answer: {error}; look at it with: "

@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
 
-from . import systemd
-from .cluster import has_caught_up, servers, until
-from .consul import Consul
+from . import keyring, lapse, systemd
+from .cluster import has_caught_up, has_company, knows_tokens, servers, until
+from .consul import CONFIGURATION, DATA, Consul, UnavailableError
 from .says import ReleaseError
 
 UNIT = "consul.service"
-DATA = Path("/var/lib/consul")
-CONFIGURATION = "/etc/uwsgi-consul-fleet/consul.d"
 COMMAND = Path("/usr/local/bin/consul")
 CAUGHT_UP = 60.0  # seconds for a server to have what the leader has
+TOKENS = 20.0  # seconds for an agent to know tokens
+ANSWERS = 30.0  # seconds for an agent to answer after it read its configuration again
 LEAVING = 60.0  # seconds for an agent to say goodbye
 
 
-def start(consul: Consul, binary: str, new: bool, wait: bool) -> None:
+def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = False) -> None:
     """Start the agent anew with what lies on this host now.
 
     :param new: forget the servers that it knew when it last was one: with their log it would
         call for an election again and again
     :param wait: until it has caught up with the leader, and the next server may be restarted
+    :param first: it gets access control, and may know nobody for a while
     :raises ReleaseError: with the agent's last lines
     """
-    words = [binary, "validate", CONFIGURATION]
-    valid = subprocess.run(words, capture_output=True, text=True, check=False)
-    if valid.returncode:
-        raise ReleaseError(f"{valid.stderr.strip() or valid.stdout.strip()}")
+    _validate(binary)
     part = COMMAND.with_name(".consul.part")
     part.unlink(missing_ok=True)
     part.symlink_to(binary)
     part.replace(COMMAND)
     systemd.systemctl("daemon-reload")
     systemd.systemctl("enable", UNIT)
+    if first:
+        with suppress(UnavailableError):  # what is down lapses anyhow
+            lapse.put_off(consul)
+    company = systemd.is_active(UNIT) and has_company(consul)
     systemd.systemctl("stop", UNIT)
+    if not company:
+        keyring.forget_others(DATA, CONFIGURATION)
     if new:
         shutil.rmtree(DATA / "raft", ignore_errors=True)
         (DATA / "serf/remote.snapshot").unlink(missing_ok=True)
@@ -48,6 +53,26 @@ def start(consul: Consul, binary: str, new: bool, wait: bool) -> None:
         raise _told(str(error)) from None
     if wait and not until(CAUGHT_UP, lambda: has_caught_up(consul)):
         raise _told(f"after {CAUGHT_UP:.0f} s its Consul server has not caught up with the others")
+    if wait:
+        until(TOKENS, lambda: knows_tokens(consul))  # it may take longer, which does no harm
+
+
+def _validate(binary: str) -> None:
+    words = [binary, "validate", str(CONFIGURATION)]
+    valid = subprocess.run(words, capture_output=True, text=True, check=False)
+    if valid.returncode:
+        raise ReleaseError(f"{valid.stderr.strip() or valid.stdout.strip()}")
+
+
+def reload(consul: Consul) -> None:
+    """Let the agent read again what needs no restart: its certificate and its own token.
+
+    :raises ReleaseError: where it could not, or does not answer afterwards
+    """
+    _validate(str(COMMAND))
+    systemd.systemctl("reload", UNIT)
+    if not until(ANSWERS, lambda: consul.get("/v1/status/leader") is not None):
+        raise _told(f"its Consul agent does not answer {ANSWERS:.0f} s after it was reloaded")
 
 
 def _told(what: str) -> ReleaseError:
@@ -58,7 +83,7 @@ def leave(consul: Consul) -> None:
     """Say goodbye to the cluster, and be started no more. One that never came up is in no
     cluster that it could leave."""
     if systemd.is_active(UNIT):
-        Consul(consul.access, timeout=LEAVING).put("/v1/agent/leave")
+        Consul(consul.access, consul.token, LEAVING).put("/v1/agent/leave")
     systemd.systemctl("disable", "--now", UNIT)
 
 

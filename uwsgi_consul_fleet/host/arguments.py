@@ -101,6 +101,11 @@ def _consul_commands(commands: Any) -> None:
     one = command("start", "start the agent anew with what lies here now", "binary")
     one.add_argument("--new", action="store_true", help="forget the servers that it knew")
     one.add_argument("--wait", action="store_true", help="until it follows a leader")
+    one.add_argument("--first", action="store_true", help="it has had no access control so far")
+    command("reload", "let the agent read its configuration and certificate again")
+    command("acl", "make tokens and policies as standard input says in JSON, in its second line")
+    command("stored", "print which registrations would lapse under default_policy deny, as JSON")
+    command("rekey", "change the gossip key of all members to that in line 2 of standard input")
     command("join", "find the cluster").add_argument("addresses", metavar="ADDRESS", nargs="+")
     command("leave", "leave the cluster, and be started no more")
     command("vote", "wait until this host votes as a server", "node").add_argument(

@@ -13,23 +13,68 @@ from contextlib import suppress
 from socket import gethostname
 from typing import Any
 
-from .consul import CONTENTS, FLEET, Consul, UnavailableError
+from . import keyring
+from .consul import (
+    ALIVE,
+    CONTENTS,
+    FAILED,
+    FLEET,
+    LEAVING,
+    UNKNOWN,
+    Consul,
+    UnavailableError,
+)
 from .says import ReleaseError
 
-ALIVE, LEAVING, FAILED = 1, 2, 4  # serf's status of a member
+ANONYMOUS = "00000000-0000-0000-0000-000000000002"  # the accessor of who shows no token
+MADE = "uwsgi-consul-fleet: "  # what the descriptions of our tokens begin with
+LEGACY = "legacy mode"  # what Consul 1.8 says as long as it has tokens of before 1.4 alone
 LEADER = 30.0  # seconds for a leader to be found
 DEMOTED = 10.0  # seconds for a former server to be seen as a client
 
 
 def status(consul: Consul) -> dict[str, Any]:
     """Of a server, by itself: whom it follows, which servers it counts, each as HOST:PORT, whose
-    the cluster is, what its services were put to, and who is in it; or why it could not be asked.
+    the cluster is, what its services were put to, who is in it, its access control and the
+    fingerprints of its gossip keys; or why it could not be asked.
     """
     try:
         peers = consul.get("/v1/status/peers") or []
-        return {**_known(consul), "peers": peers, "members": _everybody(consul)}
+        try:
+            found = {**_known(consul), "members": _everybody(consul), "acl": _acl(consul)}
+        except UnavailableError as error:
+            if error.status != 403 or UNKNOWN not in str(error):
+                raise
+            found = _before_tokens(consul)
+        return {**found, "peers": peers, "keys": keyring.fingerprints()}
     except UnavailableError as error:
-        return {"problem": str(error)}
+        return {"problem": str(error), "refused": error.status == 403}
+
+
+def _before_tokens(consul: Consul) -> dict[str, Any]:
+    """What a server says that refuses whoever has no token, and was given none yet: the run that
+    started it was interrupted."""
+    leader = consul.get("/v1/status/leader")
+    return {"leader": leader, "fleet": "", "contents": None, "members": [], "acl": None}
+
+
+def _acl(consul: Consul) -> dict[str, Any] | None:
+    """The policies of each token, by its accessor; None where there is no access control, or the
+    token may not ask for it."""
+    try:
+        listed = consul.get("/v1/acl/tokens")
+        policies = {each["Name"]: each["Description"] for each in consul.get("/v1/acl/policies")}
+    except UnavailableError as error:
+        if error.status in (401, 403, 500):
+            return None
+        raise
+    tokens = {
+        each["AccessorID"]: [policy["Name"] for policy in each.get("Policies") or ()]
+        for each in listed
+    }
+    made = [each["AccessorID"] for each in listed if each["Description"].startswith(MADE)]
+    anonymous = tokens.pop(ANONYMOUS, [])
+    return {"tokens": tokens, "made": made, "policies": policies, "anonymous": anonymous}
 
 
 def agent(consul: Consul) -> dict[str, Any]:
@@ -53,8 +98,14 @@ def _known(consul: Consul) -> dict[str, Any]:
 
 def _fleet(consul: Consul) -> str:
     """'' where nobody wrote it down. While there is no leader it may not be known."""
+    at = f"/v1/kv/{consul.access.keys}{FLEET}?raw"
     try:
-        return json.dumps(consul.get(f"/v1/kv/{consul.access.keys}{FLEET}?raw&stale"))
+        try:
+            return json.dumps(consul.get(f"{at}&stale"))
+        except UnavailableError as error:
+            if UNKNOWN not in str(error):
+                raise
+            return json.dumps(consul.get(at))  # the leader, who may know the token
     except UnavailableError as error:
         if error.status in (404, 500):
             return ""
@@ -128,12 +179,53 @@ def servers(consul: Consul, query: str = "") -> Any:
 def has_caught_up(consul: Consul) -> bool:
     """Whether the server of this host has applied all that its leader had when it was asked, votes,
     and counts as healthy."""
+    try:
+        itself = consul.get("/v1/agent/self")
+    except UnavailableError as error:
+        if UNKNOWN not in str(error):
+            raise
+        # Its leader is the next to be restarted, or the one after that, and until then no sign of
+        # life of an application on this host is taken: what is sure is that it follows, and counts.
+        return bool(consul.get("/v1/status/leader"))
     health = {each["Name"]: each for each in consul.health()}
-    itself = consul.get("/v1/agent/self")
     mine = health.get(itself["Config"]["NodeName"], {"Healthy": False})
     led = [each["LastIndex"] for each in health.values() if each["Leader"]]
     applied = int(itself["Stats"]["raft"]["applied_index"])
     return bool(led and mine["Healthy"] and mine["Voter"] and applied >= led[0])
+
+
+def has_company(consul: Consul) -> bool:
+    """Whether this agent's gossip reaches most of the servers that there are: it has the key that
+    they have. One that may not say so is taken for one that does."""
+    try:
+        peers = consul.get("/v1/status/peers") or []
+        alive = [each["Status"] == ALIVE for each in _members(consul) if _is_server(each)]
+    except UnavailableError as error:
+        return error.status == 403
+    return bool(sum(alive) > len(peers) // 2)
+
+
+def knows_tokens(consul: Consul) -> bool:
+    """Whether this agent tells one token from another, or won't before others are restarted, too.
+
+    Consul 1.8 starts without that, and then lists nothing under default_policy deny, whatever token
+    is shown.
+    """
+    try:
+        consul.get("/v1/acl/token/self")
+    except UnavailableError as error:
+        if LEGACY not in str(error):
+            return error.status != 0
+        try:
+            _members(consul)
+            return False
+        except UnavailableError as refused:
+            return UNKNOWN in str(refused)
+    return True
+
+
+def _is_server(member: dict[str, Any]) -> bool:
+    return bool(member["Tags"].get("role") == "consul")
 
 
 def until(seconds: float, look: Callable[[], bool]) -> bool:

@@ -17,10 +17,17 @@ from .says import ReleaseError
 
 ADDRESS = "http://127.0.0.1:8500"  # where an agent usually answers
 CONFIG = "/etc/uwsgi-consul-fleet/agent.json"
+# Of an agent of the fleet's own.
+DATA = Path("/var/lib/consul")
+CONFIGURATION = Path("/etc/uwsgi-consul-fleet/consul.d")
 TIMEOUT = 10  # seconds for an answer
+# What Consul says (403) to a token that it does not know; and 1.8 to everybody who asks what the
+# agent itself answers, while it has access control and the servers' leader does not.
+UNKNOWN = "ACL not found"
 KEYS = "uwsgi-consul-fleet/"  # what all our keys begin with, in a Consul of the fleet's own
 FLEET = "fleet"  # the key behind it that says whose the cluster is, or this part of it
 CONTENTS = "contents/"  # below it, what each service was put to
+ALIVE, LEAVING, FAILED = 1, 2, 4  # serf's status of a member
 # What a token must allow for paths that begin so.
 PERMISSIONS = (
     ("/v1/kv/", 'key_prefix "{keys}" {{ policy = "write" }}'),
@@ -45,7 +52,8 @@ class Access(NamedTuple):
 
     ``address`` is ``http://HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; the others
     are paths of files. The token in ``token_file`` is the host's own. ``keys`` is what our keys
-    begin with.
+    begin with. ``other`` is never in the file: the token to show to a cluster that does not know
+    the deploy's, '' for none; None where the deploy's alone counts.
     """
 
     address: str = ADDRESS
@@ -54,6 +62,7 @@ class Access(NamedTuple):
     cert_file: str = ""
     key_file: str = ""
     keys: str = KEYS
+    other: str | None = None
 
     @classmethod
     def read(cls, path: str = CONFIG) -> Access:
@@ -67,7 +76,8 @@ class Access(NamedTuple):
 
     def told(self, line: str) -> tuple[Access, str]:
         """With what whoever deploys knows better, and the deploy's token: JSON, in which files are
-        themselves (``ca``, ``cert``, ``key``). None of it is written down here."""
+        themselves (``ca``, ``cert``, ``key``), and ``other`` as above. None of it is written down
+        here."""
         said = json.loads(line.strip() or "{}")
         token = said.pop("token", "")
         for kind in ("ca", "cert", "key"):
@@ -120,7 +130,11 @@ class Consul:
         """
         self.access = access
         self.timeout = timeout
-        self._token = token
+        self.token = token
+
+    def showing(self, token: str) -> Consul:
+        """The same agent, asked with this token and no other."""
+        return Consul(self.access._replace(other=None), token, self.timeout)
 
     def get(self, path: str) -> Any:
         """The decoded answer; :raises UnavailableError: with the reason"""
@@ -149,14 +163,49 @@ class Consul:
         return self._ask("GET", f"{path}{joint}index={index}&wait={wait}s")
 
     def _ask(self, method: str, path: str, body: Any = None, fine: int = 0) -> tuple[Any, str]:
+        """A token that the cluster does not know (yet) is no reason to fail where it would answer
+        without one. That is found out each time: it may know it at the next question."""
+        other = self.access.other
+        tokens = [self.token] if other is None else [self.token, *filter(None, [other]), ""]
+        unknown: UnavailableError | None = None
+        for token in dict.fromkeys(tokens):
+            try:
+                if unknown and not token:
+                    self._expect_open()
+                return self._once(token, method, path, body, fine)
+            except UnavailableError as error:
+                if unknown and not token and error.status == 403:
+                    break
+                if error.status != 403 or UNKNOWN not in str(error):
+                    raise
+                unknown = unknown or error
+        assert unknown
+        raise unknown
+
+    def _expect_open(self) -> None:
+        """To who shows no token, lists are not refused but empty, as if all were gone; a key is.
+
+        :raises UnavailableError: where this cluster refuses it
+        """
+        try:
+            self._once("", "GET", f"/v1/kv/{self.access.keys}{FLEET}")
+        except UnavailableError as error:
+            if error.status == 403:
+                raise
+
+    def _once(
+        self, token: str, method: str, path: str, body: Any = None, fine: int = 0
+    ) -> tuple[Any, str]:
         try:
             data = b"" if body is None else json.dumps(body).encode()
-            status, headers, text = self._exchange(method, path, data)
+            status, headers, text = self._exchange(token, method, path, data)
             if status < 400 or status == fine:
                 return json.loads(text) if text else None, headers.get("x-consul-index", "0")
         except (OSError, ValueError) as error:
             at, reason = self.access.address, str(error) or type(error).__name__
             raise UnavailableError(f"Consul at {at} does not answer: {reason}") from error
+        if status == 409 and "Permission denied" in text:  # of a transaction
+            status = 403
         raise UnavailableError(self._told(status, path, text), status)
 
     def _told(self, status: int, path: str, text: str) -> str:
@@ -166,9 +215,11 @@ class Consul:
         hint = f"; the token needs {needs.format(keys=self.access.keys)}" if needs else ""
         return f"Consul refuses {path} (403): {text}{hint}"
 
-    def _exchange(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], str]:
+    def _exchange(
+        self, token: str, method: str, path: str, body: bytes
+    ) -> tuple[int, dict[str, str], str]:
         lines = [f"{method} {path} HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]
-        if token := self._token or self.access.token():
+        if token := token or self.access.token():
             lines.append(f"X-Consul-Token: {token}")
         if any(not line.isprintable() for line in lines):
             raise ValueError("a token or a name is more than one line")

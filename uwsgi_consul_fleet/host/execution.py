@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tty
 
-from . import elsewhere, store
+from . import app_token, elsewhere, store
 from .says import ReleaseError
 from .store import Release
 from .told import told
@@ -76,9 +76,10 @@ def _properties(release: Release) -> list[str]:
     its = told(release.folder, port)
     # With its /tmp.
     found = [*alike, f"WorkingDirectory={its.work}", f"JoinsNamespaceOf={service}"]
+    variables = {**app_token.variables(release.app), **its.variables}
     return [
         *(f"--property={each}" for each in found),
-        *(f"--setenv={name}={value}" for name, value in its.variables.items()),
+        *(f"--setenv={name}={value}" for name, value in variables.items()),
     ]
 
 

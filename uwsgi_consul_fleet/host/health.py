@@ -7,7 +7,9 @@ import json
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from . import systemd
@@ -18,6 +20,7 @@ from .store import Release
 SOCKETS = Path("/run/uwsgi-consul-fleet")
 INTERVAL = 0.1  # seconds between two looks
 WATCH_INTERVAL = 0.25
+REFUSED = 403
 CHANGE = 2  # seconds in which Consul tells of a change, or says that there was none
 
 
@@ -144,7 +147,7 @@ def refuse_others(consul: Consul, app: str, ids: Iterable[str]) -> None:
     registration would be replaced"""
     for one in ids:
         try:
-            there = consul.get(f"/v1/agent/service/{quote(one)}")
+            there = _registered(consul, one)
         except UnavailableError:
             continue  # it has none, or may not tell; then Consul guards it
         if there["Service"] != app and "generation" not in (there.get("Meta") or {}):
@@ -152,6 +155,72 @@ def refuse_others(consul: Consul, app: str, ids: Iterable[str]) -> None:
                 f"the Consul agent has {one} already, for {there['Service']} on port "
                 f"{there['Port']}, which is not ours: give the instance another id (instances)"
             )
+
+
+def hold_places(consul: Consul, release: Release) -> list[str]:
+    """Take the release's ids from what else of ours has them on this host, as an application of
+    another name: where Consul denies what is not allowed the release's token may not. Elsewhere it
+    takes them itself.
+
+    Held for a service that the token of what had them may not write, they are not taken back.
+
+    :returns: the ids that are held now
+    """
+    others = [each for each in release.instances if _is_anothers(consul, release.app, each.id)]
+    if not others or not _denies(consul):
+        return []
+    held = []
+    for each in others:
+        place = {
+            "ID": each.id,
+            "Name": release.app,
+            "Port": each.port,
+            "Meta": {"generation": release.generation},
+            "Check": {
+                "Name": "about to start",
+                "TTL": "1m",
+                # Where nobody is left to do it.
+                "DeregisterCriticalServiceAfter": f"{release.health_timeout + 60}s",
+            },
+        }
+        with suppress(UnavailableError):  # of a Consul that is not the fleet's: as without
+            consul.put("/v1/agent/service/register", place)
+            held.append(each.id)
+            # What is there already under this name would go on saying how it is.
+            consul.put(f"/v1/agent/check/fail/service:{quote(each.id, safe='')}")
+    return held
+
+
+def leave_places(consul: Consul, release: Release, held: Iterable[str]) -> None:
+    """Give ids back that were held for a release, or that it has registered since: what had them
+    registers itself again."""
+    for one in held:
+        with suppress(UnavailableError):  # Consul does it after a while
+            meta = _registered(consul, one).get("Meta") or {}
+            if meta.get("generation") == release.generation:
+                consul.put(f"/v1/agent/service/deregister/{quote(one, safe='')}")
+
+
+def _is_anothers(consul: Consul, app: str, one: str) -> bool:
+    """Whether an id is registered for another application of ours."""
+    try:
+        there = _registered(consul, one)
+    except UnavailableError:
+        return False
+    return there["Service"] != app and "generation" in (there.get("Meta") or {})
+
+
+def _registered(consul: Consul, one: str) -> dict[str, Any]:
+    return dict(consul.get(f"/v1/agent/service/{quote(one, safe='')}"))
+
+
+def _denies(consul: Consul) -> bool:
+    """Whether the agent refuses what nobody is allowed: then it refuses this without a token."""
+    try:
+        Consul(consul.access._replace(token_file="")).get("/v1/agent/self")
+    except UnavailableError as error:
+        return error.status == REFUSED
+    return False
 
 
 def wait_for_consul(consul: Consul, release: Release) -> None:

@@ -20,7 +20,9 @@ LOCK = Path("/run/uwsgi-consul-fleet.lock")
 
 
 def main() -> int:
-    options = dict(STATUS) if sys.argv[1:] == ["consul", "status"] else _parsed()
+    told = sys.argv[1:2] == ["--access-stdin"]
+    is_status = sys.argv[1 + told :] == ["consul", "status"]
+    options = {**STATUS, "access_stdin": told} if is_status else _parsed()
     os.umask(0o022)  # whatever the session's: applications read what is written here
     # A lost connection must not end what is half done.
     for number in (signal.SIGHUP, signal.SIGPIPE):
@@ -39,7 +41,6 @@ def main() -> int:
 # server's `consul status`, and to make the parser takes longer than to ask.
 STATUS: dict[str, Any] = {
     "agent_file": CONFIG,
-    "access_stdin": False,
     "command": "consul",
     "action": "status",
 }
@@ -99,16 +100,34 @@ def _alone(doing: str) -> Iterator[None]:
 
 
 def _ask(consul: Consul, action: str, **options: Any) -> None:
-    if action in ("start", "leave", "vote"):
+    found = None
+    if action in ("start", "reload", "leave", "vote"):
         from . import agent
 
         getattr(agent, action)(consul, **options)
-        return
-    from . import cluster
+    elif action == "acl":
+        from . import acl
 
-    found = getattr(cluster, action)(consul, **options)
+        found = acl.converge(consul, _told())
+    elif action == "stored":
+        from . import stored
+
+        found = stored.look(consul, _told()["may"])
+    elif action == "rekey":
+        from . import keyring
+
+        keyring.rotate(consul, **_told())
+    else:
+        from . import cluster
+
+        found = getattr(cluster, action)(consul, **options)
     if found is not None:
         print(json.dumps(found))
+
+
+def _told() -> Any:
+    """What is told behind the access, and must stand in no list of processes."""
+    return json.loads(sys.stdin.readline())
 
 
 def _change(consul: Consul, command: str, **options: Any) -> None:

@@ -9,7 +9,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from . import ownership, store, systemd, units, workers
+from . import app_token, ownership, store, systemd, units, workers
 from .says import say
 
 
@@ -47,13 +47,15 @@ def running(app: str) -> list[str]:
 
 
 def remove(app: str, purge: bool) -> None:
-    """Remove its user and, where ``purge``, its releases; what they shared stays."""
+    """Remove its user, its token and, where ``purge``, its releases; what they shared stays."""
     ownership.expect(app)
     folder = store.folder(app)
     shared = _close(folder / store.SHARED)
     if purge:
         _clear(folder)
     _close(folder)
+    # Before its group: whoever gets its number next could read it.
+    app_token.file(app).unlink(missing_ok=True)
     # By the user, and then by the record, the next deploy looks here again.
     ownership.remove_user(app)
     if not folder.exists():

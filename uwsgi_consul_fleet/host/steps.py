@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from . import content, retire, store
+from . import app_token, content, retire, store
 from .says import ReleaseError, say
 from .store import SHARED
 from .told import told
@@ -120,7 +120,9 @@ class Steps:
         usual = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": own, "TMPDIR": own, "SHELL": "/bin/sh"}
         name = self.user.pw_name
         names = {"USER": name, "LOGNAME": name}
-        found = {**usual, **names, **self._told.variables, **self._variables}
+        # Its user has the application's name.
+        found = {**usual, **names, **app_token.variables(name)}
+        found |= {**self._told.variables, **self._variables}
         if (venv := self.folder / "venv").exists():
             found.update(VIRTUAL_ENV=str(venv), PATH=f"{venv}/bin:{found['PATH']}")
         return found

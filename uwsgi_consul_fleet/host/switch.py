@@ -46,6 +46,7 @@ def switch(
     retire.give_back(app)
     ran = retire.running(app)
     opened = units.closed_ports(new)
+    held: list[str] = []
     with _side_by_side(app).open("w") as lock:
         try:
             _clear_trials(app)
@@ -53,11 +54,15 @@ def switch(
             if not store.has_served(new):
                 _try(new)
             units.open_sockets(new, opened)
+            if not without_consul:
+                held = health.hold_places(consul, new)
             _replace_by(new, lock, watched=not store.has_served(new), again=old == new)
             if not without_consul:
                 _wait_for_consul(consul, new)
         except (ReleaseError, OSError) as error:
-            raise ReleaseError(f"{error}\n{_undo(new, old, opened, ran, lock)}") from None
+            undone = _undo(new, old, opened, ran, lock)
+            health.leave_places(consul, new, held)
+            raise ReleaseError(f"{error}\n{undone}") from None
     say(f"{new.release} serves on port {_ports(new)}")
     try:
         if undo and old:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
-from . import elsewhere, store, systemd, told, workers
+from . import app_token, elsewhere, store, systemd, told, workers
 from .says import ReleaseError, say
 from .store import Release
 from .systemd import RUNTIME, UNITS
 
 LISTEN = re.compile(r"^ListenStream=\[?(.*?)\]?:(\d+)$", re.MULTILINE)
 EVERY = ("0.0.0.0", "::")  # noqa: S104
+CONSUL = "consul.conf"  # the drop-in of services that says how Consul knows them
 
 
 def install(release: Release, before: Release | None = None) -> None:
@@ -31,6 +33,9 @@ def install(release: Release, before: Release | None = None) -> None:
     for worker, unit in zip(release.workers, release.worker_units):
         wanted[f"{worker.name}.service"] = UNITS / unit
     copied = [_put(elsewhere.unit(release, name), path) for name, path in wanted.items()]
+    said = app_token.drop_in(release.app)
+    services = [path for path in wanted.values() if path.suffix == ".service"]
+    copied += [_say(said, _template(path)) for path in services]
     # A reload takes systemd a good part of a second on a busy host.
     if any(copied):
         systemd.systemctl("daemon-reload")
@@ -52,6 +57,24 @@ def _put(text: str, target: Path) -> bool:
     if there == text:
         return False
     store.write(target, text)
+    return True
+
+
+def _template(service: Path) -> Path:
+    """Where drop-ins are for all releases that this service has."""
+    return service.with_name(f"{service.name.partition('@')[0]}@.service.d")
+
+
+def _say(text: str, template: Path) -> bool:
+    """Let a drop-in say so, or nothing; returns whether that changed anything."""
+    path = template / CONSUL
+    if text:
+        return _put(text, path)
+    if not path.exists():
+        return False
+    path.unlink()
+    with suppress(OSError):  # somebody else's are in it too
+        template.rmdir()
     return True
 
 
@@ -164,8 +187,8 @@ def close_sockets(app: str, ports: list[int]) -> None:
 
 
 def remove_unused(app: str) -> None:
-    """The units of releases that neither run nor should; they come back from a release's
-    folder when it is to run, and systemd reads that then."""
+    """The units of releases that neither run nor should, with drop-ins that are for no other; they
+    come back from a release's folder when it is to run, and systemd reads that then."""
     current = store.current(app)
     kept = {*systemd.active(f"{app}-*@*.service"), *workers.running(app)}
     if current:
@@ -174,6 +197,11 @@ def remove_unused(app: str) -> None:
         for path in folder.glob(f"{app}[-.]*@*.service"):
             if systemd.services(app).fullmatch(path.name) and path.name not in kept:
                 path.unlink()
+        for template in folder.glob(f"{app}[-.]*@.service.d"):
+            name = template.name.removesuffix(".service.d")
+            is_its = systemd.services(app).fullmatch(f"{name}_.service")
+            if is_its and not any(folder.glob(f"{name}*.service")):
+                _say("", template)
 
 
 def remove_target(app: str) -> None:

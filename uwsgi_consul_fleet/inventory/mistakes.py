@@ -114,7 +114,7 @@ def of_fleet(fleet: "Fleet") -> list[str]:
         problems += _instance_problems(host) + _address_problems(host, hosts)
     for app in fleet.services:
         problems += _worker_problems(fleet.serving(app))
-    return problems + _fleet_wide_problems(fleet) + _agent_problems(hosts)
+    return problems + _fleet_wide_problems(fleet) + _agent_problems(hosts) + _of_secrets(fleet)
 
 
 def _worker_problems(hosts: "Sequence[AppHost]") -> list[str]:
@@ -268,6 +268,23 @@ def _agent_problems(hosts: "list[Host]") -> list[str]:
             "what is kept in Consul lies below this name"
         )
     return problems
+
+
+def _of_secrets(fleet: "Fleet") -> list[str]:
+    """Of where those of a Consul of its own are kept. They are the same for all hosts."""
+    given = [
+        key
+        for key in ("secrets_load", "secrets_save")
+        if any(getattr(host.settings, key) for host in fleet.hosts)
+    ]
+    if len(given) == 1:
+        return [f"{given[0]}: secrets_load and secrets_save belong together: set both, or none"]
+    if given and not fleet.brings_consul:
+        return [
+            'secrets_load: there are no secrets of a fleet with consul_source = "none"; '
+            "consul_token says where the token is"
+        ]
+    return []
 
 
 def warnings(groups: Groups) -> list[str]:

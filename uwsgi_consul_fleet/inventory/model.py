@@ -23,6 +23,7 @@ from uwsgi_consul_fleet.inventory.settings import (
     told_missing,
     unknown,
 )
+from uwsgi_consul_fleet.inventory.vault import NOWHERE, Vault
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Host:
     """A machine of the fleet with what should run on it; ``node`` is what Consul calls it.
 
     ``applications`` are the host as each of its applications has it, ``instances`` those of all.
+    ``vault`` is where the secrets of its fleet are.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Host:
     instances: tuple[Instance, ...]
     data: Mapping[str, Any] = field(repr=False)
     applications: tuple["AppHost", ...] = field(default=(), repr=False)
+    vault: Vault = NOWHERE
 
     @property
     def brings_consul(self) -> bool:
@@ -119,12 +122,18 @@ class Fleet:
     services: tuple[str, ...] = ()
     is_part: bool = False
     notes: tuple[str, ...] = ()
-    folder: Path = Path()  # of its inventory
+    file: Path = Path()  # its inventory
+    whole: "Fleet | None" = field(default=None, repr=False, compare=False)  # that it is a part of
 
     @property
     def name(self) -> str | None:
         """What the operator calls it, if anything."""
         return next((host.settings.fleet for host in self.hosts), None)
+
+    @property
+    def folder(self) -> Path:
+        """Of its inventory."""
+        return self.file.parent
 
     @cached_property
     def active(self) -> tuple[Host, ...]:
@@ -185,6 +194,14 @@ class Fleet:
     def instances(self) -> tuple[Instance, ...]:
         return tuple(instance for host in self.hosts for instance in host.instances)
 
+    def kept_in(self, vault: Vault) -> Self:
+        """With its secrets there."""
+        hosts = []
+        for host in self.hosts:
+            its = tuple(replace(each, vault=vault) for each in host.applications)
+            hosts.append(replace(host, applications=its, vault=vault))
+        return replace(self, hosts=tuple(hosts))
+
     def host(self, name: str) -> Host:
         return next(host for host in self.hosts if host.name == name)
 
@@ -205,7 +222,7 @@ class Fleet:
             its = tuple(each for each in host.applications if each.app == app)
             instances = tuple(instance for each in its for instance in each.instances)
             hosts.append(replace(host, applications=its, instances=instances))
-        return replace(self, hosts=tuple(hosts), services=(app,), is_part=True)
+        return replace(self, hosts=tuple(hosts), services=(app,), is_part=True, whole=self)
 
 
 def build(

@@ -10,6 +10,7 @@ from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError, InventoryError
 from uwsgi_consul_fleet.inventory import applications, model
+from uwsgi_consul_fleet.inventory.vault import FOLDER, NOWHERE, Vault
 
 # The address under which a host of that name and with that data is reached, or OSError.
 Resolve = Callable[[str, Mapping[str, Any]], str]
@@ -80,4 +81,24 @@ def build(
         if named and used & {file.stem.replace("-", "_") for file in files}:
             raise InventoryError([*error.problems, note]) from None  # so its groups are unknown
         raise
-    return replace(fleet, folder=path.parent, notes=(note,) if named and files else ())
+    fleet = fleet.kept_in(_vault(fleet, path.resolve()))
+    return replace(fleet, file=path, notes=(note,) if named and files else ())
+
+
+def _vault(fleet: model.Fleet, path: Path) -> Vault:
+    """Where its secrets are; nowhere, where Consul is not its own."""
+    servers = [host for host in fleet.hosts if host.is_consul_server]
+    if not fleet.brings_consul or not servers:
+        return NOWHERE
+    settings = servers[0].settings
+    name = fleet.name or _named(fleet, path, servers[0].name)
+    return Vault(path.parent, name, settings.secrets_load or "", settings.secrets_save or "")
+
+
+def _named(fleet: model.Fleet, path: Path, first: str) -> str:
+    """Of a fleet without a name: after its inventory and its first server; as it was, where another
+    one was the first."""
+    hosts = dict.fromkeys([first, *(host.name for host in fleet.hosts)])
+    names = [f"{path.stem}-{name}" for name in hosts]
+    there = (name for name in names if (path.parent / FOLDER / name).is_dir())
+    return next(there, names[0])

@@ -80,14 +80,17 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
 # Where a secret is: a file on this machine, or $NAME for a variable of its environment.
 Secret = Annotated[str, StringConstraints(pattern=r"^(\$[A-Za-z_][A-Za-z0-9_]*|[^$\s][^\n]*)$")]
+# A service's name, which may be another's than an application of ours.
+Service = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 Percentage = Annotated[str, StringConstraints(pattern=r"^([1-9]\d?|100)%$")]
 Duration = Annotated[str, AfterValidator(lambda text: _duration(text))]
 Network = Annotated[str, AfterValidator(lambda text: str(ip_network(text)))]
 # What a host can't have of its own: it is about the whole run, or about the one roll-out over all
 # hosts.
-OF_A_RUN = ("fleet", "wait", "hook_timeout")
+OF_A_RUN = ("fleet", "wait", "hook_timeout", "secrets_load", "secrets_save", "dns")
 FLEET_WIDE = (
-    *OF_A_RUN, "canary", "batch", "on_failure", "max_unavailable", "max_failed_hosts",
+    *OF_A_RUN, "app_discovers",
+    "canary", "batch", "on_failure", "max_unavailable", "max_failed_hosts",
 )  # fmt: skip
 # Of agents that are there already: without effect on one that is brought.
 OF_AN_AGENT = tuple(
@@ -265,6 +268,17 @@ class HostSettings(BaseModel):
     hook_timeout: int = Field(default=300, ge=1, le=86400)
     """Seconds for each of the hooks in the operator's folder hooks/: see docs/operations.md."""
 
+    secrets_load: Command | None = None
+    """Prints the fleet's secrets, where a team keeps them in a place of its own, such as
+    "[ ! -e $FLEET.json ] || sops decrypt $FLEET.json": a line for a shell on this machine, in the
+    inventory's folder, with the fleet's name in $FLEET. It prints nothing where there are none yet,
+    and fails where it can't know. None: a file below .fleet/ beside the inventory, which a second
+    operator needs, too. See docs/security.md."""
+
+    secrets_save: Command | None = None
+    """Keeps there what comes on its standard input, in place of what was there, as "sops encrypt
+    --filename-override $FLEET.json --output $FLEET.json /dev/stdin"; both are set, or none."""
+
     purge: bool = True
     """Whether a retired host also loses its releases and Consul's data."""
 
@@ -326,6 +340,10 @@ class HostSettings(BaseModel):
 
     consul_key_file: str | None = None
     """Its key."""
+
+    dns: bool = False
+    """Whether Consul's DNS answers on the hosts, although a question in it carries no token: then
+    anybody there may look up which services and nodes there are."""
 
     address: Annotated[str, AfterValidator(_address)] | None = None
     """Where other hosts reach a host, if ssh reaches it under another address: to be set beside
@@ -465,6 +483,11 @@ class Settings(HostSettings):
     """Networks from which the instances can be reached, such as ["10.1.0.0/24", "fd00:1::/64"],
     beside the fleet's own hosts, which always can: so [] is these alone. None: from everywhere."""
 
+    app_discovers: tuple[Service, ...] | None = None
+    """Services in Consul that it looks up, such as ["payments", "search"]; itself it always finds.
+    [] for none. None: all of them where versions before 0.5 served the fleet, until each
+    application has this set; else none."""
+
     check_ttl: int = Field(default=10, ge=1, le=86400)
     """Seconds without a sign of life after which Consul calls an instance critical."""
 
@@ -581,8 +604,9 @@ PYINFRA_KEYS = frozenset(
     """.split()  # noqa: SIM905 - a name a line would be two pages
 )
 KNOWN_KEYS = frozenset(Settings.model_fields) | PYINFRA_KEYS
-# What is typed as --data and is no setting: the one application that a deploy is about.
-TYPED = frozenset({"app"})
+# What is typed as --data and is no setting: the one application that a deploy is about, and, by
+# `invoke secrets.rotate`, which secrets are replaced.
+TYPED = frozenset({"app", "rotate"})
 
 
 def is_text(key: str) -> bool:

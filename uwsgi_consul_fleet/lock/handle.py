@@ -90,13 +90,14 @@ def prepare() -> None:
 
 def reached(server: str, data: Mapping[str, Any]) -> None:
     """A Consul server to which the run has connected: one that was prepared connects to the first
-    of them while the run goes on to load what it is made of, as this takes as long.
+    of them while the run goes on to load what it is made of, as this takes as long. What is to be
+    shown to its Consul is not known yet: it says nothing there before :meth:`Handle.go_to`.
 
     :param data: see `options.plain`
     """
     if _ready and not _ready[-1].told:
         with suppress(OSError):  # who asks it will notice that it is gone
-            _ready[-1].go_to({"name": server, "data": data, "stdin": ""})
+            _ready[-1].go_to({"name": server, "data": data, "stdin": None})
 
 
 def get() -> Handle:

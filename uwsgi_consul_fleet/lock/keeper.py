@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from uwsgi_consul_fleet import host_program
@@ -34,11 +34,11 @@ LAST_ANSWER = 11.0  # seconds
 @dataclass(frozen=True)
 class Server:
     """A Consul server, as far as ssh needs to know it; ``stdin`` is what the host program is to
-    know of its agent (see consul/access.py)."""
+    know of its agent (see consul/access.py), None where that is not known yet."""
 
     name: str
     data: Mapping[str, Any]
-    stdin: str
+    stdin: str | None
 
 
 class Session:
@@ -49,21 +49,28 @@ class Session:
         self.server = server
         with ExitStack() as stack:
             connection = stack.enter_context(ssh.connect(server))
-            told = ("--access-stdin",) if server.stdin else ()
-            words = (*host_program.carried(), *told, "lock-session")
+            words = (*host_program.carried(), "--access-stdin", "lock-session")
             self._running = ssh.Running(connection, f"exec {shlex.join(words)}", timeout=ANSWER)
             self._running.begin(ANSWER)
             self._channel = self._running.channel
-            self._unsent = server.stdin.encode()
+            self._is_told = False
             self._replies = self._channel.makefile("r")
             self._stack = stack.pop_all()
+
+    def is_on(self, server: Server) -> bool:
+        """Whether that is its server, of whose agent it was told the same, or nothing yet."""
+        known = self.server if self._is_told else replace(self.server, stdin=server.stdin)
+        return known == server
 
     def ask(self, message: Message) -> Message:
         """:raises UnreachableError: where no answer comes"""
         self._channel.settimeout(ANSWER if message["do"] in ("beat", "take") else LAST_ANSWER)
+        # Of its agent it is told with the first message: it may have been started before that
+        # was known.
+        told = "" if self._is_told else self.server.stdin or "\n"
         try:
-            self._channel.sendall(self._unsent + json.dumps(message).encode() + b"\n")
-            self._unsent = b""
+            self._channel.sendall((told + json.dumps(message) + "\n").encode())
+            self._is_told = True
             line = self._replies.readline()
             if not line:
                 raise EOFError(self._running.last_words() or "connection lost")
@@ -110,8 +117,13 @@ class Keeper:
         """Say that the lock is wanted, when it is time to, from before it is taken."""
         if self._state["state"] == "lost" or time.monotonic() - self._asked < BEAT:
             return
-        if self._session or self._taken:
+        if (self._session or self._taken) and not self._is_early:
             self.ask({"do": "beat"})
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether it is to connect already, while nobody knows yet what to tell there."""
+        return bool(self._servers) and self._servers[0].stdin is None
 
     def _ask(self, message: Message) -> Message:
         """Ask the session there is; where it does not answer, one on another server, and at
@@ -155,7 +167,7 @@ class Keeper:
         return reply
 
     def _leave(self) -> None:
-        """Tell a server that it would give up a lock with which another one goes on."""
+        """Tell a server that it would give up a lock with which another session goes on."""
         if self._session and self._taken:
             with suppress(UnreachableError):
                 self._session.ask({"do": "forget"})
@@ -163,12 +175,19 @@ class Keeper:
     def go_to(self, servers: Iterable[Server]) -> None:
         """Be ready for the first message, on one of these; on the one where it is, if it is of them
         and to be asked the same way."""
-        there = self._session and self._session.server
+        there = self._session
         # The first one that is left is the one there.
-        self._servers = sorted(servers, key=lambda each: each != there)
-        if self._servers[:1] != [there]:
+        self._servers = sorted(servers, key=lambda each: not (there and there.is_on(each)))
+        if there and self._servers and there.is_on(self._servers[0]):
+            there.server = self._servers[0]
+        else:
+            self._leave()
             self.close()
-        self._ask({"do": "beat"})
+        if self._is_early:
+            with suppress(UnreachableError):  # it is tried again, with the others
+                self._session = self._session or Session(self._servers[0])
+        else:
+            self._ask({"do": "beat"})
 
     def close(self) -> None:
         if self._session:

@@ -58,11 +58,20 @@ class Lock:
         self._seen: str | None = None
         self._claim: Message = {}
         self._keeper = keeper.get()
-        known = (
+        self._servers = [*servers]
+        self._told: list[Message] | None = None
+        self.tell()
+
+    def tell(self) -> None:
+        """Let the keeper show to Consul what is shown by now: a fleet's secrets may have been made,
+        or changed, since it was told."""
+        known: list[Message] = [
             {"name": host.name, "data": plain(host.data), "stdin": access(host).stdin}
-            for host in servers
-        )
-        self._keeper.go_to(*known)
+            for host in self._servers
+        ]
+        if known != self._told:
+            self._told = known
+            self._keeper.go_to(*known)
 
     def look(self, refuse: bool = True) -> None:
         """Note who had the lock last, before anything is decided: :meth:`take` refuses where
@@ -130,6 +139,7 @@ class Lock:
             claim["fleet"] = identity.as_dict()
         self._claim = {"since": now(), **claim}
         message = {"do": "take", "claim": claim}
+        self.tell()
         self._began = self._began or time.monotonic()
         deadline = time.monotonic() + wait
         while (reply := self._keeper.ask(message, FAR_ANSWER))["state"] != "held":
@@ -306,7 +316,7 @@ def unlock(fleet: Fleet, held: Message) -> None:
 @contextmanager
 def _consul(fleet: Fleet) -> Iterator[Any]:
     catalog = _catalog()
-    with catalog.api(fleet) as way, catalog.client(way) as consul:
+    with catalog.api(fleet, "deploy") as way, catalog.client(way) as consul:
         yield consul
 
 

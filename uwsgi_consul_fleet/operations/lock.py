@@ -28,7 +28,7 @@ from uwsgi_consul_fleet.hooks import Frame
 from uwsgi_consul_fleet.host.lock_session import AND
 from uwsgi_consul_fleet.lock.lock import PATIENCE, Lock
 from uwsgi_consul_fleet.operations import hooks, ownership
-from uwsgi_consul_fleet.operations.consul import cluster
+from uwsgi_consul_fleet.operations.consul import cluster, secrets
 from uwsgi_consul_fleet.operations.files import fail
 from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
 from uwsgi_consul_fleet.ownership.identity import ForeignError
@@ -47,6 +47,8 @@ class Guard:
     def __init__(self, run: Run) -> None:
         """Follow the run's operations, its signals and its end."""
         self._run = run
+        if run.fleet.brings_consul:
+            secrets.kept(run)
         self.lock = None if run.pyinfra.is_dry else self._lock()
         self.releases: dict[str, str] = {}
         self.contents: defaultdict[str, set[Content]] = defaultdict(set)
@@ -54,6 +56,8 @@ class Guard:
         self.written: set[str] = set()
         self.held = False
         self.interrupted = False
+        replaced = run.pyinfra.typed.get("rotate")
+        self._what = f"replacement of secrets ({replaced})" if replaced else "deploy"
         self._frame: Frame | None = None
         self._ends = False
         self._looked = self._began = False
@@ -162,10 +166,15 @@ class Guard:
         assert self.lock  # nothing is carried out with --dry
         try:
             identity = ownership.settled(self._run).identity
-            self.lock.take("deploy", self.releases, wait, identity)
+            self.lock.take(self._what, self.releases, wait, identity)
             self.held = True
         except UnreachableError as error:
             # Consul may be what this very run brings or repairs.
+            self._missing = str(error)
+        except RefusedError as error:
+            # Or it is this run that lets it know its tokens.
+            if self._began or not secrets.are_unknown(self._run):
+                raise
             self._missing = str(error)
 
     def end(self) -> None:

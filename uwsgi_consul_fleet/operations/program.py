@@ -9,7 +9,7 @@ from pyinfra.api import StringCommand
 from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet import host_program
-from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.consul.access import Role, access
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import packages
@@ -33,9 +33,13 @@ def python(here: Here) -> Generator[Any, None, None]:
         here.changed()
 
 
-def command(here: Here, *words: str) -> StringCommand:
-    """The program with these words, as a command of an operation. It gets the deploy's token."""
-    return _command(here.me, here.known, words)
+def command(here: Here, *words: str, role: Role = "deploy", more: str = "") -> StringCommand:
+    """The program with these words, as a command of an operation.
+
+    :param role: whose token it gets
+    :param more: what it reads behind that
+    """
+    return _command(here.me, here.known, words, role, more)
 
 
 def on(run: Run, name: str, *words: str) -> str | None:
@@ -49,10 +53,12 @@ def on(run: Run, name: str, *words: str) -> str | None:
     return None if done else f"{name}: {output.stderr or 'the connection was lost'}"
 
 
-def _command(me: Host, known: HostState, words: tuple[str, ...]) -> StringCommand:
+def _command(
+    me: Host, known: HostState, words: tuple[str, ...], role: Role = "deploy", more: str = ""
+) -> StringCommand:
     """Where the program is missing or another version's, it is brought along."""
     is_ours = known.files.get(PROGRAM) == program().state
     start = (PROGRAM,) if is_ours else host_program.carried()
-    shown = access(me)
+    shown = access(me, role)
     every = map(QuoteString, (*start, *shown.words, *words))
-    return StringCommand(*every, _stdin=shown.stdin)
+    return StringCommand(*every, _stdin=shown.stdin + more)

@@ -46,6 +46,7 @@ class PyinfraRun:
     def __init__(self, state: State) -> None:
         self._state = state
         self._turns: defaultdict[str, Lock] = defaultdict(Lock)
+        self.forgiven: set[str] = set()
 
     def __iter__(self) -> Iterator[Any]:
         """pyinfra's hosts, reached or not."""
@@ -125,6 +126,7 @@ class PyinfraRun:
     def forgive(self, name: str) -> None:
         """A host's failure is not one of this run."""
         self._state.failed_hosts.discard(self.host(name))
+        self.forgiven.add(name)
 
     def before_each_operation(self, function: Callable[[], None]) -> None:
         """Call this before each operation on each host."""

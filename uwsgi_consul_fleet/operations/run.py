@@ -87,6 +87,11 @@ class Run:
             made: T = self._made[make]
             return made
 
+    def again(self, make: Callable[["Run"], Any]) -> None:
+        """Have it made once more, where it is asked for again: something has changed since."""
+        with self._one_at_a_time[make]:
+            self._made.pop(make, None)
+
 
 @dataclass(frozen=True)
 class Here:

@@ -67,6 +67,17 @@ class Member(NamedTuple):
     alive: bool
 
 
+class Acl(NamedTuple):
+    """What Consul's access control knows: tokens by their accessors, with the names of their
+    policies, and which of them were made by deploys; policies by their names, with their
+    descriptions; and the policies of who shows no token."""
+
+    tokens: Mapping[str, tuple[str, ...]]
+    made: frozenset[str]
+    policies: Mapping[str, str]
+    anonymous: tuple[str, ...]
+
+
 @dataclass
 class AppState:
     """What of one application is on a host.
@@ -105,8 +116,13 @@ class HostState:
     ``agent_files`` are what releases that are here show to an agent of others.
     ``consul_members`` is who is in the cluster as a server of it says, none where it can't tell.
     ``addresses`` are the host's own, with the interface of each, and ``sources`` those by which it
-    is seen from far away. ``admits`` are those whom its packet filter lets in, by name with their
-    addresses, and ``filters`` the marks of what of it is loaded (firewall/rules.py).
+    is seen from far away. ``consul_round`` is that of access control and encryption in which its
+    agent runs, or would start (consul/rounds.py), ``consul_acl`` what Consul's access control
+    knows, None where it is off or may not be asked, ``consul_keys`` the fingerprints of the keys of
+    its gossip, the one in use first, ``consul_bootstrap`` for which token it was about to begin,
+    and ``certificate`` the one that its agent shows. ``admits`` are those whom its packet filter
+    lets in, by name with their addresses, and ``filters`` the marks of what of it is loaded
+    (firewall/rules.py).
     """
 
     architecture: str = ""
@@ -135,6 +151,11 @@ class HostState:
     consul_node: str = ""
     consul_refused: bool = False
     consul_members: Mapping[str, Member] = field(default_factory=dict)
+    consul_round: int = 0
+    consul_acl: Acl | None = None
+    consul_keys: tuple[str, ...] = ()
+    consul_bootstrap: str = ""
+    certificate: str = ""
     addresses: dict[str, str] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
     admits: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -190,6 +211,7 @@ class ConsulStatus(FactBase[str]):
 WORDS = frozenset(
     {
         "architecture",
+        "consul_bootstrap",
         "consul_data",
         "consul_in_use",
         "consul_running",
@@ -219,6 +241,10 @@ def parse(output: list[str]) -> HostState:
             found.consul_problem = NOT_ASKED
         elif kind in WORDS:
             setattr(found, kind, rest.strip())
+        elif kind == "consul_round":
+            found.consul_round = int(rest)
+        elif kind == "certificate":
+            found.certificate = _pem(rest)
         elif kind == "consul":
             note_consul(found, rest)
         elif kind == "id":
@@ -302,6 +328,18 @@ def note_consul(found: HostState, answer: str) -> None:
         found.consul_node = status.get("node", "")
         found.consul_members = dict(_members(status.get("members", ())))
         found.consul_refused = status.get("refused", False)
+        found.consul_keys = tuple(status.get("keys", ()))
+        if acl := status.get("acl"):
+            tokens = {accessor: tuple(policies) for accessor, policies in acl["tokens"].items()}
+            made, anonymous = frozenset(acl["made"]), tuple(acl["anonymous"])
+            found.consul_acl = Acl(tokens, made, acl["policies"], anonymous)
+
+
+def _pem(line: str) -> str:
+    """A certificate, of whose lines blanks made one."""
+    begin, _, rest = line.partition("----- ")
+    body, _, _ = rest.partition(" -----END")
+    return "\n".join([f"{begin}-----", *body.split(), "-----END CERTIFICATE-----", ""])
 
 
 def _members(told: Iterable[tuple[str, str, bool]]) -> Iterator[tuple[str, Member]]:
@@ -348,11 +386,11 @@ def asks(host: Host) -> str:
 
 def read(target: Any, host: Host) -> HostState:
     """How one of pyinfra's hosts looks."""
-    stdin = access(host).stdin
-    found: HostState = target.get_fact(State, **about(host), _stdin=stdin)
+    shown = access(host)
+    found: HostState = target.get_fact(State, **about(host), _stdin=shown.stdin)
     if found.consul_problem == NOT_ASKED and found.python:
-        words = asks(host) or " ".join(about_consul(host))
-        note_consul(found, target.get_fact(ConsulStatus, words, _stdin=stdin))
+        words = shlex.join([*shown.words, *about_consul(host)])
+        note_consul(found, target.get_fact(ConsulStatus, words, _stdin=shown.stdin))
     return _completed(found, partial(target.get_fact, Description))
 
 

@@ -20,7 +20,7 @@ if [ -n "$ask" ]; then
     echo "consul_agent yes"
 elif [ -d /var/lib/consul/raft ]; then
     echo "consul_raft yes"
-    ask='consul status'
+    ask='--access-stdin consul status'
 fi
 if [ -n "$ask" ] && [ "$(sha256sum 2>/dev/null <"$program")" = "$digest  -" ]; then
     exec 3<&0 # a command in the background reads nothing else
@@ -67,10 +67,17 @@ find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |
 find /etc/uwsgi-consul-fleet /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
     \( -path '/etc/uwsgi-consul-fleet/consul.d/*' -o -name consul.service \
     -o -path '/etc/uwsgi-consul-fleet/agent*' -o -path '/etc/uwsgi-consul-fleet/firewall/*' \
+    -o -path '/etc/uwsgi-consul-fleet/tls/*' -o -path '/etc/uwsgi-consul-fleet/tokens/*' \
     -o -name uwsgi-consul-fleet-firewall.service \
     -o -name consul_plugin.so -o -name start-uwsgi -o -path /opt/uwsgi-consul-fleet/release \) \
     -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
     sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
+
+# The certificate that its agent shows, without its key; and whether tokens were about to be made.
+if [ -e /etc/uwsgi-consul-fleet/tls/node.pem ]; then
+    echo "certificate $(sed '/-----END CERTIFICATE/q' /etc/uwsgi-consul-fleet/tls/node.pem | tr '\n' ' ')"
+fi
+sed 's/^/consul_bootstrap /' /etc/uwsgi-consul-fleet/bootstrap 2>/dev/null
 
 # Whom the packet filter lets in, as the disk and as the kernel has it.
 sed -n 's/^# host /admits /p' /etc/uwsgi-consul-fleet/firewall/fleet.nft 2>/dev/null
@@ -147,7 +154,10 @@ done
 print_unit() {
     echo "unit $id $active $stale $enabled"
     if [ "$id" = consul.service ] && [ "${pid:-0}" != 0 ]; then
-        tr '\0' '\n' <"/proc/$pid/environ" | sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p'
+        tr '\0' '\n' <"/proc/$pid/environ" |
+            sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p; s/^ROUND=/consul_round /p'
+    elif [ "$id" = consul.service ]; then
+        sed -n 's/^Environment=ROUND=/consul_round /p' /etc/systemd/system/consul.service 2>/dev/null
     fi
     pid=0
 }

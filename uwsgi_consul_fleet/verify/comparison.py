@@ -17,6 +17,7 @@ Kind = Literal[
     "wrong port",
     "wrong release",
     "wrong plugin",
+    "expiring",
     "unreachable",
     "unexpected",
 ]
@@ -51,12 +52,13 @@ class Row:
 @dataclass(frozen=True)
 class Report:
     """What was compared and what came of it; ``fleet`` is whose the catalog is, '' where nobody
-    wrote it down."""
+    wrote it down. ``notes`` are what a deploy has still to do, and no differences."""
 
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     asked: str
     fleet: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:

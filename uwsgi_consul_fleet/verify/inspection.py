@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from uwsgi_consul_fleet.consul import catalog
-from uwsgi_consul_fleet.consul.catalog import Way
+from uwsgi_consul_fleet.consul.catalog import Node, Way
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify import comparison as verification
-from uwsgi_consul_fleet.verify import plugins, workers
+from uwsgi_consul_fleet.verify import hosts, notes, workers
 from uwsgi_consul_fleet.verify.comparison import Difference, Report
 from uwsgi_consul_fleet.verify.probe import probe
 
@@ -27,24 +28,30 @@ def verify(fleet: Fleet, wait: float = 0, with_probe: bool = False) -> Report:
     deadline = time.monotonic() + wait
     with ssh.side_by_side(1) as pool:
         # The hosts are asked meanwhile; what they say does not change by waiting.
-        wrong_plugins = pool.apply_async(lambda: tuple(plugins.check(fleet)))
+        asked = pool.apply_async(hosts.ask, (fleet,))
         while True:
             try:
                 with catalog.api(fleet) as way:
-                    report = _look(fleet, way, deadline, with_probe)
-                return _with(report, wrong_plugins.get())
+                    report, nodes = _look(fleet, way, deadline, with_probe)
+                    found = asked.get()
+                    # Some ask once more: here, while there is a way.
+                    said = tuple(notes.of(fleet, found, nodes, partial(catalog.is_open, way)))
+                return replace(_with(report, found.differences), notes=said)
             except UnreachableError:  # as while a leader is elected
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(INTERVAL)
 
 
-def _look(fleet: Fleet, way: Way, deadline: float, with_probe: bool) -> Report:
-    """What one server says, as soon as it agrees or the time is over."""
+def _look(
+    fleet: Fleet, way: Way, deadline: float, with_probe: bool
+) -> tuple[Report, tuple[Node, ...]]:
+    """What one server says, and which nodes it has, as soon as it agrees or the time is over."""
     # Where files say what there is, what has none any more is named; else other inventories may.
     whole = fleet.is_described and not fleet.is_part
     while True:
-        report = verification.compare(fleet, catalog.read(way, fleet.services, whole))
+        seen = catalog.read(way, fleet.services, whole)
+        report = verification.compare(fleet, seen)
         is_over = time.monotonic() >= deadline
         if report.agrees or is_over:
             rows, wrong = workers.check(fleet)
@@ -52,7 +59,7 @@ def _look(fleet: Fleet, way: Way, deadline: float, with_probe: bool) -> Report:
         if with_probe and report.agrees:
             report = _with(report, probe(fleet))
         if report.agrees or is_over:
-            return report
+            return report, seen.nodes
         time.sleep(INTERVAL)
 
 

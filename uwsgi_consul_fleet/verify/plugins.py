@@ -1,32 +1,24 @@
 """Does each host's uWSGI have the plugin that was compiled for it?"""
 
-from collections.abc import Iterable
 from pathlib import Path
 
+from fabric import Connection
+
 from uwsgi_consul_fleet.build.identity import IDENTIFY, binary, parse_identity
-from uwsgi_consul_fleet.errors import FleetError
-from uwsgi_consul_fleet.inventory.model import AppHost, Fleet
+from uwsgi_consul_fleet.inventory.model import AppHost
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify.comparison import Difference
 
 SCRIPT = IDENTIFY + (Path(__file__).parent / "plugins.sh").read_text()
 
 
-def check(fleet: Fleet) -> Iterable[Difference]:
-    """A difference for each host whose uWSGI was changed since the deploy, side by side."""
-    hosts = fleet.applications
-    with ssh.side_by_side(len(hosts)) as pool:
-        # Applications of one host have the same to say.
-        return dict.fromkeys(each for found in pool.map(_check, hosts) for each in found)
+def check(connection: Connection, host: AppHost) -> list[Difference]:
+    """What is wrong where a host's uWSGI was changed since the deploy.
 
-
-def _check(host: AppHost) -> list[Difference]:
+    :raises UnreachableError: where the connection is lost
+    """
     arguments = [binary(host.settings), host.app]
-    try:
-        with ssh.connect(host) as connection:
-            result = ssh.run_script(connection, SCRIPT, "\n".join(arguments).encode())
-    except FleetError as error:
-        return [Difference("unreachable", f"node {host.name}", str(error))]
+    result = ssh.run_script(connection, SCRIPT, "\n".join(arguments).encode())
     return _differences(host, result.stdout.decode())
 
 

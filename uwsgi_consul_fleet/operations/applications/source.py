@@ -9,6 +9,7 @@ from pathlib import Path
 
 from uwsgi_consul_fleet.git import git
 from uwsgi_consul_fleet.host.content import Entry, entry_of, header
+from uwsgi_consul_fleet.inventory import vault
 from uwsgi_consul_fleet.operations.applications import metadata
 from uwsgi_consul_fleet.operations.applications.listing import paths, refusal
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -27,7 +28,9 @@ def read(folder: Path, root: str | None = None) -> tuple[Entry, ...]:
     :raises DeployError: where there is nothing, or something that can't be sent as it is
     """
     top = SOURCE if root else folder.name
-    found = [each for path in paths(folder) if (each := _entry(folder, path, top))]
+    # Whatever git tracks or an ignore file says, secrets are not sent.
+    sent = (path for path in paths(folder) if vault.FOLDER not in path.relative_to(folder).parts)
+    found = [each for path in sent if (each := _entry(folder, path, top))]
     if not found:
         raise refusal(f"there is no file in {folder}")
     _check_links(folder, top, found)

@@ -12,7 +12,8 @@ from uwsgi_consul_fleet.operations.applications.listing import few, refusal
 IGNORE = ".gitignore"
 # Unless it has a line for them.
 IGNORED = """
-    .git .hg/ .svn/ .venv/ venv/ node_modules/ __pycache__/ *.py[co] .*_cache/ .tox/ .DS_Store
+    .git .hg/ .svn/ .fleet/ .venv/ venv/ node_modules/ __pycache__/ *.py[co] .*_cache/ .tox/
+    .DS_Store
 """
 DELICATE = """
     .env .env.* !.env.example !.env.sample !.env.template id_rsa id_dsa id_ecdsa id_ed25519

@@ -11,16 +11,21 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
+from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.inventory import unit_options
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.operations import program
+from uwsgi_consul_fleet.operations.consul import acl as acl
 from uwsgi_consul_fleet.operations.consul import cluster as cluster
 from uwsgi_consul_fleet.operations.consul import existing as existing
+from uwsgi_consul_fleet.operations.consul import replacing as replacing
+from uwsgi_consul_fleet.operations.consul import rounds as rounds
+from uwsgi_consul_fleet.operations.consul import secrets as secrets
 from uwsgi_consul_fleet.operations.consul import source as source
 from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.source import Source
-from uwsgi_consul_fleet.operations.files import Base64, RemoteFile, converge, fail, render
+from uwsgi_consul_fleet.operations.files import Base64, RemoteFile, converge, fail, render, secretly
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import UnitState
@@ -72,16 +77,33 @@ def install(here: Here, source: Source) -> Generator[Any, None, None]:
 
 
 @operation()
-def configure(here: Here, source: Source) -> Generator[Any, None, None]:
-    """The consul user, the agent's configuration and its unit, and the program that asks it."""
+def configure(here: Here, source: Source, number: int) -> Generator[Any, None, None]:
+    """The consul user, the agent's configuration and its unit, and the program that asks it.
+
+    :param number: the round whose turn it is
+    """
+    try:
+        if here.run.pyinfra.is_executing:
+            secrets.kept(here.run).keep()
+    except FleetError as error:
+        yield fail(f"{here.me.name}: left as it was: {error}")
+        return
     yield from system_user(here, "consul")
     # Before the unit, which reads them from then on.
     for path in sorted(_not_ours(here)):
         host.log(f"{path}: the agent reads a copy of it in {CONFIGURATION} from now on")
         folder = StringCommand("mkdir", "-p", CONFIGURATION)
         yield StringCommand(folder, "&&", "cp", "--preserve", QuoteString(path), CONFIGURATION)
-    wanted = files(here.me, here.run.fleet, source.label)
+    number = rounds.number(here, number)
+    told = [*secretly(here, secrets.of_tls(here))] if number else []
+    yield from told
+    wanted = files(here.me, here.run.fleet, source.label, number)
     yield from converge(here, [*wanted, program.program()])
+    if number:
+        told += (last := [*secretly(here, secrets.of_agent(here))])
+        yield from last
+    if told and here.known.consul_round and not _must_restart(here, source.label, number):
+        yield program.command(here, "consul", "reload")
 
 
 def _not_ours(here: Here) -> set[str]:
@@ -89,33 +111,36 @@ def _not_ours(here: Here) -> set[str]:
     return {path for path in here.known.consul_before if path.startswith("/")} - {CONFIG_BEFORE}
 
 
-def files(me: Host, fleet: Fleet, label: str) -> list[RemoteFile]:
-    """The agent's configuration and its unit, as they should be on a host."""
-    config = json.dumps(agent_config(me, fleet), indent=2) + "\n"
+def files(me: Host, fleet: Fleet, label: str, number: int) -> list[RemoteFile]:
+    """The agent's configuration and its unit, as they should be on a host in a round."""
+    config = json.dumps(agent_config(me, fleet, number), indent=2) + "\n"
     return [
         RemoteFile(CONFIG, config, "640", "root", "consul"),
-        RemoteFile(UNIT, _unit(me, label, digest(me, fleet, label))),
+        RemoteFile(UNIT, _unit(me, label, number, digest(me, fleet, label, number))),
     ]
 
 
-def _unit(me: Host, label: str, digest: str) -> str:
+def _unit(me: Host, label: str, number: int, digest: str) -> str:
     return render(
         HERE / "consul.service.j2",
         binary=f"{BINARIES}/{label}/consul",
         configuration=CONFIGURATION,
         digest=digest,
+        number=number,
         compiles=False,
         allowed=unit_options.lines(me.settings.consul_unit),
     )
 
 
-def digest(me: Host, fleet: Fleet, label: str) -> str:
-    """Of everything an agent must be restarted for; the running one has it in its environment."""
-    config = {key: value for key, value in agent_config(me, fleet).items() if key not in TO_START}
-    return hashlib.sha256((repr(config) + _unit(me, label, "")).encode()).hexdigest()[:16]
+def digest(me: Host, fleet: Fleet, label: str, number: int) -> str:
+    """Of everything an agent must be restarted for; the running one has it in its environment.
+    Secrets are not in it: they are told to an agent that runs."""
+    known = agent_config(me, fleet, number).items()
+    config = {key: value for key, value in known if key not in TO_START}
+    return hashlib.sha256((repr(config) + _unit(me, label, number, "")).encode()).hexdigest()[:16]
 
 
-def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
+def agent_config(me: Host, fleet: Fleet, number: int) -> dict[str, Any]:
     """The agent's configuration, with keys that mean the same from Consul 1.8 to today's."""
     servers = fleet.consul_servers
     config: dict[str, Any] = {
@@ -123,7 +148,7 @@ def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
         "datacenter": me.settings.datacenter,
         "data_dir": "/var/lib/consul",
         "bind_addr": me.address,
-        # The HTTP API has no access control yet: nobody but this host may reach it.
+        # Whoever has a token asks it on the host itself, or through ssh.
         "client_addr": "127.0.0.1",
         "retry_join": [other.address for other in servers],
         # Hosts are installed side by side: half a minute, the default, is a long
@@ -143,26 +168,53 @@ def agent_config(me: Host, fleet: Fleet) -> dict[str, Any]:
             # What `invoke ui` shows.
             "ui": True,
         }
-    return config
+    return config | rounds.settings(me, number)
+
+
+def run(here: Here, source: Source, number: int) -> None:
+    """All agents with the configuration of a round: the servers first, their leader last of these.
+
+    :param number: the round
+    """
+    me = here.me
+    told: dict[str, Any] = {"here": here, "source": source, "number": number}
+    it = "Consul" if rounds.of(here.run).begins else f"Consul, round {number} of {rounds.LAST}"
+    if number == rounds.LAST and not rounds.of(here.run).begins:
+        # While everybody may: who looks services up without a token is never told of none.
+        acl.make_tokens(name=f"{it}: let look-ups go on", here=here, number=number)
+    configure(name=f"{it}: configure the agent", **told)
+    if me.is_consul_server:
+        run_server(name=f"{it}: run the servers", _serial=True, **told)
+        if me.name == cluster.change(here.run).leader:
+            run_server(name=f"{it}: run the leader", leads=True, **told)
+    if number:
+        acl.make_tokens(name=f"{it}: make tokens", here=here, number=number)
+    let_vote(name=f"{it}: let new servers vote", here=here)
+    expel(name=f"{it}: remove retired hosts that are gone", here=here)
+    if here.known.consul_raft and not me.is_consul_server:
+        demote(name=f"{it}: make clients of former servers", here=here, source=source, _serial=True)
+    run_client(name=f"{it}: run the client agents", _parallel=at_a_time(here), **told)
 
 
 @operation()
-def run_server(here: Here, source: Source, leads: bool = False) -> Generator[Any, None, None]:
+def run_server(
+    here: Here, source: Source, number: int, leads: bool = False
+) -> Generator[Any, None, None]:
     """A Consul server that runs with the configuration it has.
 
     :param leads: whether it is the turn of the leader, without whom nobody gets an answer: last
     """
     if (cluster.change(here.run).leader == here.me.name) == leads:
-        yield from _run(here, source.label)
+        yield from _run(here, source.label, number)
     else:
         host.noop("it is not its turn")
 
 
 @operation()
-def run_client(here: Here, source: Source) -> Generator[Any, None, None]:
+def run_client(here: Here, source: Source, number: int) -> Generator[Any, None, None]:
     """A Consul client agent that runs with the configuration it has."""
     if not here.me.is_consul_server:
-        yield from _run(here, source.label)
+        yield from _run(here, source.label, number)
 
 
 def at_a_time(here: Here) -> int:
@@ -170,14 +222,14 @@ def at_a_time(here: Here) -> int:
     return max(1, len(here.run.fleet.active) // 4)
 
 
-def _run(here: Here, label: str) -> Generator[Any, None, None]:
+def _run(here: Here, label: str, number: int) -> Generator[Any, None, None]:
     """Restart where the running agent was started with something else than it has now.
 
     Not where a file was changed in this run: a run that was interrupted between the
     change and the restart would never restart it.
     """
     known, change = here.known, cluster.change(here.run)
-    if _must_restart(here, label):
+    if _must_restart(here, label, rounds.number(here, number)):
         yield from _restart(here, label)
     elif known.units["consul.service"] != RUNNING:
         # As after a change that was taken back before it was made.
@@ -197,14 +249,16 @@ def _run(here: Here, label: str) -> Generator[Any, None, None]:
         host.noop("Consul runs with this configuration")
 
 
-def _must_restart(here: Here, label: str) -> bool:
-    unit, wanted = here.known.units.get("consul.service"), digest(here.me, here.run.fleet, label)
+def _must_restart(here: Here, label: str, number: int) -> bool:
+    unit = here.known.units.get("consul.service")
+    wanted = digest(here.me, here.run.fleet, label, number)
     return unit is None or unit.active != "active" or here.known.consul_running != wanted
 
 
 def refuse_restart(here: Here, source: Source) -> None:
     """:raises DeployError: where a server must be restarted that the others can't do without"""
-    restarts = here.me.is_consul_server and _must_restart(here, source.label)
+    number = rounds.number(here, rounds.of(here.run).before[0])
+    restarts = here.me.is_consul_server and _must_restart(here, source.label, number)
     if restarts and (why_not := _why_not_agree(here)):
         raise DeployError(f"{here.me.name}: {why_not}; nothing was changed")
 
@@ -264,7 +318,8 @@ def _how(here: Here) -> tuple[str, ...]:
     peers = cluster.change(here.run).peers
     if not here.me.is_consul_server or (peers and here.me.name not in peers):
         return ("--new",)
-    return ("--wait",) if peers else ()
+    first = here.known.consul_running and not here.known.consul_round
+    return (*(("--wait",) if peers else ()), *(("--first",) if first else ()))
 
 
 @operation()
@@ -281,7 +336,7 @@ def expel(here: Here) -> Generator[Any, None, None]:
     """On one server: remove retired hosts that are gone from the servers and the catalog."""
     me, run = here.me, here.run
     retired = cluster.retired_in_run(run) if cluster.remover(run) == me.name else []
-    seen = cluster.seen_by(host) if retired else cluster.Cluster()
+    seen = cluster.seen_by(run, me.name) if retired else cluster.Cluster()
     if seen.problem:
         yield fail(f"{me.name}: retired hosts were not looked for: {seen.problem}; deploy again")
         return
@@ -299,6 +354,7 @@ def expel(here: Here) -> Generator[Any, None, None]:
             why = "can't be reached" if lost else "runs no Consul agent"
             host.log(f"{gone.name} {why}: removed from the catalog by {me.name}")
             words = (gone.name, me.settings.datacenter, *([peer.id] if peer else []))
+            yield from replacing.owe_key(here)
             yield program.command(here, "consul", "expel", *words)
         # Nobody waits for it any more: that it can't be reached is no failure of this run.
         if run.pyinfra.is_executing:
@@ -325,7 +381,7 @@ def demote(here: Here, source: Source) -> Generator[Any, None, None]:
     if not remover:
         yield fail(f"{me.name}: no Consul server that stays can be reached, to remove it")
         return
-    peer = cluster.seen_by(run.pyinfra.host(remover)).peer(me)
+    peer = cluster.seen_by(run, remover).peer(me)
     if peer:
         why_not = cluster.why_not(run, me, remover) or program.on(
             run, remover, "consul", "demote", peer.id, peer.address
@@ -357,6 +413,7 @@ def leave(here: Here, servers: bool) -> Generator[Any, None, None]:
         yield fail(why_not)
         return
     yield from program.python(here)
+    yield from replacing.owe_key(here)
     yield program.command(here, "consul", "leave")
     here.changed()
     # An agent may tell the servers about itself once more while it leaves, and be listed again.

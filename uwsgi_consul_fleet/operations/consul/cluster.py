@@ -5,11 +5,11 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pyinfra.api import FactBase
 
 from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.consul import quorum
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -68,7 +68,7 @@ class ClusterFact(FactBase[Cluster]):
         return Cluster(problem="it could not be asked")
 
     def command(self) -> str:
-        return shlex.join([*host_program.carried(), "consul", "cluster"])
+        return shlex.join([*host_program.carried(), "--access-stdin", "consul", "cluster"])
 
     def process(self, output: list[str]) -> Cluster:
         found = json.loads(output[-1])
@@ -79,9 +79,10 @@ class ClusterFact(FactBase[Cluster]):
         return Cluster(peers, nodes=frozenset(found.pop("nodes")), **found)
 
 
-def seen_by(target: Any) -> Cluster:
-    """How the agent of one of pyinfra's hosts sees the cluster now."""
-    found: Cluster = target.get_fact(ClusterFact)
+def seen_by(run: Run, name: str) -> Cluster:
+    """How the agent of a host that was reached sees the cluster now."""
+    stdin = access(run.fleet.host(name)).stdin
+    found: Cluster = run.pyinfra.host(name).get_fact(ClusterFact, _stdin=stdin)
     return found
 
 
@@ -199,7 +200,7 @@ def _ask_a_server(run: Run) -> tuple[tuple[str, ...], str, bool]:
             agent = agent or name
     if agent and not leaderless[0]:
         # No server is among this run's hosts: a client agent knows them too.
-        peers = seen_by(run.pyinfra.host(agent)).peers
+        peers = seen_by(run, agent).peers
         return tuple(p.address for p in peers), agent, any(p.leader for p in peers)
     return leaderless
 
@@ -211,7 +212,7 @@ def _name(run: Run, address: str) -> str:
 
 
 def _refuse(run: Run, change: Change, asked: str, led: bool) -> None:
-    seen = seen_by(run.pyinfra.host(asked))
+    seen = seen_by(run, asked)
     if not seen.peers:
         raise DeployError(
             f"consul_servers: no change is possible now: {asked}: {seen.problem}; "
@@ -252,7 +253,7 @@ def why_not_restart(run: Run, me: Host) -> str:
     """
     deadline = time.monotonic() + (SEEN if run.pyinfra.is_executing else 0)
     while True:
-        seen = seen_by(run.pyinfra.host(me.name))
+        seen = seen_by(run, me.name)
         voters = (peer for peer in seen.peers if peer.voter)
         peers = {_name(run, peer.address): seen.is_alive(peer.node) for peer in voters}
         try:
@@ -270,7 +271,7 @@ def why_not(run: Run, me: Host, remover: str) -> str | None:
 
     Servers that were to join must vote by now.
     """
-    seen = seen_by(run.pyinfra.host(remover))
+    seen = seen_by(run, remover)
     if not seen.peers:
         return f"{me.name}: still a Consul server: {remover}: {seen.problem}; deploy again"
     for name in sorted(change(run).joining):

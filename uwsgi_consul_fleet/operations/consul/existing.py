@@ -7,24 +7,18 @@ from typing import Any
 
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
-from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.consul.access import access, secret
 from uwsgi_consul_fleet.host.consul import CONFIG
 from uwsgi_consul_fleet.inventory.model import AppHost, Host
 from uwsgi_consul_fleet.operations import program
-from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail
+from uwsgi_consul_fleet.operations.files import RemoteFile, converge, fail, secretly
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import NOT_ASKED
 from uwsgi_consul_fleet.operations.users import system_user
 
 FOLDER = "/etc/uwsgi-consul-fleet/agent"
 CA, CERT, KEY, TOKEN = (f"{FOLDER}/{name}" for name in ("ca.pem", "cert.pem", "key.pem", "token"))
-# A secret is nowhere but under its name, and there it is nobody else's from the beginning.
-WRITE = """\
-set -e; umask 077; mkdir -p "${1%/*}"; chmod 755 "$3" "${1%/*}"
-cat >"$1.part"; chown "$2:root" "$1.part"; chmod 400 "$1.part"; mv "$1.part" "$1"
-"""
 
 
 @operation()
@@ -44,19 +38,7 @@ def use(here: Here) -> Generator[Any, None, None]:
         yield from system_user(here, each.app)
     wanted = list(_files(me))
     yield from converge(here, [*(f for f in wanted if f.mode != "400"), program.program()])
-    for file in wanted:
-        if file.mode == "400" and here.known.files.get(file.path) != file.state:
-            yield StringCommand(
-                "sh",
-                "-c",
-                QuoteString(WRITE),
-                "write",
-                file.path,
-                file.user,
-                FOLDER,
-                _stdin=str(file.content),
-            )
-            here.changed()
+    yield from secretly(here, [file for file in wanted if file.mode == "400"])
     stale = {path for path in here.known.files if path.startswith(f"{FOLDER}/")}
     stale -= {file.path for file in wanted}
     # What serves until its switch goes on with the others, and so does what is rolled back to.

@@ -11,9 +11,8 @@ from pyinfra import host, logger
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
-from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.inventory.model import AppHost, Host
-from uwsgi_consul_fleet.operations import packages, state
+from uwsgi_consul_fleet.operations import left_out, packages, state
 from uwsgi_consul_fleet.operations.files import RemoteFile, fail
 from uwsgi_consul_fleet.operations.firewall import rules
 from uwsgi_consul_fleet.operations.firewall.rules import FLEET
@@ -136,12 +135,12 @@ def _around(run: Run) -> Around:
         if each.is_member and each.brings_consul
         if not states[each.name].consul_running or (at and each.address not in at)
     )
-    left_out = _ask_left_out(run) if new else {}
+    others = run.once(left_out.ask) if new else {}
     return Around(
         {each.name: _addresses(each, states[each.name]) for each in reached},
-        {**_members(filter(None, left_out.values())), **members},
+        {**_members(filter(None, others.values())), **members},
         new,
-        left_out,
+        others,
     )
 
 
@@ -155,18 +154,6 @@ def _addresses(me: Host, known: HostState) -> frozenset[str]:
     device, version = known.addresses.get(me.address), ip_address(me.address).version
     same = {each for each, its in known.addresses.items() if its == device} | known.sources
     return frozenset({me.address} | {each for each in same if ip_address(each).version == version})
-
-
-def _ask_left_out(run: Run) -> dict[str, HostState | None]:
-    about = run.pyinfra.about
-    others = [each for each in run.fleet.active if each.name not in about]
-    if not others:
-        return {}
-    # Only here: it takes as long to load as a host takes to tell of itself.
-    from uwsgi_consul_fleet.ssh import connection as ssh
-
-    with ssh.side_by_side(len(others)) as pool:
-        return dict(zip((each.name for each in others), pool.map(state.ask, others), strict=True))
 
 
 def _hosts(here: Here, at_end: bool) -> dict[str, frozenset[str]]:
@@ -205,7 +192,9 @@ def _let_in(run: Run) -> str:
                 each: frozenset(its) | new.get(each, set()) for each, its in known.admits.items()
             }
             text = rules.of_fleet({**new, **hosts}, consul=True)
-            if not _is_so(known, {FLEET: text}) and (why_not := _send(run.fleet.host(name), text)):
+            if not _is_so(known, {FLEET: text}) and (
+                why_not := left_out.tell(run.fleet.host(name), shlex.join(_words({FLEET: text})))
+            ):
                 return f"{name} does not let it into the cluster: {why_not}; deploy without --limit"
     if lost and around.members:  # on a first deploy they let in everybody
         logger.warning(
@@ -213,15 +202,3 @@ def _let_in(run: Run) -> str:
             f"{', '.join(new)} in before a deploy reaches it"
         )
     return ""
-
-
-def _send(other: Host, text: str) -> str:
-    """Why a host that is not in this run does not take it, or ''."""
-    from uwsgi_consul_fleet.ssh import connection as ssh
-
-    try:
-        with ssh.connect(other) as connection:
-            done = ssh.run_script(connection, shlex.join(_words({FLEET: text})))
-    except UnreachableError as error:
-        return str(error)
-    return done.stderr.strip() if done.exit_code else ""

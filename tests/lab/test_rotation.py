@@ -1,0 +1,181 @@
+"""Secrets that are replaced, lost and shared, on three Consul servers that serve all the while.
+
+The tests run in the order in which they stand here.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import acl_tokens
+import pytest
+from consul_processes import until
+from fleet_commands import Fleet, changed, output, run
+from lab_commands import Lab
+from load import Load, instances
+from shared_fleet import SharedFleet
+
+from uwsgi_consul_fleet.inventory.vault import FOLDER
+from uwsgi_consul_fleet.secrets import certificates, tokens
+from uwsgi_consul_fleet.secrets.document import Secrets
+
+pytestmark = pytest.mark.takes(150)
+
+SERVERS = ("drakar", "cheetah", "ormen")
+SERVING = ("drakar", "cheetah")
+AGENT = "systemctl show --property MainPID,ActiveEnterTimestamp consul"
+SHOWN = (
+    "openssl s_client -connect {address}:8300 -showcerts </dev/null 2>/dev/null | "
+    "sed -n '/BEGIN/,/END/p'"
+)
+
+
+@pytest.fixture(scope="module")
+def three(fleet: SharedFleet) -> SharedFleet:
+    fleet.more("ormen")
+    fleet.hosts([*SERVERS], [*SERVING])
+    fleet.deploy("--data", "release=first")
+    return fleet
+
+
+@pytest.fixture(scope="module")
+def load(three: SharedFleet, lab: Lab) -> Iterator[Load]:
+    with Load(lab, instances(lab, *SERVING), on="ormen") as found:
+        yield found
+
+
+def kept(fleet: Fleet) -> Path:
+    (found,) = (fleet.path.parent / FOLDER).glob("*/secrets.json")
+    return found
+
+
+def secrets(fleet: Fleet) -> Secrets:
+    return Secrets.parse(kept(fleet).read_text(), "here")
+
+
+def is_known(lab: Lab, secret: str) -> bool:
+    """Whether Consul knows a token."""
+    words = "consul acl token read -self"
+    found = lab.ssh("drakar", f"CONSUL_HTTP_TOKEN={secret} {words}", check=False)
+    assert found.returncode == 0 or "ACL not found" in found.stderr, found.stderr
+    return found.returncode == 0
+
+
+def names(old: Secrets) -> list[str]:
+    """Of the tokens of these secrets."""
+    what = ["management", "deploy", "read", *(f"node/{host}" for host in SERVERS)]
+    what += [f"app/{host}/consul-demo-server" for host in SERVING]
+    return [tokens.secret(old.seed, each) for each in what]
+
+
+def expect_nothing_lost(load: Load, begin: str, *releases: str) -> None:
+    window = load.window(begin)
+    print(f"\n{window}")
+    window.expect(passing=4, releases=releases)
+
+
+def test_every_secret_is_replaced_while_everything_serves(
+    three: SharedFleet, lab: Lab, load: Load
+) -> None:
+    """Without a restart of an agent or an instance; the old ones hold no more."""
+    old = secrets(three)
+    before = {host: lab.ssh(host, AGENT).stdout for host in SERVERS}
+    load.mark("replaced")
+    run("invoke", "secrets.rotate", "all", "--inventory", str(three.path))
+    new = secrets(three)
+    assert not {old.gossip, old.seed, old.ca} & {new.gossip, new.seed, new.ca}
+    assert not (new.gossip_before or new.seed_before or new.ca_before)
+    assert [secret for secret in names(old) if is_known(lab, secret)] == []
+    assert all(is_known(lab, secret) for secret in names(new))
+    keys = lab.consul("drakar", "keyring -list").stdout
+    assert new.gossip in keys and old.gossip not in keys
+    for host in SERVERS:
+        shown = lab.run("sh", "-c", f"true; {SHOWN.format(address=lab.address(host))}", check=False)
+        file = lab.ssh(host, "sudo cat /etc/uwsgi-consul-fleet/tls/node.pem").stdout
+        assert certificates.is_by(file, new.ca), shown.stdout
+        trusted = lab.ssh(host, "sudo cat /etc/uwsgi-consul-fleet/tls/ca.pem").stdout
+        assert trusted == new.ca
+    assert {host: lab.ssh(host, AGENT).stdout for host in SERVERS} == before
+    assert changed(three.deploy("--json", "--data", "release=first")) == {}
+    three.verify("--wait", "10")
+    expect_nothing_lost(load, "replaced", "first")
+
+
+def test_a_release_from_before_serves_with_the_token_of_now(three: SharedFleet, load: Load) -> None:
+    load.mark("went back")
+    three.deploy("--data", "release=second")
+    run("invoke", "secrets.rotate", "tokens", "--inventory", str(three.path))
+    three.rollback()
+    three.verify("--wait", "10", "--probe")
+    expect_nothing_lost(load, "went back", "first", "second")
+
+
+def test_nothing_is_replaced_while_a_member_is_down(three: SharedFleet, lab: Lab) -> None:
+    before = kept(three).read_text()
+    lab.ssh("ormen", "sudo systemctl stop consul")
+    try:
+        seen = lambda: "failed" in lab.consul("drakar", "members").stdout  # noqa: E731
+        until(seen, "the others notice that ormen's agent is gone", 60)
+        refused = run(
+            "invoke", "secrets.rotate", "gossip", "--inventory", str(three.path), check=False
+        )
+    finally:
+        lab.ssh("ormen", "sudo systemctl start consul")
+    assert refused.returncode
+    assert "the agent of ormen is down" in output(refused), output(refused)
+    assert kept(three).read_text() == before
+    three.verify("--wait", "20")
+
+
+def test_another_operator_deploys_with_the_teams_command(
+    three: SharedFleet, lab: Lab, tmp_path: Path
+) -> None:
+    """From an empty folder; without the command nothing is touched."""
+    hers = Fleet(tmp_path / three.path.name)
+    hers.path.write_text(three.path.read_text())
+    shutil.copytree(three.path.parent / "group_data", tmp_path / "group_data")
+    refused = hers.deploy("--data", "release=current", check=False)
+    assert "the secrets of this fleet are not here" in output(refused)
+    assert "invoke secrets.recover. Nothing was changed" in output(refused)
+    with (tmp_path / "group_data/all.py").open("a") as settings:
+        print(f"secrets_load = 'cat {kept(three)}'", file=settings)
+        print(f"secrets_save = 'cat >{kept(three)}'", file=settings)
+    hers.deploy("--data", "release=third")
+    hers.verify("--wait", "10")
+    hers.rollback()
+    assert not (tmp_path / FOLDER).exists() or not [*(tmp_path / FOLDER).glob("*/*.json")]
+    run("invoke", "secrets.rotate", "tokens", "--inventory", str(hers.path))
+    three.verify("--wait", "10")
+
+
+def test_a_fleet_whose_secrets_are_lost_gets_new_ones(
+    three: SharedFleet, lab: Lab, load: Load
+) -> None:
+    old = secrets(three)
+    shutil.rmtree(three.path.parent / FOLDER)
+    load.mark("lost")
+    asked = run("invoke", "secrets.recover", "--inventory", str(three.path), check=False)
+    assert "without a terminal to ask at, say --yes" in output(asked)
+    run("invoke", "secrets.recover", "--yes", "--inventory", str(three.path))
+    new = secrets(three)
+    assert (new.gossip, new.ca_before) == (old.gossip, "")
+    assert [secret for secret in names(old) if is_known(lab, secret)] == []
+    assert changed(three.deploy("--json", "--data", "release=current")) == {}
+    three.verify("--wait", "10")
+    expect_nothing_lost(load, "lost", "first", "second", "third")
+    listed = lab.consul("drakar", "acl token list -format=json").stdout
+    made = {each["AccessorID"] for each in json.loads(listed)}
+    mine = {tokens.accessor(new.seed, what) for what in ("management", "deploy", "read")}
+    assert mine <= made and len(made) == 1 + len(names(new)) + (acl_tokens.LOOKUPS in made)
+
+
+def test_who_retires_takes_the_key_of_the_gossip_along(three: SharedFleet, lab: Lab) -> None:
+    old = secrets(three)
+    three.hosts(["drakar", "cheetah"], [*SERVING], ["ormen"])
+    three.deploy("--data", "release=current")
+    new = secrets(three)
+    assert new.gossip != old.gossip and not new.gossip_before
+    assert new.gossip in lab.consul("drakar", "keyring -list").stdout
+    assert not is_known(lab, tokens.secret(new.seed, "node/ormen"))
+    three.verify("--wait", "10")

@@ -1,0 +1,39 @@
+"""Services of ours that must not lapse while their agent takes no sign of life.
+
+A server of Consul 1.8 with access control refuses everybody as long as the leader has none: from
+its own restart to that of the last server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import stored
+from .consul import DATA, Consul
+
+LONG = 60  # seconds
+NANO = 1_000_000_000  # of Go's durations in a second
+
+
+def put_off(consul: Consul, data: Path = DATA) -> None:
+    """Give them a minute, until they are registered anew, as by the release that comes next.
+
+    :raises UnavailableError: where the agent does not take it
+    """
+    services = consul.get("/v1/agent/services")
+    ours = {key for key, its in services.items() if "generation" in (its.get("Meta") or {})}
+    statuses = {key: its["Status"] for key, its in consul.get("/v1/agent/checks").items()}
+    for _, told in stored.objects(data / "checks"):
+        check, kind = told["Check"], told["ChkType"]
+        if check["ServiceID"] not in ours or not 0 < kind.get("TTL", 0) < LONG * NANO:
+            continue
+        after = kind.get("DeregisterCriticalServiceAfter", 0) // NANO
+        body = {
+            "ID": check["CheckID"],
+            "Name": check["Name"],
+            "ServiceID": check["ServiceID"],
+            "TTL": f"{LONG}s",
+            "Status": statuses.get(check["CheckID"], "critical"),
+            **({"DeregisterCriticalServiceAfter": f"{after}s"} if after else {}),
+        }
+        consul.put("/v1/agent/check/register", body)

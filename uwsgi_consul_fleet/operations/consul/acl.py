@@ -1,0 +1,185 @@
+"""Who may do what in Consul: its tokens and policies, and whether what is registered has one."""
+
+import json
+import shlex
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import FactBase, StringCommand, operation
+
+from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.inventory.model import Fleet, Host
+from uwsgi_consul_fleet.operations import left_out, program
+from uwsgi_consul_fleet.operations.consul import rounds, secrets
+from uwsgi_consul_fleet.operations.files import fail
+from uwsgi_consul_fleet.operations.run import Here, Run
+from uwsgi_consul_fleet.operations.state import Acl
+from uwsgi_consul_fleet.secrets import tokens
+
+
+def wanted(run: Run, number: int) -> tokens.Acl:
+    """What Consul's access control should know.
+
+    :param number: the round of the cluster
+    """
+    fleet = whole(run)
+    datacenter = fleet.hosts[0].settings.datacenter
+    looks_up = _looks_up(run, fleet)
+    found = tokens.wanted(fleet, secrets.kept(run).secrets.seed, datacenter, lookups=looks_up)
+    # Before that everybody may do everything, and who is allowed one thing may not do the others.
+    return found if number == rounds.LAST else found._replace(anonymous=())
+
+
+def whole(run: Run) -> Fleet:
+    """With all of its applications, whichever this run is about."""
+    return run.fleet.whole or run.fleet
+
+
+def _looks_up(run: Run, fleet: Fleet) -> bool:
+    """Whether who shows no token may look services up: where that was so before there were tokens,
+    until each application says what it looks up; and where DNS is to answer."""
+    if any(each.settings.dns for each in fleet.hosts):
+        return True
+    known = secrets.acl_beyond(run)
+    open_before = tokens.LOOKUPS in known.anonymous if known else False
+    open_before = open_before or not rounds.of(run).begins
+    return open_before and bool(unlisted(fleet))
+
+
+def unlisted(fleet: Fleet) -> list[str]:
+    """Applications that do not say what they look up."""
+    found = {each.app for each in fleet.applications if each.settings.app_discovers is None}
+    return sorted(found)
+
+
+# What `consul acl` is told where nothing is to be done.
+NOTHING: Mapping[str, Any] = {
+    "reset": False,
+    "policies": {},
+    "tokens": [],
+    "anonymous": None,
+    "gone": [],
+    "gone_policies": [],
+}
+
+
+@operation()
+def make_tokens(here: Here, number: int) -> Generator[Any, None, None]:
+    """Whatever tokens and policies are missing or not as they should be.
+
+    :param number: the round whose turn it is
+    """
+    me, run = here.me, here.run
+    if why_not := rounds.why_not_yet(run, number):
+        host.noop(why_not)
+        return
+    if not secrets.speaker(run):
+        yield from _make_beyond(here)
+        return
+    if me.name != secrets.speaker(run):
+        host.noop("another server is told of tokens")
+        return
+    should = wanted(run, number)
+    if _is_so(here.known.consul_acl, should):
+        host.noop("Consul has every token")
+        return
+    # Made by a run whose answer got lost.
+    mine = tokens.accessor(secrets.kept(run).secrets.seed, "management")
+    lost = any(run.state_of(each.name).consul_bootstrap == mine for each in reached(run))
+    yield telling(here, {**NOTHING, **_as_json(should), "reset": lost}, "consul", "acl")
+    here.changed()
+
+
+def _make_beyond(here: Here) -> Generator[Any, None, None]:
+    """By a server that --limit leaves out, where hosts of this run have no tokens yet."""
+    run = here.run
+    mine = [each for each in reached(run) if each.is_member]
+    others = [each for each in mine if not secrets.has_its_own(Here(run, each))]
+    if not others or here.me != mine[0] or not (name := secrets.speaker(run, beyond=True)):
+        host.noop("nobody is to be told of tokens")
+        return
+    known, should = run.once(left_out.servers)[name], wanted(run, rounds.of(run).first)
+    if known and _is_so(known.consul_acl, should):
+        host.noop("Consul has every token")
+    elif run.pyinfra.is_executing:
+        stdin = access(run.fleet.host(name), "management").stdin
+        said = json.dumps({**NOTHING, **_as_json(should)}) + "\n"
+        words = shlex.join([*host_program.carried(), "--access-stdin", "consul", "acl"])
+        if why_not := left_out.tell(run.fleet.host(name), words, (stdin + said).encode()):
+            yield fail(f"{here.me.name}: it gets no token: {why_not}")
+        run.again(left_out.servers)
+
+
+def reached(run: Run) -> list[Host]:
+    return [each for each in run.fleet.hosts if each.name in run.pyinfra.connected]
+
+
+def _as_json(should: tokens.Acl) -> dict[str, Any]:
+    return {
+        "policies": {name: its._asdict() for name, its in should.policies.items()},
+        "tokens": [each._asdict() for each in should.tokens],
+        "anonymous": should.anonymous,
+    }
+
+
+def _is_so(known: Acl | None, should: tokens.Acl) -> bool:
+    return (
+        known is not None
+        and all(
+            known.policies.get(name) == its.description for name, its in should.policies.items()
+        )
+        and all({*known.tokens.get(x.accessor, ())} == {*x.policies} for x in should.tokens)
+        and _ours(known.anonymous) == {*should.anonymous}
+    )
+
+
+def _ours(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith(tokens.PREFIX)}
+
+
+def telling(here: Here, said: Mapping[str, Any], *words: str) -> StringCommand:
+    """The program with the strongest token, which reads the rest behind it."""
+    return program.command(here, *words, role="management", more=json.dumps(said) + "\n")
+
+
+class Stored(FactBase[Mapping[str, Any]]):
+    """With which tokens the services and checks of an agent are stored (host/stored.py)."""
+
+    @staticmethod
+    def default() -> Mapping[str, Any]:
+        return {"problems": ["its agent could not be asked"], "accessors": []}
+
+    def command(self) -> str:
+        return shlex.join([*host_program.carried(), "--access-stdin", "consul", "stored"])
+
+    def process(self, output: list[str]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = json.loads(output[-1])
+        return found
+
+
+def stored(run: Run, me: Host) -> Mapping[str, Any]:
+    its = secrets.kept(run).secrets
+    may = {
+        tokens.accessor(seed, f"app/{me.node}/{each.app}"): [each.app]
+        for seed in filter(None, (its.seed, its.seed_before))
+        for each in me.applications
+    }
+    stdin = access(me).stdin + json.dumps({"may": may}) + "\n"
+    found: Mapping[str, Any] = run.pyinfra.host(me.name).get_fact(Stored, _stdin=stdin)
+    return found
+
+
+@operation()
+def gate(here: Here) -> Generator[Any, None, None]:
+    """Let nothing be refused before all that is registered has a token that may: Consul would go on
+    calling it healthy when it is dead."""
+    run = here.run
+    goes_on = run.pyinfra.is_executing and not rounds.why_not_yet(run, rounds.LAST)
+    problems = stored(run, here.me)["problems"] if goes_on else []
+    for problem in problems:
+        host.log_styled(f"{here.me.name}: {problem}", fg="yellow")
+        rounds.stop(run, f"{here.me.name}: {problem}")
+    host.noop("looked at what is registered")
+    yield from ()

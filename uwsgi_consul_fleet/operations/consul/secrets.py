@@ -1,0 +1,266 @@
+"""The secrets of a cluster: the document that a run has, which of them are in use, and what of them
+lies on each host."""
+
+import json
+from collections.abc import Generator, Iterable
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Any
+
+from pyinfra import host, logger
+from pyinfra.api import operation
+
+from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations import left_out
+from uwsgi_consul_fleet.operations.consul import rounds
+from uwsgi_consul_fleet.operations.consul.cluster import host_of
+from uwsgi_consul_fleet.operations.files import RemoteFile, secretly
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
+from uwsgi_consul_fleet.operations.state import Acl, FileState, HostState
+from uwsgi_consul_fleet.secrets import certificates, store, tokens
+from uwsgi_consul_fleet.secrets.document import Secrets, fingerprint
+
+FILE = "/etc/uwsgi-consul-fleet/consul.d/secrets.json"
+TOKENS = "/etc/uwsgi-consul-fleet/tokens"
+
+
+class Kept:
+    """The document as it is in this run. Where there is none it is made; it is kept when the first
+    host is about to be changed."""
+
+    def __init__(self, run: Run) -> None:
+        self._vault = run.fleet.hosts[0].vault
+        self._there = store.load(self._vault)
+        self._one_at_a_time = Lock()
+        self.secrets = self._there or Secrets.new(self._vault.name)
+        self.intend(self.secrets)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is none yet that is kept."""
+        return self._there is None
+
+    def intend(self, secrets: Secrets) -> None:
+        """It is to become so when it is kept."""
+        store.propose(self._vault, secrets)
+        self.secrets = secrets
+
+    def keep(self) -> None:
+        """:raises FleetError: where it can't be kept, or was changed by another run meanwhile"""
+        with self._one_at_a_time:  # hosts come here side by side
+            if self.secrets == self._there:
+                return
+            store.save(self._vault, self.secrets, self._there)
+            if self.is_new:
+                logger.info(f"--> The secrets of this fleet are in {store.place(self._vault)}")
+            self._there = self.secrets
+
+    def become(self, secrets: Secrets) -> None:
+        """As :meth:`intend` and :meth:`keep`."""
+        self.intend(secrets)
+        self.keep()
+
+
+def kept(run: Run) -> Kept:
+    """The document; the same for each host of a run."""
+    return run.once(Kept)
+
+
+def expect(here: Here) -> None:
+    """:raises DeployError: where this fleet has secrets, and they are not here"""
+    here.run.once(_expect)
+
+
+def _expect(run: Run) -> bool:
+    there = {
+        each.name: run.state_of(each.name)
+        for each in run.fleet.hosts
+        if each.name in run.pyinfra.connected and each.is_member
+    }
+    files = {name: its.files[FILE] for name, its in there.items() if FILE in its.files}
+    if not files:
+        return True
+    ours, vault = kept(run), run.fleet.hosts[0].vault
+    seeds = (ours.secrets.seed, ours.secrets.seed_before)
+    known = {
+        RemoteFile(FILE, text).state.sha256
+        for name in files
+        for text in variants(run.fleet.host(name), ours.secrets, seeds)
+    }
+    if ours.is_new or not known & {its.sha256 for its in files.values()}:
+        what = "are not here" if ours.is_new else "are others than those that are here"
+        raise DeployError(
+            f"the secrets of this fleet {what} ({store.place(vault)}): its Consul on "
+            f"{', '.join(sorted(files))} has some. Copy them from whoever deploys it, or let "
+            "secrets_load fetch them; where they are lost: invoke secrets.recover. Nothing was "
+            "changed"
+        )
+    return True
+
+
+def variants(me: Host, its: Secrets, seeds: Iterable[str]) -> Iterable[str]:
+    """What its agent's file may be while something is replaced."""
+    for seed in filter(None, seeds):
+        for key in filter(None, (its.gossip, its.gossip_before)):
+            yield _text(me, key, tokens.secret(seed, f"node/{me.node}"))
+
+
+def _text(me: Host, key: str, token: str) -> str:
+    return json.dumps({"encrypt": key, "acl": {"tokens": {"agent": token}}}, indent=2) + "\n"
+
+
+# --- What is in use ------------------------------------------------------------------
+
+
+def servers(run: Run) -> list[tuple[str, HostState]]:
+    """Those that were reached and run in a round with secrets."""
+    names = [each.name for each in run.fleet.consul_servers if each.name in run.pyinfra.connected]
+    states = [(name, run.state_of(name)) for name in names]
+    return [(name, its) for name, its in states if its.consul_round and its.consul_running]
+
+
+def _left_out(run: Run) -> list[tuple[str, HostState]]:
+    """Those that --limit leaves out, where it leaves out all of them."""
+    found = run.once(left_out.servers)
+    return [(name, its) for name, its in found.items() if its and its.consul_round]
+
+
+def acl(run: Run) -> Acl | None:
+    """What Consul's access control knows, as far as a server tells."""
+    return next((its.consul_acl for _, its in servers(run) if its.consul_acl), None)
+
+
+def acl_beyond(run: Run) -> Acl | None:
+    """As :func:`acl`; where --limit leaves out all servers, one of those is asked."""
+    return acl(run) or next((its.consul_acl for _, its in _left_out(run) if its.consul_acl), None)
+
+
+def are_unknown(run: Run) -> bool:
+    """Whether Consul has access control, and knows no token of ours."""
+    return run.fleet.brings_consul and bool(servers(run)) and acl(run) is None
+
+
+def speaker(run: Run, beyond: bool = False) -> str:
+    """The server that is told of changes: the leader, where one is known; '' for none.
+
+    :param beyond: also one that --limit leaves out
+    """
+    found = servers(run) or (_left_out(run) if beyond else [])
+    leaders = {host_of(its.consul_leader) for _, its in found if its.consul_leader}
+    leading = [name for name, _ in found if run.fleet.host(name).address in leaders]
+    return next(iter([*leading, *(name for name, _ in found)]), "")
+
+
+def in_use(run: Run, what: str) -> str:
+    """The token of somebody, the one before where Consul does not know the new one yet; '' where it
+    knows none of them."""
+    its = kept(run).secrets
+    known = acl_beyond(run)
+    for seed in filter(None, (its.seed, its.seed_before)):
+        if known and tokens.accessor(seed, what) in known.tokens:
+            return tokens.secret(seed, what)
+    return ""
+
+
+def _key(run: Run) -> str:
+    """The key of the gossip that is in use; the new one in a cluster that is new."""
+    secrets = kept(run).secrets
+    used = {its.consul_keys[0] for _, its in servers(run) if its.consul_keys}
+    if secrets.gossip_before and fingerprint(secrets.gossip) not in used and used:
+        return secrets.gossip_before
+    return secrets.gossip
+
+
+# --- On each host --------------------------------------------------------------------
+
+
+def authorities(run: Run) -> RemoteFile:
+    """Whom an agent believes."""
+    text = certificates.trusted(kept(run).secrets)
+    return RemoteFile(rounds.CA, text, "644", "root", "consul")
+
+
+def of_tls(here: Here) -> list[RemoteFile]:
+    """What an agent believes and shows, as far as it is not there; before the configuration that
+    names it."""
+    me, run, its = here.me, here.run, kept(here.run).secrets
+    names = (me.node, me.address, me.settings.datacenter, me.is_consul_server)
+    now = datetime.now(UTC)
+    there = here.known.files.get(rounds.NODE)
+    is_due = certificates.why_renew(here.known.certificate, its, *names, now) and _is_trusted(run)
+    if there and not is_due:
+        return [authorities(run)]
+    pem = certificates.issue(its, *names, now)
+    return [authorities(run), RemoteFile(rounds.NODE, pem, "640", "root", "consul")]
+
+
+def _is_trusted(run: Run) -> bool:
+    """Whether every member believes the authority by now that is to replace another one."""
+    secrets = kept(run).secrets
+    if not secrets.ca_before:
+        return True
+    state, active = authorities(run).state, {each.name for each in run.fleet.active}
+    return active <= run.pyinfra.connected and all(
+        run.state_of(name).files.get(rounds.CA) == state for name in active
+    )
+
+
+def of_agent(here: Here) -> list[RemoteFile]:
+    """Its key of the gossip, and its token, as far as they are not there; after the configuration
+    in which they do no harm."""
+    me, run, its = here.me, here.run, kept(here.run).secrets
+
+    def file(token: str) -> RemoteFile:
+        return RemoteFile(FILE, _text(me, _key(run), token), "640", "root", "consul")
+
+    name, there = f"node/{me.node}", here.known.files.get(FILE)
+    wanted = file(tokens.secret(its.seed, name))
+    if there is None or there == wanted.state or not _is_ours(me, its, there):
+        return [wanted]
+    # Where nobody can tell now whether Consul knows another one it stays.
+    token = in_use(run, name)
+    return [file(token)] if token else []
+
+
+def _is_ours(me: Host, its: Secrets, there: FileState) -> bool:
+    """Whether an agent's file is of this fleet; else the host was another's."""
+    texts = variants(me, its, (its.seed, its.seed_before))
+    return there.sha256 in {RemoteFile(FILE, text).state.sha256 for text in texts}
+
+
+def of_application(its: AppHere) -> RemoteFile:
+    """The token that an application shows to Consul; an empty line until Consul knows it."""
+    me, run = its.me, its.run
+    name, path = f"app/{me.node}/{me.app}", f"{TOKENS}/{me.app}"
+
+    def file(token: str) -> RemoteFile:
+        return RemoteFile(path, f"{token}\n", "640", "root", me.app)
+
+    mine = file(tokens.secret(kept(run).secrets.seed, name))
+    return mine if its.known.files.get(path) == mine.state else file(in_use(run, name))
+
+
+def has_its_own(here: Here) -> bool:
+    """Whether a host and its applications have the tokens that they should have."""
+    seed, files = kept(here.run).secrets.seed, here.known.files
+    wanted = variants(here.me, kept(here.run).secrets, [seed])
+    apps = [of_application(each) for each in here.applications]
+    return (
+        FILE in files
+        and files[FILE].sha256 in {RemoteFile(FILE, text).state.sha256 for text in wanted}
+        and all(files.get(each.path) == each.state and each.content != "\n" for each in apps)
+    )
+
+
+@operation()
+def bring_token(here: AppHere) -> Generator[Any, None, None]:
+    """The token of an application, where it is not there."""
+    if here.run.pyinfra.is_executing and here.me.app not in here.known.users:
+        host.noop("its user is yet to be made")
+        return
+    its, there = of_application(here), here.known.files.get(f"{TOKENS}/{here.me.app}")
+    if there and its.content == "\n" and here.known.consul_round:
+        host.noop("which token it has can't be told now")  # no server was reached
+        return
+    yield from secretly(here, [its])
