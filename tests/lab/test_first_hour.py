@@ -233,22 +233,30 @@ def test_ctrl_c_ends_a_command_of_consuls(lab: Lab, words: Words) -> None:
 
 
 def test_the_ui_shows_what_is_registered(words: Words, tmp_path: Path) -> None:
-    process = start(*words("ui"), own_group=True)
+    process = start(*words("ui", "--token"), own_group=True)
     with killed_at_the_end(process):
         assert process.stdout
-        said = process.stdout.readline()
+        said = process.stdout.readline() + process.stdout.readline()
         found = re.fullmatch(
-            r"drakar: Consul is at (http://127\.0\.0\.1:(\d+))/ui/ until Ctrl-C\n", said
+            r"drakar: log in with this token, which can only read: (?P<token>[0-9a-f-]{36})\n"
+            r"drakar: Consul is at (?P<url>http://127\.0\.0\.1:(?P<port>\d+))/ui/ until Ctrl-C\n",
+            said,
         )
         assert found, said + process.stderr.read() if process.stderr else said
         with browser(tmp_path) as it:
-            it.open(f"{found[1]}/ui/dc1/services/{SERVICE}")
+            it.open(f"{found['url']}/ui/dc1/services")
+            it.until_shown("Log in")
+            it.click("label[for=login-toggle]")
+            it.type("input[type=password]", found["token"])
+            it.click("form button[type=submit]")
+            it.until_shown("Logout")
+            it.open(f"{found['url']}/ui/dc1/services/{SERVICE}")
             for shown in ("cheetah", "drakar", "server2"):
                 it.until_shown(shown)
-        taken = run(*words("ui", "--host", "cheetah", "--port", found[2]), check=False)
+        taken = run(*words("ui", "--host", "cheetah", "--port", found["port"]), check=False)
         assert (taken.returncode, taken.stderr) == (
             2,
-            f"--port {found[2]}: Address already in use\n",
+            f"--port {found['port']}: Address already in use\n",
         )
         os.killpg(process.pid, signal.SIGINT)
         assert finish(process, check=True).stderr == ""

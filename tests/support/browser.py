@@ -30,14 +30,30 @@ class Browser:
 
     def text(self) -> str:
         """What is to be read on the page now."""
-        said = self._ask("Runtime.evaluate", expression="document.body.innerText")
-        return str(said["result"].get("value", ""))
+        return self._value("document.body.innerText")
+
+    def click(self, what: str) -> None:
+        """:param what: a CSS selector"""
+        self._do(what, "click")
+
+    def type(self, what: str, text: str) -> None:
+        """:param what: a CSS selector of a field"""
+        self._do(what, "focus")
+        self._ask("Input.insertText", text=text)
 
     def until_shown(self, text: str, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.text():
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.1)
+
+    def _do(self, what: str, action: str) -> None:
+        found = f"document.querySelector({json.dumps(what)})"
+        assert self._value(f"{found} && ({found}.{action}(), 'done')") == "done", what
+
+    def _value(self, expression: str) -> str:
+        said = self._ask("Runtime.evaluate", expression=expression)
+        return str(said["result"].get("value", ""))
 
     def _ask(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1

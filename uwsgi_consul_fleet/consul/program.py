@@ -133,10 +133,11 @@ def show(
     try:
         with _way(connection, host, "read", port) as way:
             _expect_ui(way)
+            found = catalog.known(host, way).access.token
             if with_token:
-                found = catalog.known(host, way).access.token
                 say(f"{host.name}: {LOG_IN + found if found else 'its Consul wants no token yet'}")
-            say(f"{host.name}: Consul is at {way.url}/ui/ until Ctrl-C")
+            hint = "; --token prints what to log in with" if found and not with_token else ""
+            say(f"{host.name}: Consul is at {way.url}/ui/ until Ctrl-C{hint}")
             while connection.transport.is_active():
                 time.sleep(0.5)
     except OSError as error:
