@@ -35,6 +35,7 @@ OTHERS = (
     "Consul: make tokens",
     "Consul: replace the key of the gossip",
     "Consul: tell the agent its secrets",
+    "Consul: forget secrets that nobody uses",
 )
 # A host that an earlier test removed by force is counted after a minute.
 WAIT = "70"

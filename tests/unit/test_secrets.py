@@ -171,6 +171,23 @@ def test_a_fleet_knows_where_its_secrets_are(tmp_path: Path) -> None:
     assert of_commands.only("consul-demo-server").hosts[0].vault == expected
 
 
+def test_they_stay_a_fleets_whose_first_server_is_another_one(
+    tmp_path: Path, some: Secrets
+) -> None:
+    vault = Vault(tmp_path, "inventory-gone")
+    store.note(vault, ["gone", "drakar"])  # nothing is kept there yet
+    assert fleet(tmp_path).hosts[0].vault.name == "inventory-drakar"
+    store.save(vault, some, None)
+    store.note(vault, ["gone", "drakar"])
+    store.note(Vault(tmp_path, "inventory-gone", "cat x", "cat >x"), [])  # what is there stays
+    store.save(Vault(tmp_path, "staging-gone"), some, None)
+    store.note(Vault(tmp_path, "staging-gone"), ["gone"])
+    assert {host.vault for host in fleet(tmp_path).hosts} == {vault}
+    assert fleet(tmp_path, "staging.py").hosts[0].vault.name == "staging-drakar"
+    store.note(vault, ["gone"])
+    assert fleet(tmp_path).hosts[0].vault.name == "inventory-drakar"
+
+
 def test_a_consul_of_others_has_none(tmp_path: Path) -> None:
     hosts = [
         {
@@ -338,7 +355,7 @@ def test_no_secret_is_on_a_command_line(tmp_path: Path, some: Secrets) -> None:
     [
         ("echo no key >&2; exit 3", "secrets_load: echo no key >&2; exit 3: ended with 3: no key"),
         ("exit 1", "secrets_load: exit 1: ended with 1; nothing was changed"),
-        ("echo hush", "secrets_load (echo hush): holds no secrets"),
+        ("echo hush", "secrets_load (echo hush) with FLEET=shop: holds no secrets"),
     ],
 )
 def test_a_command_that_fails_is_not_taken_for_no_secrets(

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from uwsgi_consul_fleet.errors import FleetError, InventoryError
 from uwsgi_consul_fleet.inventory import applications, model
-from uwsgi_consul_fleet.inventory.vault import FOLDER, NOWHERE, Vault
+from uwsgi_consul_fleet.inventory.vault import FOLDER, NOWHERE, SERVERS, Vault
 
 # The address under which a host of that name and with that data is reached, or OSError.
 Resolve = Callable[[str, Mapping[str, Any]], str]
@@ -96,9 +97,13 @@ def _vault(fleet: model.Fleet, path: Path) -> Vault:
 
 
 def _named(fleet: model.Fleet, path: Path, first: str) -> str:
-    """Of a fleet without a name: after its inventory and its first server; as it was, where another
-    one was the first."""
+    """Of a fleet without a name: after its inventory and the server that was the first one at its
+    first deploy, which may have left since."""
     hosts = dict.fromkeys([first, *(host.name for host in fleet.hosts)])
     names = [f"{path.stem}-{name}" for name in hosts]
-    there = (name for name in names if (path.parent / FOLDER / name).is_dir())
-    return next(there, names[0])
+    place = path.parent / FOLDER
+    there = [name for name in names if (place / name).is_dir()]
+    for file in sorted(place.glob(f"{escape(path.stem)}-*/{SERVERS}")):
+        if hosts.keys() & set(file.read_text().split()):
+            there.append(file.parent.name)
+    return next(iter(there), names[0])

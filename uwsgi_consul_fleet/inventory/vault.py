@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = ".fleet"  # beside an inventory; never sent to a host
+SERVERS = "servers"  # beside a file with secrets: the Consul servers of the last deploy
 
 
 @dataclass(frozen=True)

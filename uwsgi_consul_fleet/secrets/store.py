@@ -3,14 +3,14 @@
 import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory.model import Host
-from uwsgi_consul_fleet.inventory.vault import FOLDER, Vault
+from uwsgi_consul_fleet.inventory.vault import FOLDER, SERVERS, Vault
 from uwsgi_consul_fleet.secrets.document import Secrets
 
 FILE = "secrets.json"
@@ -64,9 +64,24 @@ def save(vault: Vault, secrets: Secrets, before: Secrets | None) -> None:
         )
 
 
+def note(vault: Vault, servers: Iterable[str]) -> None:
+    """Write down whose they are: a fleet without a name finds them by it when its first server is
+    another one. What can't be written is no reason to stop."""
+    if vault.load:
+        return  # a command finds them by FLEET
+    file, text = _file(vault).with_name(SERVERS), "".join(f"{name}\n" for name in servers)
+    with suppress(OSError):
+        if not file.exists() or file.read_text() != text:
+            new = file.with_name(f".{SERVERS}.new")
+            new.write_text(text)
+            new.replace(file)
+
+
 def place(vault: Vault) -> str:
     """Where they are, in words for people."""
-    return f"secrets_load ({vault.load})" if vault.load else str(_file(vault))
+    if vault.load:
+        return f"secrets_load ({vault.load}) with FLEET={vault.name}"
+    return str(_file(vault))
 
 
 def _file(vault: Vault) -> Path:

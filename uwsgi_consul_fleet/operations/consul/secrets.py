@@ -31,6 +31,7 @@ class Kept:
 
     def __init__(self, run: Run) -> None:
         self._vault = run.fleet.hosts[0].vault
+        self._servers = [each.name for each in (run.fleet.whole or run.fleet).consul_servers]
         self._there = store.load(self._vault)
         self._one_at_a_time = Lock()
         self.secrets = self._there or Secrets.new(self._vault.name)
@@ -49,12 +50,12 @@ class Kept:
     def keep(self) -> None:
         """:raises FleetError: where it can't be kept, or was changed by another run meanwhile"""
         with self._one_at_a_time:  # hosts come here side by side
-            if self.secrets == self._there:
-                return
-            store.save(self._vault, self.secrets, self._there)
-            if self.is_new:
-                logger.info(f"--> The secrets of this fleet are in {store.place(self._vault)}")
-            self._there = self.secrets
+            if self.secrets != self._there:
+                store.save(self._vault, self.secrets, self._there)
+                if self.is_new:
+                    logger.info(f"--> The secrets of this fleet are in {store.place(self._vault)}")
+                self._there = self.secrets
+            store.note(self._vault, self._servers)
 
     def become(self, secrets: Secrets) -> None:
         """As :meth:`intend` and :meth:`keep`."""
