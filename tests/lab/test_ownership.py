@@ -232,6 +232,7 @@ def test_a_host_that_is_handed_over_changes_its_cluster(
     # And nothing is left to do where the identity has been written.
     changes = changed(deploy)
     assert {*changes.pop("Firewall: let in who may connect")} == {"ormen", "skeid"}
+    assert [*changes.pop("Consul: make tokens")] == ["skeid"]
     assert {host for hosts in changes.values() for host in hosts} == {"ormen"}
     for said in (deploy, fleet.verify("--wait", "10")):
         assert "Fleet shop-production (" in output(said)
