@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import requests
+from acl_tokens import make
 from consul_processes import Agent, until
 
 from uwsgi_consul_fleet.inventory.model import InventoryHost, build
@@ -41,31 +42,6 @@ class Asking:
     def registers(self, what: str, service: str) -> bool:
         body = {"Name": service, "ID": service, "Port": 1}
         return self.status(what, "PUT", "/v1/agent/service/register", json=body) == 200
-
-
-def make(agent: Agent, acl: tokens.Acl) -> None:
-    for name, policy in acl.policies.items():
-        body: dict[str, Any] = {"Name": name, **policy._asdict()}
-        body = {key.capitalize(): value for key, value in body.items()}
-        agent.call("PUT", "/v1/acl/policy", json=body)
-    for token in acl.tokens:
-        agent.call(
-            "PUT",
-            "/v1/acl/token",
-            json={
-                "AccessorID": token.accessor,
-                "SecretID": token.secret,
-                "Description": token.description,
-                "Policies": [{"Name": each} for each in token.policies],
-                "Local": True,
-            },
-        )
-    if acl.anonymous:
-        agent.call(
-            "PUT",
-            "/v1/acl/token/00000000-0000-0000-0000-000000000002",
-            json={"Policies": [{"Name": each} for each in acl.anonymous]},
-        )
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["closed", "open"])

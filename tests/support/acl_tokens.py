@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_DNS, uuid5
 
 from uwsgi_consul_fleet.inventory.model import Fleet
@@ -18,6 +18,7 @@ from uwsgi_consul_fleet.secrets.document import Secrets
 from uwsgi_consul_fleet.secrets.store import FILE
 
 if TYPE_CHECKING:
+    from consul_processes import Agent
     from lab_commands import Lab
 
 # A host that is no fleet's, or one of a version that knew no secrets, has none.
@@ -92,3 +93,29 @@ def lookups(lab: Lab, host: str) -> str:
     if lab.consul(host, there, check=False).returncode:
         lab.consul(host, f"{made} -accessor={LOOKUPS} -secret={LOOKUPS}")
     return LOOKUPS
+
+
+def make(agent: Agent, acl: tokens.Acl) -> None:
+    """Have Consul know these tokens and policies, by an agent that is asked with the strongest."""
+    for name, policy in acl.policies.items():
+        body: dict[str, Any] = {"Name": name, **policy._asdict()}
+        body = {key.capitalize(): value for key, value in body.items()}
+        agent.call("PUT", "/v1/acl/policy", json=body)
+    for token in acl.tokens:
+        agent.call(
+            "PUT",
+            "/v1/acl/token",
+            json={
+                "AccessorID": token.accessor,
+                "SecretID": token.secret,
+                "Description": token.description,
+                "Policies": [{"Name": each} for each in token.policies],
+                "Local": True,
+            },
+        )
+    if acl.anonymous:
+        agent.call(
+            "PUT",
+            "/v1/acl/token/00000000-0000-0000-0000-000000000002",
+            json={"Policies": [{"Name": each} for each in acl.anonymous]},
+        )

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
 
-from . import keyring, lapse, systemd
+from . import expiry, keyring, lapse, systemd
 from .cluster import has_caught_up, has_company, knows_tokens, servers, until
 from .consul import CONFIGURATION, DATA, Consul, UnavailableError
 from .says import ReleaseError
@@ -55,6 +55,7 @@ def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = Fals
         raise _told(f"after {CAUGHT_UP:.0f} s its Consul server has not caught up with the others")
     if wait:
         until(TOKENS, lambda: knows_tokens(consul))  # it may take longer, which does no harm
+    expiry.look_again()
 
 
 def _validate(binary: str) -> None:
@@ -73,6 +74,7 @@ def reload(consul: Consul) -> None:
     systemd.systemctl("reload", UNIT)
     if not until(ANSWERS, lambda: consul.get("/v1/status/leader") is not None):
         raise _told(f"its Consul agent does not answer {ANSWERS:.0f} s after it was reloaded")
+    expiry.look_again()
 
 
 def _told(what: str) -> ReleaseError:

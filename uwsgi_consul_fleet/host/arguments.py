@@ -105,6 +105,7 @@ def _consul_commands(commands: Any) -> None:
     command("reload", "let the agent read its configuration and certificate again")
     command("acl", "make tokens and policies as standard input says in JSON, in its second line")
     command("stored", "print which registrations would lapse under default_policy deny, as JSON")
+    command("expiry", "have the catalog warn where a certificate of this host ends soon")
     command("rekey", "change the gossip key of all members to that in line 2 of standard input")
     command("join", "find the cluster").add_argument("addresses", metavar="ADDRESS", nargs="+")
     command("leave", "leave the cluster, and be started no more")

@@ -113,6 +113,10 @@ def _ask(consul: Consul, action: str, **options: Any) -> None:
         from . import stored
 
         found = stored.look(consul, _told()["may"])
+    elif action == "expiry":
+        from . import expiry
+
+        expiry.look(consul)
     elif action == "rekey":
         from . import keyring
 

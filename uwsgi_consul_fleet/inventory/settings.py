@@ -97,15 +97,15 @@ OF_AN_AGENT = tuple(
     f"consul_{key}"
     for key in ("address", "node", "token", "app_token", "ca_file", "cert_file", "key_file")
 )
-# Users and units that Debian or we have for something else; adduser's and systemd's own names; and
-# token, beside which folders of applications lie.
+# Users, units and services that Debian or we have for something else; adduser's and systemd's own
+# names; and token, beside which folders of applications lie.
 TAKEN = frozenset(
     """
     root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody
     sshd messagebus polkitd syslog adm tty disk sudo audio video users staff shadow utmp consul
     basic default emergency final graphical halt hibernate kexec multi-user network network-online
     poweroff reboot rescue shutdown sleep sockets suspend swap sysinit timers umount
-    a-newer-uwsgi-consul-fleet token
+    a-newer-uwsgi-consul-fleet uwsgi-consul-fleet token
     """.split()  # noqa: SIM905 - as above
 )
 

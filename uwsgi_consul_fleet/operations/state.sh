@@ -68,7 +68,7 @@ find /etc/uwsgi-consul-fleet /etc/systemd/system /opt/uwsgi-consul-fleet -type f
     \( -path '/etc/uwsgi-consul-fleet/consul.d/*' -o -name consul.service \
     -o -path '/etc/uwsgi-consul-fleet/agent*' -o -path '/etc/uwsgi-consul-fleet/firewall/*' \
     -o -path '/etc/uwsgi-consul-fleet/tls/*' -o -path '/etc/uwsgi-consul-fleet/tokens/*' \
-    -o -name uwsgi-consul-fleet-firewall.service \
+    -o -name uwsgi-consul-fleet-firewall.service -o -name 'uwsgi-consul-fleet-expiry.*' \
     -o -name consul_plugin.so -o -name start-uwsgi -o -path /opt/uwsgi-consul-fleet/release \) \
     -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
     sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
@@ -144,7 +144,7 @@ look_at_releases() {
         sed 's/^/writable /' "/srv/$1/writable" 2>/dev/null
     fi
 }
-set -- consul.service uwsgi-consul-fleet-firewall.service
+set -- consul.service uwsgi-consul-fleet-firewall.service uwsgi-consul-fleet-expiry.timer
 # shellcheck disable=SC2086 # as above
 for name in $(printf '%s\n' $wanted $recorded | sort -u); do
     look_at_releases "$name" | sed "s/^/of $name /"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from uwsgi_consul_fleet.host.consul import KEYS
+from uwsgi_consul_fleet.host.expiry import SERVICE
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 
 PREFIX = "uwsgi-consul-fleet-"  # what our policies' names begin with
@@ -178,6 +179,7 @@ def node_rules(host: Host) -> str:
         [
             ("node", host.node, "write"),
             ("service_prefix", "", "read"),
+            ("service", SERVICE, "write"),
             ("agent", host.node, "write"),
         ]
     )

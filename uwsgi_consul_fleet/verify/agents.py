@@ -8,13 +8,13 @@ from pathlib import Path
 
 from fabric import Connection
 
+from uwsgi_consul_fleet.host.expiry import SOON
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.secrets import certificates
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify.comparison import Difference
 
 SCRIPT = (Path(__file__).parent / "agents.sh").read_text()
-SOON = timedelta(days=60)
 END = "-----END CERTIFICATE-----\n"
 
 

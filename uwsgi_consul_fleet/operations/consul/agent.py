@@ -19,6 +19,7 @@ from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import acl as acl
 from uwsgi_consul_fleet.operations.consul import cluster as cluster
 from uwsgi_consul_fleet.operations.consul import existing as existing
+from uwsgi_consul_fleet.operations.consul import expiry
 from uwsgi_consul_fleet.operations.consul import replacing as replacing
 from uwsgi_consul_fleet.operations.consul import rounds as rounds
 from uwsgi_consul_fleet.operations.consul import secrets as secrets
@@ -100,6 +101,7 @@ def configure(here: Here, source: Source, number: int) -> Generator[Any, None, N
     wanted = files(here.me, here.run.fleet, source.label, number)
     yield from converge(here, [*wanted, program.program()])
     if number:
+        yield from expiry.watch(here)
         told += (last := [*secretly(here, secrets.of_agent(here))])
         yield from last
     if told and here.known.consul_round and not _must_restart(here, source.label, number):

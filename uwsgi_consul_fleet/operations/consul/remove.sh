@@ -1,5 +1,12 @@
 # Removes from a host that has left the cluster what was put there for Consul, and what asked it,
 # and nothing else; usage: remove.sh purge|keep ours|theirs, which says whose the agent is
+timer=uwsgi-consul-fleet-expiry.timer units=/etc/systemd/system
+if [ -e $units/$timer ]; then
+    systemctl --quiet disable --now $timer 2>/dev/null
+    rm -f $units/${timer%.timer}.service $units/$timer /var/lib/systemd/timers/stamp-$timer
+    systemctl daemon-reload
+    systemctl reset-failed ${timer%.timer}.service 2>/dev/null
+fi
 if [ "$2" != ours ]; then
     theirs=yes
 elif [ -e /etc/systemd/system/consul.service ]; then
