@@ -8,7 +8,7 @@ import pytest
 from folders import Machine
 
 from uwsgi_consul_fleet.host_program import PROGRAM
-from uwsgi_consul_fleet.operations.consul import agent
+from uwsgi_consul_fleet.operations.consul import agent, expiry
 from uwsgi_consul_fleet.operations.state import FileState, HostState
 from uwsgi_consul_fleet.ownership.belongings import CONSUL, Belongings
 
@@ -54,6 +54,9 @@ def test_of_ours_everything_goes_but_what_others_put_beside_it(
     machine.link(binary)
     machine.put("/etc/consul.d/consul.json", '"data_dir": "/var/lib/consul"')
     machine.put("/var/lib/consul/raft/raft.db")
+    for unit in ("consul.service", expiry.UNIT, expiry.TIMER):
+        machine.put(f"/etc/systemd/system/{unit}")
+    machine.put(f"/var/lib/systemd/timers/stamp-{expiry.TIMER}")
     theirs = {"/etc/consul.d/extra.hcl", "/opt/consul/bin/tool"}
     for path in theirs:
         machine.put(path)

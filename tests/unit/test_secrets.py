@@ -421,6 +421,7 @@ def test_the_tokens_of_a_fleet_have_the_least_that_each_needs(tmp_path: Path) ->
     assert rules(found, "node-drakar") == [
         'node "drakar" { policy = "write" }',
         'service_prefix "" { policy = "read" }',
+        'service "uwsgi-consul-fleet" { policy = "write" }',
         'agent "drakar" { policy = "write" }',
     ]
     assert rules(found, "app-consul-demo-server") == [
