@@ -288,6 +288,34 @@ def test_recovery_and_lost_answers(servers: Any) -> None:
     assert not of.marker.exists()
 
 
+def test_a_server_that_knows_none_of_the_tokens_that_it_is_shown(servers: Any) -> None:
+    """It says what it tells everybody, so that a run goes on to make them; others' stay."""
+    of: Cluster = servers(1, acl_config("deny"))
+    mine, theirs = Wanted(), Wanted()
+
+    def status(secret: str) -> dict[str, Any]:
+        return cluster.status(Consul(Access(of.leader.url, other=""), secret))
+
+    unknown = {
+        "leader": f"127.0.0.1:{of.leader.server_port}",
+        "peers": [f"127.0.0.1:{of.leader.server_port}"],
+        **{"fleet": "", "contents": None, "members": [], "acl": None, "keys": []},
+    }
+    # A first run was interrupted.
+    until(lambda: status(mine.deploy["secret"]) == unknown, "it has no tokens yet")
+    converge(of, mine)
+    until(lambda: status(mine.deploy["secret"])["acl"], "it has them")
+    # Somebody deploys it with the secrets of another fleet.
+    assert status(theirs.deploy["secret"]) == unknown
+    with pytest.raises(ReleaseError, match="made with other secrets"):
+        converge(of, theirs)
+    assert status(mine.deploy["secret"])["acl"]
+    # Who is known, and may not.
+    refused = status(mine.web["secret"])
+    assert refused.keys() == {"problem", "refused"} and refused["refused"]
+    assert "Permission denied" in refused["problem"]
+
+
 def test_a_bootstrap_whose_answer_was_lost(servers: Any) -> None:
     of: Cluster = servers(1, acl_config("allow"))
     wanted = Wanted()

@@ -52,8 +52,11 @@ def status(consul: Consul) -> dict[str, Any]:
 
 
 def _before_tokens(consul: Consul) -> dict[str, Any]:
-    """What a server says that refuses whoever has no token, and was given none yet: the run that
-    started it was interrupted."""
+    """What a server says to who shows a token that its cluster does not know.
+
+    The run that started it was interrupted before it made tokens; or there are tokens of other
+    secrets, and nobody tells those two apart but who makes tokens (acl.py), which is next.
+    """
     leader = consul.get("/v1/status/leader")
     return {"leader": leader, "fleet": "", "contents": None, "members": [], "acl": None}
 
