@@ -14,6 +14,7 @@ from typing import Any, get_args
 from uuid import UUID
 
 import pytest
+from runs import here
 
 from uwsgi_consul_fleet.consul.access import Unseen, access
 from uwsgi_consul_fleet.errors import FleetError
@@ -21,6 +22,11 @@ from uwsgi_consul_fleet.inventory import reading
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.inventory.vault import NOWHERE, Vault
+from uwsgi_consul_fleet.operations.consul import secrets as on_hosts
+from uwsgi_consul_fleet.operations.files import RemoteFile
+from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import HostState
 from uwsgi_consul_fleet.secrets import certificates, store, tokens
 from uwsgi_consul_fleet.secrets.document import Kind, Secrets, fingerprint
 
@@ -472,6 +478,23 @@ def test_a_policys_name_is_one_that_consul_takes() -> None:
     assert tokens.app_of("uwsgi-consul-fleet-app-shop") == "shop"
     assert tokens.app_of("uwsgi-consul-fleet-node-shop") == ""
     assert tokens.app_of("shop") == ""
+
+
+# --- What lies on hosts ---
+
+
+def test_a_fleet_with_other_secrets_is_left_alone(tmp_path: Path, some: Secrets) -> None:
+    """Before anything is asked of its Consul, or told."""
+    mine = fleet(tmp_path)
+    store.save(mine.hosts[0].vault, some, None)
+
+    def lies(document: Secrets) -> Here:
+        (text,) = on_hosts.variants(mine.host("drakar"), document, [document.seed])
+        return here(mine, drakar=HostState(files={on_hosts.FILE: RemoteFile("", text).state}))
+
+    on_hosts.expect(lies(some))
+    with pytest.raises(DeployError, match="are others than those that are here"):
+        on_hosts.expect(lies(Secrets.new("shop")))
 
 
 # --- What is shown to Consul ---
