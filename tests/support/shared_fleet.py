@@ -46,24 +46,26 @@ class SharedFleet(Fleet):
         """Start more machines, of :data:`SPARE`; `reset` empties them."""
         self.lab.up(*names)
 
-    def reset(self) -> None:
+    def reset(self, *more: str) -> None:
         """Put the fleet into the state above, and every other machine into that of a fresh one.
 
         By a deploy; where that fails, the machines are made anew.
+
+        :param more: machines of :data:`SPARE` that are to have the application, too
         """
         try:
-            self._put_back()
+            self._put_back(*HOSTS, *more)
         except AssertionError as error:
             print(f"the fleet is made anew: {error}")
             self.lab.rebuild()
-            self._put_back()
+            self._put_back(*HOSTS, *more)
 
-    def _put_back(self) -> None:
-        others = [name for name in self.lab.status() if name not in HOSTS]
-        self.lab.up(*HOSTS, *others)
-        for host in HOSTS:
+    def _put_back(self, *members: str) -> None:
+        others = [name for name in self.lab.status() if name not in members]
+        self.lab.up(*members, *others)
+        for host in members:
             self.lab.ssh(host, CLEAR, check=False)
-        self.hosts(["drakar"], list(HOSTS), others)
+        self.hosts(["drakar"], list(members), others)
         if not self.built:
             self.build_once()
             self.built = True
@@ -72,7 +74,7 @@ class SharedFleet(Fleet):
             result = self._deploy("--data", "release=checkout")
         assert result.returncode == 0, output(result)
         # Else a run would be about them as well, or not, by which tests came before.
-        self.hosts(["drakar"], list(HOSTS))
+        self.hosts(["drakar"], list(members))
         self.verify("--wait", "10")
 
     def _deploy(self, *options: str) -> subprocess.CompletedProcess[str]:

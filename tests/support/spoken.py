@@ -18,6 +18,7 @@ PEM = "/etc/uwsgi-consul-fleet/tls/node.pem"
 # file, '' for no certificate, None for no encryption.
 SPEAK = """
 import json, socket, ssl, sys
+from concurrent.futures import ThreadPoolExecutor
 def packed(value):
     if isinstance(value, dict):
         pairs = (packed(key) + packed(value[key]) for key in value)
@@ -49,17 +50,24 @@ def said(pem, protocol, messages, words):
     except OSError:
         found = b""
     return len(found), [word for word in words if word.encode() in found]
-print(json.dumps([said(*attempt) for attempt in json.loads(sys.argv[2])]))
+with ThreadPoolExecutor(16) as pool:
+    print(json.dumps([*pool.map(lambda attempt: said(*attempt), json.loads(sys.argv[2]))]))
 """
 RPC, RAFT = 0, 1  # the first byte of a connection
 LEADER = [{"ServiceMethod": "Status.Leader", "Seq": 1}, {}]
 # Of no term that there ever was: it changes nothing. The first byte says which of Raft's it is.
 APPEND = [0, {"ProtocolVersion": 3, "Term": 0, "Leader": "", "PrevLogEntry": 0}]
-# usage: sh -c GOSSIP gossip NAME PORT KEY ADDRESS SERVER: an agent, until it is interrupted.
-GOSSIP = """
+# usage: bash -c GOSSIP gossip NAME PORT KEY ADDRESS SERVER: an agent, which says whether it got in,
+# and is interrupted then.
+GOSSIP = r"""
 cd "$(mktemp -d)"
-exec consul agent -data-dir . -node "$1" -bind "$4" -serf-lan-port "$2" -http-port -1 \\
-    -dns-port -1 -grpc-port -1 -retry-join "$5:8301" -retry-interval 1s ${3:+-encrypt "$3"}
+exec {said}< <(timeout 30 consul agent -data-dir . -node "$1" -bind "$4" -serf-lan-port "$2" \
+    -http-port -1 -dns-port -1 -grpc-port -1 -retry-join "$5:8301" -retry-interval 1s \
+    ${3:+-encrypt "$3"} 2>&1)
+agent=$!
+echo "$1 $(grep --max-count 1 --only-matching "(LAN) joined\|(LAN) couldn't join" <&$said)"
+kill -INT $agent
+cat <&$said >/dev/null
 """
 
 
@@ -88,3 +96,17 @@ def speak(
     found = dict(zip(attempts, answers, strict=True))
     answered = {what for what, (length, _) in found.items() if length}
     return answered, {what for what, (_, words) in found.items() if words}
+
+
+def join(lab: Lab, host: str, to: str, keys: Mapping[str, str]) -> dict[str, bool]:
+    """Which agents with these keys get into the gossip, by their names, each in it for a moment:
+    beside the agent of a member, as a user who may nothing."""
+    words = ["sudo", "-u", "nobody", "bash", "-c", GOSSIP, "gossip"]
+    agents = [
+        shlex.join([*words, name, str(port), key, lab.address(host), lab.address(to)])
+        for port, (name, key) in enumerate(keys.items(), 18301)
+    ]
+    said = lab.ssh(host, "\n".join([*(f"{each} &" for each in agents), "wait"])).stdout
+    found = dict(line.split(maxsplit=1) for line in said.splitlines())
+    assert {*found.values()} <= {"(LAN) joined", "(LAN) couldn't join"}, found
+    return {name: found[name] == "(LAN) joined" for name in keys}
