@@ -107,6 +107,19 @@ def test_none_begins_while_a_host_is_behind(caplog: pytest.LogCaptureFixture) ->
     assert "cheetah is not in round 1 yet; the next deploy goes on" in caplog.text
 
 
+def test_who_is_down() -> None:
+    """Also a server that a newer Consul took out of the cluster, because it failed."""
+    gone = {name: its for name, its in OURS.items() if name != "cheetah"}
+    failed = gone | {"cheetah": ("10.9.0.2", False)}
+    for members in (OURS, gone, failed):
+        told = replace(at(3), consul_members=server(members).consul_members)
+        its = here(fleet(), drakar=told, cheetah=HostState(files=FILES, consul_round=3))
+        assert rounds.down(its.run) == ([] if members is OURS else ["cheetah"])
+    new = replace(at(3), consul_members=server(gone).consul_members)
+    assert rounds.down(here(fleet(), drakar=new, cheetah=HostState()).run) == []
+    assert rounds.down(here(fleet(), drakar=HostState(files=FILES)).run) == []  # nobody tells
+
+
 def test_no_host_goes_back() -> None:
     assert rounds.number(of(2), 1) == 2
 

@@ -119,8 +119,16 @@ def why_not_all(run: Run) -> str:
 
 
 def down(run: Run) -> list[str]:
-    """Members whose agents do not answer, as a server says."""
-    return sorted(name for name, its in _members(run).items() if not its.alive)
+    """Whose agents do not answer, as a server says."""
+    members = _members(run)
+    alive = {address for its in members.values() if its.alive for address in its.addresses}
+    found = {name for name, its in members.items() if not its.alive}
+    # Newer versions of Consul call a server that fails one that has left, within seconds.
+    for each in run.fleet.active if members else ():
+        known = run.state_of(each.name) if each.name in run.pyinfra.connected else None
+        if known and UNIT in known.files and each.address not in alive:
+            found.add(each.name)
+    return sorted(found)
 
 
 def _members(run: Run) -> Mapping[str, Member]:
