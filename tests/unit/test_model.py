@@ -209,7 +209,9 @@ def test_other_mistakes_are_told_beside_a_missing_setting() -> None:
     assert "check_ttl" in found[0]
 
 
-@pytest.mark.parametrize("name", ["root", "consul", "uwsgi-consul-fleet", "systemd-network", "a" * 33])
+@pytest.mark.parametrize(
+    "name", ["root", "consul", "uwsgi-consul-fleet", "systemd-network", "a" * 33]
+)
 def test_an_application_by_the_name_of_a_user_of_debians(name: str) -> None:
     (found,) = problems(host("drakar", "consul_servers", "app_servers", app_name=name))
     assert found.startswith(f"drakar: app_name = {name!r}: ")
