@@ -206,7 +206,7 @@ def test_consuls_own_commands_and_its_ui(
             with pytest.raises(UnreachableError, match="connection lost"):
                 program.show(there, server, 0, said.append, with_token)
     assert [line.rsplit(" ", 1)[1] for line in said] == [
-        "Ctrl-C",
+        "with",  # what --token prints
         tokens.secret(made.seed, "read"),
         "Ctrl-C",
     ]
