@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import acl_tokens
 import pytest
 from consul_processes import until
 from fleet_commands import Fleet, changed, finish, output, run
@@ -223,5 +224,6 @@ def test_its_group_data_goes_on_working(fleet: Fleet, old: Version, tmp_path: Pa
     (tmp_path / "group_data/all.py").write_text(text)
     path = tmp_path / "inventory.py"
     path.write_text(fleet.path.read_text())
+    acl_tokens.the_same(path, fleet.path, "drakar")
     result = run("pyinfra", "--dry", str(path), "deploy/")
     assert "fleet.transport" in output(result)  # which line to delete
