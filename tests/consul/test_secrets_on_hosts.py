@@ -645,7 +645,7 @@ def test_what_is_ours_is_not_given_up_while_its_agent_takes_no_sign_of_life(
         lapse.put_off(Consul(Access(agent.url)), data)
         lapse.put_off(Consul(Access(agent.url)), data)
         kinds = [told["ChkType"] for _, told in stored.objects(data / "checks")]
-        assert sorted(each["TTL"] // 10**9 for each in kinds) == [10, 60]
+        assert sorted(each["TTL"] // 10**9 for each in kinds) == [10, 24 * 3600]
         assert {each["DeregisterCriticalServiceAfter"] // 10**9 for each in kinds} == {90}
         checks = agent.call("GET", "/v1/agent/checks").json()
         assert {each["Status"] for each in checks.values()} == {"passing"}

@@ -9,11 +9,12 @@ from runs import OURS, fleet, here, retired, server
 from uwsgi_consul_fleet.inventory.model import InventoryHost
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.operations import left_out
-from uwsgi_consul_fleet.operations.consul import rounds
+from uwsgi_consul_fleet.operations.consul import acl, rounds
 from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.consul.rounds import Rounds
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import FileState, HostState
+from uwsgi_consul_fleet.secrets.tokens import LOOKUPS
 
 FILES = {UNIT: FileState("644", "root", "root", "x")}
 APP = frozenset({"app_servers"})
@@ -140,3 +141,10 @@ def test_rounds_differ_in_what_agents_refuse() -> None:
         "acl",
     }
     assert (first["acl"]["default_policy"], last["acl"]["default_policy"]) == ("allow", "deny")
+
+
+def test_who_looks_up_without_a_token_goes_on_while_some_deny() -> None:
+    """As in a run that follows one which was killed in the last round."""
+    run = of(2, 3).run
+    assert acl.wanted(run, 2).anonymous is None  # it is left as it is
+    assert acl.wanted(run, 3).anonymous == (LOOKUPS,)

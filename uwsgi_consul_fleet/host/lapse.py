@@ -1,7 +1,8 @@
 """Services of ours that must not lapse while their agent takes no sign of life.
 
 A server of Consul 1.8 with access control refuses everybody as long as the leader has none: from
-its own restart to that of the last server.
+its own restart to that of the last server. Where the run is killed in between, that is until
+somebody deploys again.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from pathlib import Path
 from . import stored
 from .consul import DATA, Consul
 
-LONG = 60  # seconds
+LONG = 24 * 3600  # seconds
 NANO = 1_000_000_000  # of Go's durations in a second
 
 
 def put_off(consul: Consul, data: Path = DATA) -> None:
-    """Give them a minute, until they are registered anew, as by the release that comes next.
+    """Give them a day, until they are registered anew, as by the release that comes next.
 
     :raises UnavailableError: where the agent does not take it
     """

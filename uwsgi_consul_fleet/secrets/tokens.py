@@ -70,11 +70,11 @@ class Token(NamedTuple):
 
 class Acl(NamedTuple):
     """Policies by name, tokens (the management token first, which has Consul's own policy), and
-    the names of the policies that the anonymous token has."""
+    the names of the policies that the anonymous token has, None where that is left as it is."""
 
     policies: dict[str, Policy]
     tokens: list[Token]
-    anonymous: tuple[str, ...]
+    anonymous: tuple[str, ...] | None
 
 
 def node_policy(node: str) -> str:
