@@ -259,19 +259,22 @@ def test_nothing_that_is_printed_has_one(told: Told, tmp_path: Path) -> None:
 
 
 def test_no_process_shows_one(told: Told) -> None:
-    """But for root's environment on a host, which root alone may read, and the application's."""
+    """But for root's environment on a host, which root alone may read, and the application's, which
+    its user may read."""
     argument, variable = uuid4().hex, uuid4().hex
     told.lab.ssh("cheetah", f"SEEN={variable} sh -c 'sleep 0.3; : {argument}'")
     seen = told.processes.stop()
     assert any(each.what == "cmdline" and argument in each.text for each in seen)
     assert any(each.what == "environ" and variable in each.text for each in seen)
     secret = Secret(told.values)
+    users = {host: int(told.lab.ssh(host, f"id -u {APP}").stdout) for host in HOSTS}
     found = set()
     for each in seen:
         if each.what == "environ" and each.group and each.user == 0:
             continue
         names = secret.within(each.text)
-        if each.what == "environ" and APP in each.group:
+        host = next((host for host in HOSTS if f"-{host}/" in each.group), "")
+        if each.what == "environ" and each.user == users.get(host):
             names -= {PASSWORD}
         if names:
             found.add((each.what, each.user, each.group, each.text[:200], *names))
