@@ -526,6 +526,21 @@ def test_another_gossip_key_for_all_or_for_none(servers: Any) -> None:
     assert keyring.fingerprints(of.data(dead)) == [fingerprint(each) for each in (third, old)]
     assert len(others) == 2
     assert until(all_alive, "nobody was lost", 30)
+    # Who is a client from now on is told of as a server that failed, for days.
+    dead.kill()
+    dead.options = tuple(each for each in dead.options if each != "-server")
+    at = dead.options.index("-bootstrap-expect")
+    dead.options = dead.options[:at] + dead.options[at + 2 :]
+    dead.start(wait=False)
+
+    def has_changed() -> bool:
+        far = {each["Name"]: each["Status"] for each in asked.get("/v1/agent/members?wan=1")}
+        near = {each["Name"]: each["Tags"]["role"] for each in asked.get("/v1/agent/members")}
+        return (far[f"{dead.node}.dc1"], near[dead.node]) == (FAILED, "node")
+
+    until(has_changed, "it is a client", 60)
+    keyring.rotate(asked, first, third)
+    assert keyring.fingerprints(of.data(dead))[0] == fingerprint(first)
 
 
 def test_a_cluster_without_gossip_encryption_has_no_key(

@@ -269,7 +269,8 @@ class Told(Consul):
 
 
 def of_serf(name: str, address: str, status: int, dc: str = "dc1") -> dict[str, Any]:
-    return {"Name": name, "Addr": address, "Status": status, "Tags": {"dc": dc}}
+    tags = {"dc": dc, "role": "consul"}
+    return {"Name": name, "Addr": address, "Status": status, "Tags": tags}
 
 
 @pytest.mark.parametrize("remembered", [cluster.ALIVE, cluster.FAILED])

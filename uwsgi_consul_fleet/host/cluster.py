@@ -13,13 +13,12 @@ from contextlib import suppress
 from socket import gethostname
 from typing import Any
 
-from . import keyring
+from . import keyring, members
 from .consul import (
     ALIVE,
     CONTENTS,
     FAILED,
     FLEET,
-    LEAVING,
     UNKNOWN,
     Consul,
     UnavailableError,
@@ -136,8 +135,8 @@ def cluster(consul: Consul) -> dict[str, Any]:
     and the catalog's nodes. ``problem`` says what it could not say, and why."""
     found: dict[str, Any] = {"servers": [], "members": {}, "nodes": []}
     try:
-        members = _members(consul)
-        found["members"] = {each["Name"]: each["Status"] == ALIVE for each in members}
+        near = members.of_datacenter(consul)
+        found["members"] = {each["Name"]: each["Status"] == ALIVE for each in near}
         found["servers"] = servers(consul, "?stale")
         found["nodes"] = [each["Node"] for each in consul.get("/v1/catalog/nodes")]
     except UnavailableError as error:
@@ -145,33 +144,15 @@ def cluster(consul: Consul) -> dict[str, Any]:
     return found
 
 
-def _members(consul: Consul) -> Any:
-    """Serf's, of the datacenter."""
-    return consul.get("/v1/agent/members")
-
-
 def _everybody(consul: Consul) -> list[tuple[str, str, bool]]:
     """Who has not left, with the address and whether it is alive; servers of other datacenters too.
     Empty where a token may not ask."""
     found: dict[str, tuple[str, str, bool]] = {}
     with suppress(UnavailableError):
-        near = _members(consul)
-        here = {each["Tags"].get("dc") for each in near}
-        names = {f"{each['Name']}.{each['Tags'].get('dc')}" for each in near if _is_in_it(each)}
-        # Of who was a server here they may tell for days after it has left; see _forget_in_wan.
-        far = [
-            each
-            for each in consul.get("/v1/agent/members?wan=1")
-            if each["Tags"].get("dc") not in here or each["Name"] in names
-        ]
-        for each in filter(_is_in_it, [*near, *far]):
+        for each in filter(members.is_in_it, members.everybody(consul)):
             told = each["Name"], each["Addr"], each["Status"] != FAILED
             found.setdefault(each["Addr"], told)
     return list(found.values())
-
-
-def _is_in_it(member: Any) -> bool:
-    return member["Status"] in (ALIVE, LEAVING, FAILED)
 
 
 def servers(consul: Consul, query: str = "") -> Any:
@@ -202,7 +183,11 @@ def has_company(consul: Consul) -> bool:
     they have. One that may not say so is taken for one that does."""
     try:
         peers = consul.get("/v1/status/peers") or []
-        alive = [each["Status"] == ALIVE for each in _members(consul) if _is_server(each)]
+        alive = [
+            each["Status"] == ALIVE
+            for each in members.of_datacenter(consul)
+            if members.is_server(each)
+        ]
     except UnavailableError as error:
         return error.status == 403
     return bool(sum(alive) > len(peers) // 2)
@@ -220,15 +205,11 @@ def knows_tokens(consul: Consul) -> bool:
         if LEGACY not in str(error):
             return error.status != 0
         try:
-            _members(consul)
+            members.of_datacenter(consul)
             return False
         except UnavailableError as refused:
             return UNKNOWN in str(refused)
     return True
-
-
-def _is_server(member: dict[str, Any]) -> bool:
-    return bool(member["Tags"].get("role") == "consul")
 
 
 def until(seconds: float, look: Callable[[], bool]) -> bool:
@@ -279,7 +260,9 @@ def tidy(consul: Consul, node: str, peer: str, datacenter: str) -> None:
     """Another server has become a client: forget what it was."""
 
     def is_client() -> bool:
-        found = (each["Tags"]["role"] for each in _members(consul) if each["Name"] == node)
+        found = (
+            each["Tags"]["role"] for each in members.of_datacenter(consul) if each["Name"] == node
+        )
         return "node" in found
 
     until(DEMOTED, is_client)
@@ -297,7 +280,9 @@ def expel(consul: Consul, node: str, datacenter: str, peer: str = "") -> None:
     """
     if peer:
         _remove_peer(consul, peer)
-    if any(each["Name"] == node and each["Status"] == FAILED for each in _members(consul)):
+    if any(
+        each["Name"] == node and each["Status"] == FAILED for each in members.of_datacenter(consul)
+    ):
         consul.put(f"/v1/agent/force-leave/{node}?prune")
     _forget_in_wan(consul, node, datacenter)
     consul.put("/v1/catalog/deregister", {"Datacenter": datacenter, "Node": node})

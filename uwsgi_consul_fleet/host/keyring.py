@@ -10,6 +10,7 @@ import json
 import time
 from pathlib import Path
 
+from . import members
 from .consul import DATA, FAILED, Consul, UnavailableError
 from .says import ReleaseError
 
@@ -93,7 +94,7 @@ def _step(consul: Consul, key: str, before: str | None) -> bool:
 
 
 def _expect_all(consul: Consul) -> None:
-    found = [*consul.get("/v1/agent/members"), *consul.get("/v1/agent/members?wan=1")]
+    found = members.everybody(consul)
     if not found:
         raise ReleaseError("Consul names no members: the token needs node_prefix read")
     gone = sorted({each["Name"] for each in found if each["Status"] == FAILED})
