@@ -18,6 +18,7 @@ from checkout import ROOT
 from folders import Machine
 
 from uwsgi_consul_fleet.host import content
+from uwsgi_consul_fleet.operations.files import WRITE
 from uwsgi_consul_fleet.operations.state import State
 
 SCRIPTS = ROOT / "uwsgi_consul_fleet"
@@ -248,3 +249,20 @@ def test_what_is_asked_meanwhile_tears_no_line_apart(tmp_path: Path) -> None:
     assert {name: each.get("release") for name, each in found.generations.items()} == {
         name: name for name in names
     }
+
+
+@pytest.mark.parametrize("arrived", [b"", b"gossip and"])
+def test_a_secret_that_did_not_arrive_whole_replaces_nothing(
+    tmp_path: Path, arrived: bytes
+) -> None:
+    """As where the run is killed when it has begun the command."""
+    file = tmp_path / "made/secrets.json"
+    whole = b"gossip and token\n"
+    words = (str(file), f"{os.getuid()}:{os.getgid()}", "640", str(len(whole)))
+    assert run(tmp_path, WRITE, *words, stdin=arrived).returncode == 1
+    assert [*file.parent.iterdir()] == []
+    assert run(tmp_path, WRITE, *words, stdin=whole).returncode == 0
+    assert run(tmp_path, WRITE, *words, stdin=arrived).returncode == 1
+    assert file.read_bytes() == whole
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert [*file.parent.iterdir()] == [file]

@@ -72,10 +72,15 @@ def converge(here: Here, wanted: Iterable[RemoteFile]) -> Generator[Any, None, N
         here.changed()
 
 
-# From its beginning nobody else's; its folder is open, since names are no secrets.
+# From its beginning nobody else's; its folder is open, since names are no secrets. The end of what
+# comes is also that of a run which was killed before it had sent all of it.
 WRITE = """\
 set -e; umask 022; mkdir -p "${1%/*}"; umask 077
-cat >"$1.part"; chown "$2" "$1.part"; chmod "$3" "$1.part"; mv "$1.part" "$1"
+cat >"$1.part"
+if [ "$(stat -c %s "$1.part")" != "$4" ]; then
+    rm "$1.part"; echo "$1 did not arrive whole" >&2; exit 1
+fi
+chown "$2" "$1.part"; chmod "$3" "$1.part"; mv "$1.part" "$1"
 """
 
 
@@ -83,9 +88,9 @@ def secretly(here: Here, wanted: Iterable[RemoteFile]) -> Generator[Any, None, N
     """As :func:`converge`, for what nobody is to see: no command and no difference has it."""
     changed = [file for file in wanted if here.known.files.get(file.path) != file.state]
     for file in changed:
-        owner = f"{file.user}:{file.group}"
-        words = ("sh", "-c", QuoteString(WRITE), "write", file.path, owner, file.mode)
-        yield StringCommand(*words, _stdin=Unseen(str(file.content)))
+        owner, content = f"{file.user}:{file.group}", Unseen(str(file.content))
+        told = (file.path, owner, file.mode, str(len(content.encode())))
+        yield StringCommand("sh", "-c", QuoteString(WRITE), "write", *told, _stdin=content)
     if changed:
         here.changed()
 
