@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import figures
+from acl_tokens import the_same
 from shared_fleet import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +64,8 @@ def main() -> None:
     data = SETTINGS if options.once else {}
     inventories = {count: inventory(count, data) for count in counts}
     many = inventories[counts[-1]]
+    for count in counts[:-1]:
+        the_same(inventories[count], many, NAMES[0])
     plugin = [str(BIN / "invoke"), "build-plugin", "--inventory", str(many)]
     subprocess.run(plugin, cwd=ROOT, check=True)
     deploy(many)

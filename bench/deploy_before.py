@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/support"))
 
+import acl_tokens  # noqa: E402
 import checkout  # noqa: E402
 import figures  # noqa: E402
 from fleet_commands import run  # noqa: E402
@@ -43,6 +44,9 @@ class Fleet:
         path = self._folder / f"{self.name}_{count}.py"
         hosts = [(host, {"app_requirements": None}) for host in self.hosts[:count]]
         path.write_text(f"consul_servers = {self.hosts[:1]}\napp_servers = {hosts}\n")
+        if count < len(self.hosts):
+            every = self._folder / f"{self.name}_{len(self.hosts)}.py"
+            acl_tokens.the_same(path, every, self.hosts[0])
         return str(path)
 
     def make(self) -> None:

@@ -28,6 +28,7 @@ def test_on_this_machine(name: str) -> None:
 
 
 def test_a_deploy_with_nothing_to_change(fleet: Fleet) -> None:
+    acl_tokens.the_same(ROOT / ".lab/bench_2.py", fleet.path, "drakar")
     assert "2 hosts: median " in once("deploy_again")
 
 
