@@ -269,7 +269,7 @@ class Told(Consul):
 
 
 def of_serf(name: str, address: str, status: int, dc: str = "dc1") -> dict[str, Any]:
-    tags = {"dc": dc, "role": "consul"}
+    tags = {"dc": dc, "role": "consul", "build": "1.8.7"}
     return {"Name": name, "Addr": address, "Status": status, "Tags": tags}
 
 
@@ -282,31 +282,35 @@ def test_who_has_left_is_no_member_though_it_was_a_server(remembered: int) -> No
         of_serf("longship.dc2", "10.8.0.1", cluster.ALIVE, "dc2"),
     ]
     stay = [
-        ("drakar", "10.9.0.1", True),
-        ("drakar.dc1", "192.0.2.1", True),
-        ("longship.dc2", "10.8.0.1", True),
+        ("drakar", "10.9.0.1", True, "1.8.7"),
+        ("drakar.dc1", "192.0.2.1", True, "1.8.7"),
+        ("longship.dc2", "10.8.0.1", True, "1.8.7"),
     ]
     drakar = of_serf("drakar", "10.9.0.1", cluster.ALIVE)
 
-    def found(*near: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    def found(*near: dict[str, Any]) -> list[tuple[str, str, bool, str]]:
         return sorted(cluster._everybody(Told([drakar, *near], servers)))
 
     assert found() == stay
     assert found(of_serf("cheetah", "10.9.0.2", LEFT)) == stay
     assert found(of_serf("cheetah", "10.9.0.2", cluster.ALIVE)) == [
-        ("cheetah", "10.9.0.2", True),
+        ("cheetah", "10.9.0.2", True, "1.8.7"),
         *stay,
     ]
 
 
 def test_what_a_member_says_of_itself_is_no_rule() -> None:
-    """Whoever knows how to join gossip chooses a name, and an address to be known by."""
+    """Whoever knows how to join gossip chooses a name, an address to be known by, and a version."""
     found = HostState()
     rule = "x\ntable inet y { }"
-    told = [[rule, "10.9.0.8", True], ["y", "10.9.0.9; drop", True], ["z", "::FFFF", False]]
+    told = [
+        [rule, "10.9.0.8", True, "1.21.4:5a2c8e1f"],
+        ["y", "10.9.0.9; drop", True, "1.8.7"],
+        ["z", "::FFFF", False, "; drop"],
+    ]
     note_consul(found, json.dumps({"members": told}))
     assert found.consul_members == {
-        "x_table_inet_y____": Member(("10.9.0.8",), True),
+        "x_table_inet_y____": Member(("10.9.0.8",), True, (1, 21, 4)),
         "z": Member(("::ffff",), False),
     }
 
