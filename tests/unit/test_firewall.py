@@ -73,7 +73,7 @@ def test_the_kernel_tells_what_it_has() -> None:
 MACHINES = {"drakar": 1, "ormen": 3, "client": 4, "stranger": 5}
 LISTEN = """
 import socket, sys, threading
-ports = [8300, 8301, 8302, 8500, 8600, 2001, 2002, 3001, 4001, 22]
+ports = [8300, 8301, 8302, 8500, 8503, 8600, 2001, 2002, 3001, 4001, 22]
 listening = [socket.create_server((at, port), family=family) for port in ports
              for at, family in (("0.0.0.0", socket.AF_INET), ("fd09::1", socket.AF_INET6))]
 gossip = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for port in (8301, 8302, 8600)]
@@ -150,14 +150,14 @@ def load(net: str, text: str) -> None:
 
 def reached(net: str, machine: str, at: str = "10.9.0.1") -> set[str]:
     """What gets through to drakar."""
-    ports = ("[8300,8301,8302,8500,8600,2001,2002,3001,4001,22]", "[8301,8302,8600]")
+    ports = ("[8300,8301,8302,8500,8503,8600,2001,2002,3001,4001,22]", "[8301,8302,8600]")
     words = ["ip", "netns", "exec", f"{net}-{machine}", "python3", "-c", ATTEMPT, at, *ports]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     return set(said.split("; "))
 
 
 CONSUL = {"tcp 8300", "tcp 8301", "tcp 8302", "udp 8301", "udp 8302"}
-LOOPBACK = {"tcp 8500", "tcp 8600", "udp 8600"}
+LOOPBACK = {"tcp 8500", "tcp 8503", "tcp 8600", "udp 8600"}
 APPS = {"tcp 2001", "tcp 2002", "tcp 3001"}
 OTHERS = {"tcp 4001", "tcp 22"}
 SHOP = {"tcp 2001", "tcp 2002"}
