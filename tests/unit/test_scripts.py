@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from consul_processes import until
 from folders import Machine
 
 from uwsgi_consul_fleet.host import content
@@ -266,3 +268,36 @@ def test_a_secret_that_did_not_arrive_whole_replaces_nothing(
     assert file.read_bytes() == whole
     assert file.stat().st_mode & 0o777 == 0o640
     assert [*file.parent.iterdir()] == [file]
+
+
+def test_in_which_round_an_agent_runs_that_fails_again_and_again(tmp_path: Path) -> None:
+    """Between two tries of systemd's it would count as one of before there were rounds."""
+    text = (SCRIPTS / "operations/state.sh").read_text()
+    begin = text.index("print_agent() {")
+    unit = tmp_path / "consul.service"
+    unit.write_text("[Service]\nEnvironment=ROUND=3\n")
+    function = text[begin : text.index("\n}", begin) + 3]
+    function = function.replace("/etc/systemd/system/consul.service", str(unit))
+    assert str(unit) in function
+    agent = tmp_path / "consul"
+    shutil.copy("/usr/bin/sleep", agent)
+    told = {"CONFIGURATION_DIGEST": "x", "ROUND": "2"}
+    started = (
+        subprocess.Popen([agent, "60"], env=told),
+        subprocess.Popen(["sleep", "60"], env=told),
+    )
+    ended = subprocess.Popen([agent, "0"], env=told)  # nobody asks how yet
+    try:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        runs = Path(f"/proc/{started[0].pid}/comm")
+        until(lambda: runs.read_text() == "consul\n", "it is started")
+        said = [
+            run(tmp_path, f"{function} print_agent $1", str(number)).stdout
+            for number in (started[0].pid, started[1].pid, ended.pid, 0)
+        ]
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
+        ended.wait()
+    assert said == ["consul_running x\nconsul_round 2\n", *["consul_round 3\n"] * 3]

@@ -151,14 +151,24 @@ for name in $(printf '%s\n' $wanted $recorded | sort -u); do
     set -- "$@" "$name.target" "$name-*.socket" "$name-*@*.service" "$name.*@*.service"
 done
 
-print_unit() {
-    echo "unit $id $active $stale $enabled"
-    if [ "$id" = consul.service ] && [ "${pid:-0}" != 0 ]; then
-        tr '\0' '\n' <"/proc/$pid/environ" |
+# What the agent that runs was started with. A process that is only about to become one, or has just
+# ended, as where it fails again and again, does not say: then what it would be started with.
+print_agent() {
+    started=
+    if [ "$(cat "/proc/$1/comm" 2>/dev/null)" = consul ]; then
+        started=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ")
+    fi
+    if [ "$started" ]; then
+        echo "$started" |
             sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p; s/^ROUND=/consul_round /p'
-    elif [ "$id" = consul.service ]; then
+    else
         sed -n 's/^Environment=ROUND=/consul_round /p' /etc/systemd/system/consul.service 2>/dev/null
     fi
+}
+
+print_unit() {
+    echo "unit $id $active $stale $enabled"
+    if [ "$id" = consul.service ]; then print_agent "${pid:-0}"; fi
     pid=0
 }
 
