@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from . import members
-from .consul import DATA, FAILED, Consul, UnavailableError
+from .consul import ALIVE, DATA, FAILED, Consul, UnavailableError
 from .says import ReleaseError
 
 PATH = "/v1/operator/keyring"
@@ -61,10 +61,10 @@ def rotate(
     """
     deadline = time.monotonic() + patience
     while True:
-        _expect_all(consul)
-        why = "they still answer otherwise"
+        late = _expect_all(consul)
+        why = f"{late} does not answer as a server" if late else "they still answer otherwise"
         try:
-            if _step(consul, key, before if before != key else None):
+            if not late and _step(consul, key, before if before != key else None):
                 return
         except UnavailableError as error:
             # One of them did not answer: it is seen as gone soon, or it was busy.
@@ -93,14 +93,19 @@ def _step(consul: Consul, key: str, before: str | None) -> bool:
     return False
 
 
-def _expect_all(consul: Consul) -> None:
+def _expect_all(consul: Consul) -> str:
+    """Who is alive, and not yet back among the servers of all datacenters; '' for nobody."""
     found = members.everybody(consul)
     if not found:
         raise ReleaseError("Consul names no members: the token needs node_prefix read")
-    gone = sorted({each["Name"] for each in found if each["Status"] == FAILED})
-    if gone:
+    alive = {
+        f"{each['Name']}.{each['Tags'].get('dc')}" for each in found if each["Status"] == ALIVE
+    }
+    failed = {each["Name"] for each in found if each["Status"] == FAILED}
+    if gone := sorted(failed - alive):
         raise ReleaseError(
             f"the gossip key was not changed everywhere: {', '.join(gone)} does not answer, and "
             "could not come back with the one before; start it, or move it to retired, and deploy "
             "again"
         )
+    return ", ".join(sorted(failed))
