@@ -72,7 +72,7 @@ def names(old: Secrets) -> list[str]:
 def expect_nothing_lost(load: Load, begin: str, *releases: str) -> None:
     window = load.window(begin)
     print(f"\n{window}")
-    window.expect(passing=4, releases=releases or None)
+    window.expect(passing=4, releases=releases)
 
 
 def test_every_secret_is_replaced_while_everything_serves(
@@ -164,7 +164,7 @@ def test_a_fleet_whose_secrets_are_lost_gets_new_ones(
     assert [secret for secret in names(old) if is_known(lab, secret)] == []
     assert changed(three.deploy("--json", "--data", "release=current")) == {}
     three.verify("--wait", "10")
-    expect_nothing_lost(load, "lost")
+    expect_nothing_lost(load, "lost", "first")
     listed = lab.consul("drakar", "acl token list -format=json").stdout
     made = {each["AccessorID"] for each in json.loads(listed)}
     mine = {tokens.accessor(new.seed, what) for what in ("management", "deploy", "read")}
