@@ -192,6 +192,8 @@ def test_they_stay_a_fleets_whose_first_server_is_another_one(
     assert fleet(tmp_path, "staging.py").hosts[0].vault.name == "staging-drakar"
     store.note(vault, ["gone"])
     assert fleet(tmp_path).hosts[0].vault.name == "inventory-drakar"
+    (tmp_path / ".fleet/inventory-gone/servers").write_bytes(b"\xff")
+    assert fleet(tmp_path).hosts[0].vault.name == "inventory-drakar"
 
 
 def test_a_consul_of_others_has_none(tmp_path: Path) -> None:

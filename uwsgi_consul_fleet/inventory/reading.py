@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
@@ -102,8 +103,14 @@ def _named(fleet: model.Fleet, path: Path, first: str) -> str:
     hosts = dict.fromkeys([first, *(host.name for host in fleet.hosts)])
     names = [f"{path.stem}-{name}" for name in hosts]
     place = path.parent / FOLDER
-    there = [name for name in names if (place / name).is_dir()]
-    for file in sorted(place.glob(f"{escape(path.stem)}-*/{SERVERS}")):
-        if hosts.keys() & set(file.read_text().split()):
-            there.append(file.parent.name)
-    return next(iter(there), names[0])
+    there = (name for name in names if (place / name).is_dir())
+    return next(there, "") or _noted(place, path.stem, {*hosts}) or names[0]
+
+
+def _noted(place: Path, stem: str, hosts: set[str]) -> str:
+    """Where one of these hosts was a Consul server at the last deploy; '' for nowhere."""
+    for file in sorted(place.glob(f"{escape(stem)}-*/{SERVERS}")):
+        with suppress(OSError, ValueError):  # what can't be read is no reason to stop
+            if hosts & {*file.read_text().split()}:
+                return file.parent.name
+    return ""
