@@ -123,7 +123,12 @@ class Fleet:
     is_part: bool = False
     notes: tuple[str, ...] = ()
     file: Path = Path()  # its inventory
-    whole: "Fleet | None" = field(default=None, repr=False, compare=False)  # that it is a part of
+    part_of: "Fleet | None" = field(default=None, repr=False, compare=False)
+
+    @property
+    def whole(self) -> "Fleet":
+        """With all of its applications, also where it is a part."""
+        return self.part_of or self
 
     @property
     def name(self) -> str | None:
@@ -222,7 +227,7 @@ class Fleet:
             its = tuple(each for each in host.applications if each.app == app)
             instances = tuple(instance for each in its for instance in each.instances)
             hosts.append(replace(host, applications=its, instances=instances))
-        return replace(self, hosts=tuple(hosts), services=(app,), is_part=True, whole=self)
+        return replace(self, hosts=tuple(hosts), services=(app,), is_part=True, part_of=self)
 
 
 def build(

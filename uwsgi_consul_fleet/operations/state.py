@@ -60,6 +60,9 @@ class UnitState:
     stale: bool = False
 
 
+RUNNING = UnitState("active", "enabled")
+
+
 class Member(NamedTuple):
     """Of the cluster: its addresses, and whether it is alive; it may come back where it is not."""
 

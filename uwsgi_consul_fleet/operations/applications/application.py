@@ -25,7 +25,7 @@ from uwsgi_consul_fleet.operations.lock import missing, rolled_out
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.program import command
 from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
-from uwsgi_consul_fleet.operations.state import UnitState
+from uwsgi_consul_fleet.operations.state import RUNNING
 from uwsgi_consul_fleet.operations.users import system_user
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import FOLDER, START, no_plugin, plugin_file
 from uwsgi_consul_fleet.releases.rollout import Step
@@ -33,7 +33,6 @@ from uwsgi_consul_fleet.ssh.client import LOST
 
 HERE = Path(__file__).parent
 INSTALL = GIVE_WAY + VENV + (HERE / "install.sh").read_text()
-LISTENING = UnitState("active", "enabled")
 
 __all__ = [
     "bring",
@@ -257,7 +256,7 @@ def _serves(here: AppHere, generation: str) -> bool:
     services |= {f"{me.app}.{name}@{generation}.service" for name in me.worker_names}
     return (
         here.its.current_generation == generation
-        and all(known.units.get(name) == LISTENING for name in sockets)
+        and all(known.units.get(name) == RUNNING for name in sockets)
         and known.active_units(systemd.services(me.app)) == services
         and all(known.units[name].active == "active" for name in services)
     )

@@ -24,18 +24,13 @@ def wanted(run: Run, number: int) -> tokens.Acl:
 
     :param number: the round of the cluster
     """
-    fleet = whole(run)
+    fleet = run.fleet.whole
     datacenter = fleet.hosts[0].settings.datacenter
     looks_up = _looks_up(run, fleet)
     found = tokens.wanted(fleet, secrets.kept(run).secrets.seed, datacenter, lookups=looks_up)
     # Before that everybody may do everything, and who is allowed one thing may not do the others.
     # Nor is it taken back then: where the last round was interrupted, some agents deny.
     return found if number == rounds.LAST else found._replace(anonymous=None)
-
-
-def whole(run: Run) -> Fleet:
-    """With all of its applications, whichever this run is about."""
-    return run.fleet.whole or run.fleet
 
 
 def _looks_up(run: Run, fleet: Fleet) -> bool:

@@ -29,7 +29,7 @@ from uwsgi_consul_fleet.operations.consul.source import Source
 from uwsgi_consul_fleet.operations.files import Base64, RemoteFile, converge, fail, render, secretly
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import UnitState
+from uwsgi_consul_fleet.operations.state import RUNNING
 from uwsgi_consul_fleet.operations.users import system_user
 from uwsgi_consul_fleet.ownership.belongings import CONSUL
 
@@ -40,7 +40,6 @@ CONFIG = f"{CONFIGURATION}/consul.json"
 # Until 0.3 they were here, which is where HashiCorp's package has its data and configuration.
 BINARIES_BEFORE = "/opt/consul"
 CONFIG_BEFORE = "/etc/consul.d/consul.json"
-RUNNING = UnitState("active", "enabled")
 # What an agent needs to find the others when it starts. Another list of servers is no reason to
 # restart one that has found them.
 TO_START = ("bootstrap_expect", "retry_join", "retry_interval")

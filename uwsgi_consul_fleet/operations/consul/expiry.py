@@ -11,7 +11,7 @@ from uwsgi_consul_fleet.host.expiry import UNIT
 from uwsgi_consul_fleet.host_program import PROGRAM
 from uwsgi_consul_fleet.operations.files import RemoteFile, converge, render
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import UnitState
+from uwsgi_consul_fleet.operations.state import RUNNING
 
 HERE = Path(__file__).parent
 TIMER = UNIT.replace(".service", ".timer")
@@ -21,7 +21,7 @@ def watch(here: Here) -> Generator[Any, None, None]:
     """Have the timer run, as it should be."""
     known, wanted = here.known, _units()
     is_so = all(known.files.get(file.path) == file.state for file in wanted)
-    if is_so and known.units.get(TIMER) == UnitState("active", "enabled"):
+    if is_so and known.units.get(TIMER) == RUNNING:
         return
     yield from converge(here, wanted)
     yield StringCommand(

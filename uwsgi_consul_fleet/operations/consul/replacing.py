@@ -182,7 +182,7 @@ def _gone(run: Run) -> list[str]:
 def _names_of_hosts(run: Run, known: Acl) -> Iterator[str]:
     """What tokens of hosts are called that this run can tell something about; not those of an
     application that is there and in no inventory here."""
-    listed = {*acl.whole(run).services}
+    listed = {*run.fleet.whole.services}
     apps = listed | {*map(tokens.app_of, known.policies)} - {""}
     for each in acl.reached(run):
         yield f"node/{each.node}"

@@ -31,7 +31,7 @@ class Kept:
 
     def __init__(self, run: Run) -> None:
         self._vault = run.fleet.hosts[0].vault
-        self._servers = [each.name for each in (run.fleet.whole or run.fleet).consul_servers]
+        self._servers = [each.name for each in run.fleet.whole.consul_servers]
         self._there = store.load(self._vault)
         self._one_at_a_time = Lock()
         self.secrets = self._there or Secrets.new(self._vault.name)

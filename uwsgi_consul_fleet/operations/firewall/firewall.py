@@ -12,19 +12,18 @@ from pyinfra.api import StringCommand, operation
 from pyinfra.api.command import QuoteString
 
 from uwsgi_consul_fleet.inventory.model import AppHost, Host
-from uwsgi_consul_fleet.operations import left_out, packages, state
+from uwsgi_consul_fleet.operations import left_out, packages
 from uwsgi_consul_fleet.operations.files import RemoteFile, fail
 from uwsgi_consul_fleet.operations.firewall import rules
 from uwsgi_consul_fleet.operations.firewall.rules import FLEET
 from uwsgi_consul_fleet.operations.run import Here, Run
-from uwsgi_consul_fleet.operations.state import HostState, Member
+from uwsgi_consul_fleet.operations.state import RUNNING, HostState, Member
 
 HERE = Path(__file__).parent
 CLOSE, OPEN = ((HERE / name).read_text() for name in ("firewall.sh", "open.sh"))
 SERVICE = "uwsgi-consul-fleet-firewall.service"
 UNIT = RemoteFile(f"/etc/systemd/system/{SERVICE}", (HERE / "firewall.service.j2").read_text())
 FOLDER = "/etc/uwsgi-consul-fleet/firewall"
-RUNNING = state.UnitState("active", "enabled")
 
 
 @operation()
