@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_DNS, uuid5
 
+from uwsgi_consul_fleet.inventory import reading
 from uwsgi_consul_fleet.inventory.model import Fleet
 from uwsgi_consul_fleet.inventory.vault import FOLDER
 from uwsgi_consul_fleet.secrets import store, tokens
 from uwsgi_consul_fleet.secrets.document import Secrets
 from uwsgi_consul_fleet.secrets.store import FILE
+from uwsgi_consul_fleet.ssh import options
 
 if TYPE_CHECKING:
     from consul_processes import Agent
@@ -59,8 +61,10 @@ def secrets_of(fleet: Fleet) -> list[str]:
 
 
 def secrets(inventory: Path) -> Secrets:
-    """The secrets of the one fleet beside an inventory."""
-    (file,) = (inventory.parent / FOLDER).glob(f"*/{FILE}")
+    """The secrets of the fleet of an inventory, as they are now; other inventories may have theirs
+    in the same folder."""
+    vault = reading.read(inventory, options.address).hosts[0].vault
+    file = vault.folder / FOLDER / vault.name / FILE
     return Secrets.parse(file.read_text(), str(file))
 
 
