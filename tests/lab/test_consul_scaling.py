@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.takes(360), pytest.mark.usefixtures("fresh")]
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]
 AUTOPILOT = "operator autopilot set-config"
+NOT_BELIEVED = "sudo journalctl --unit consul --boot | grep 'not server.dc1.consul'"
 # What Consul could leave behind.
 FOOTPRINT = (
     "cd / && sudo find etc/uwsgi-consul-fleet/consul.d etc/systemd/system opt/uwsgi-consul-fleet "
@@ -317,6 +318,9 @@ def test_from_three_servers_to_one(fleet: SharedFleet, lab: Lab, staying: str, f
     assert peers(lab, staying) == {staying: ("leader", True)}
     for watch in watches:
         watch.expect(6, stopped=2)
+    # While it is a server others believe it to be one: it is told who leads in its place.
+    for host in (staying, "ormen"):
+        assert not lab.ssh(host, NOT_BELIEVED, check=False).stdout
     assert agents(lab, staying, "skeid") == before
     servers = lab.consul(staying, "catalog nodes -service=consul").stdout.splitlines()[1:]
     assert [line.split()[0] for line in servers] == [staying]

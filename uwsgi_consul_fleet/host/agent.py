@@ -24,8 +24,8 @@ LEAVING = 60.0  # seconds for an agent to say goodbye
 def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = False) -> None:
     """Start the agent anew with what lies on this host now.
 
-    :param new: forget the servers that it knew when it last was one: with their log it would
-        call for an election again and again
+    :param new: forget what it knew when it last was a server: with that log it would call for an
+        election again and again, and the key of those of several datacenters was replaced since
     :param wait: until it has caught up with the leader, and the next server may be restarted
     :param first: it gets access control, and may know nobody for a while
     :raises ReleaseError: with the agent's last lines
@@ -46,7 +46,8 @@ def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = Fals
         keyring.forget_others(DATA, CONFIGURATION)
     if new:
         shutil.rmtree(DATA / "raft", ignore_errors=True)
-        (DATA / "serf/remote.snapshot").unlink(missing_ok=True)
+        for name in ("remote.snapshot", "remote.keyring"):
+            (DATA / "serf" / name).unlink(missing_ok=True)
     try:
         systemd.start([UNIT])
     except ReleaseError as error:

@@ -231,7 +231,10 @@ def _run(here: Here, label: str, number: int) -> Generator[Any, None, None]:
     """
     known, change = here.known, cluster.change(here.run)
     if _must_restart(here, label, rounds.number(here, number)):
-        yield from _restart(here, label)
+        if why_not := _why_not_agree(here):
+            yield fail(f"{here.me.name}: {why_not}")
+        else:
+            yield from _restart(here, label)
     elif known.units["consul.service"] != RUNNING:
         # As after a change that was taken back before it was made.
         yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
@@ -268,7 +271,7 @@ def _restart(here: Here, label: str) -> Generator[Any, None, None]:
     """Start the agent anew, unless that has just gone wrong on another host: what it did there
     it would do here, to one server after the other."""
     me, before = here.me, here.known.consul_before
-    if why_not := _why_not_restart(here) or _why_not_agree(here):
+    if why_not := _why_not_restart(here):
         yield fail(f"{me.name}: {why_not}")
         return
     try:
@@ -390,6 +393,8 @@ def demote(here: Here, source: Source) -> Generator[Any, None, None]:
         if why_not:
             yield fail(why_not)
             return
+    if rounds.NODE in here.known.files:
+        yield from secretly(here, secrets.of_tls(here, demoted=True))
     yield from _restart(here, source.label)
     words = ("consul", "tidy", me.name, peer.id, me.settings.datacenter) if peer else ()
     if words and (failed := program.on(run, remover, *words)):

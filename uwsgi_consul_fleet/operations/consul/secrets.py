@@ -182,11 +182,17 @@ def authorities(run: Run) -> RemoteFile:
     return RemoteFile(rounds.CA, text, "644", "root", "consul")
 
 
-def of_tls(here: Here) -> list[RemoteFile]:
+def of_tls(here: Here, demoted: bool = False) -> list[RemoteFile]:
     """What an agent believes and shows, as far as it is not there; before the configuration that
-    names it."""
+    names it.
+
+    :param demoted: it was a server, and starts next as none
+    """
     me, run, its = here.me, here.run, kept(here.run).secrets
-    names = (me.node, me.address, me.settings.datacenter, me.is_consul_server)
+    # Whoever leads next speaks to it as to a server as long as it runs as one, and those who ask it
+    # would wait in vain for a leader that it does not know.
+    serves = me.is_consul_server or (bool(here.known.consul_raft) and not demoted)
+    names = (me.node, me.address, me.settings.datacenter, serves)
     now = datetime.now(UTC)
     there = here.known.files.get(rounds.NODE)
     is_due = certificates.why_renew(here.known.certificate, its, *names, now) and _is_trusted(run)
