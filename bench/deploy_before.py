@@ -1,4 +1,4 @@
-"""A deploy with nothing to change, by this version and by the one before it, in turns.
+"""A deploy with nothing to change, and verify, by this version and by the one before it, in turns.
 
 Each has eight lab machines of its own, so that both see the same noise and neither the other's
 files. Makes the version before out of git; removes the machines in the end.
@@ -26,6 +26,11 @@ from fleet_commands import run  # noqa: E402
 from lab_commands import Lab  # noqa: E402
 from versions import before  # noqa: E402
 
+# What is timed; None stands for the inventory.
+WHAT = {
+    "deploy": ("pyinfra", "-y", None, "deploy/"),
+    "verify": ("invoke", "verify", "--inventory", None),
+}
 # Runs pyinfra or invoke.
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,7 +41,7 @@ class Fleet:
     def __init__(self, name: str, count: int, folder: Path, commands: Run) -> None:
         self.name = name
         self.hosts = [f"{name}{number}" for number in range(1, count + 1)]
-        self.times: dict[int, list[float]] = {}
+        self.times: dict[tuple[str, int], list[float]] = {}
         self._folder = folder
         self._commands = commands
 
@@ -57,11 +62,11 @@ class Fleet:
         if changed := json.loads(said)["results"]["totals"]["success"]:
             sys.exit(f"{self.name}: a run that should change nothing did, {changed} times")
 
-    def deploy(self, count: int) -> None:
-        inventory = self.inventory(count)
+    def time(self, what: str, count: int) -> None:
+        words = WHAT[what]
         begin = time.monotonic()
-        self._commands("pyinfra", "-y", inventory, "deploy/")
-        self.times.setdefault(count, []).append(time.monotonic() - begin)
+        self._commands(*(self.inventory(count) if word is None else word for word in words))
+        self.times.setdefault((what, count), []).append(time.monotonic() - begin)
 
 
 def main() -> None:
@@ -70,6 +75,7 @@ def main() -> None:
     options = figures.parse(parser, "one run of each, over two hosts")
     checkout.enter()
     counts = (2,) if options.once else (2, 8)
+    timed = [(what, count) for count in counts for what in WHAT]
     lab = Lab(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
@@ -84,17 +90,17 @@ def main() -> None:
             for fleet in fleets:
                 fleet.make()
             for _ in range(1 if options.once else options.runs):
-                for count in counts:
+                for each in timed:
                     for fleet in fleets:
-                        fleet.deploy(count)
+                        fleet.time(*each)
         finally:
             lab.down(*hosts)
-    for count in counts:
-        old, new = (fleet.times[count] for fleet in fleets)
+    for what, count in timed:
+        old, new = (fleet.times[what, count] for fleet in fleets)
         ratio = statistics.median(b / a for a, b in zip(old, new, strict=True))
         print(
-            f"{count} hosts: before {statistics.median(old):.2f} s, now "
-            f"{statistics.median(new):.2f} s, {ratio:.2f} times (required: no slower)"
+            f"{what}, {count} hosts: before {statistics.median(old):.2f} s, now "
+            f"{statistics.median(new):.2f} s, {ratio:.2f} times (required: at most 1.2)"
         )
 
 
