@@ -231,7 +231,11 @@ def _run(here: Here, label: str, number: int) -> Generator[Any, None, None]:
     """
     known, change = here.known, cluster.change(here.run)
     if _must_restart(here, label, rounds.number(here, number)):
-        if why_not := _why_not_agree(here):
+        why_not = "" if _why_not_restart(here) else _why_not_agree(here)
+        if why_not and rounds.of(here.run).stopped:
+            host.log_styled(f"{here.me.name}: {why_not}; the next deploy does it", fg="yellow")
+            host.noop("Consul goes on with the configuration it has")
+        elif why_not:
             yield fail(f"{here.me.name}: {why_not}")
         else:
             yield from _restart(here, label)
@@ -260,10 +264,15 @@ def _must_restart(here: Here, label: str, number: int) -> bool:
 
 
 def refuse_restart(here: Here, source: Source) -> None:
-    """:raises DeployError: where a server must be restarted that the others can't do without"""
+    """Where a host that is down stops the rounds a restart is put off instead, for applications are
+    deployed all the same.
+
+    :raises DeployError: where a server must be restarted that the others can't do without
+    """
     number = rounds.number(here, rounds.of(here.run).before[0])
     restarts = here.me.is_consul_server and _must_restart(here, source.label, number)
-    if restarts and (why_not := _why_not_agree(here)):
+    stays = rounds.of(here.run).stopped or not restarts
+    if not stays and (why_not := _why_not_agree(here)):
         raise DeployError(f"{here.me.name}: {why_not}; nothing was changed")
 
 
