@@ -91,7 +91,8 @@ consul_cert_file = None
 consul_key_file = None
 
 # Whether Consul's DNS answers on the hosts, although a question in it carries no token: then
-# anybody there may look up which services and nodes there are.
+# anybody there may look up services and nodes by their names; and list them, where a host of the
+# fleet has Consul before 1.17.
 dns = False
 
 # --- Hosts ------------------------------------------------------------------

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -16,11 +18,12 @@ from uuid import uuid4
 
 import pytest
 import requests
-from consul_processes import Agent, until
+from consul_processes import Agent, free_ports, until
+from consul_version import version
 from host_programs import release
 
-from uwsgi_consul_fleet.host import acl, cluster, keyring, lapse, stored
-from uwsgi_consul_fleet.host.consul import FAILED, Access, Consul, UnavailableError
+from uwsgi_consul_fleet.host import acl, agent, cluster, keyring, lapse, stored
+from uwsgi_consul_fleet.host.consul import DNS_TOKEN, FAILED, Access, Consul, UnavailableError
 from uwsgi_consul_fleet.host.says import ReleaseError
 
 GLOBAL = "global-management"
@@ -115,8 +118,8 @@ def servers(tmp_path: Path) -> Iterator[Any]:
 
     yield make
     for one in made:
-        for agent in one.agents:
-            agent.kill()
+        for each in one.agents:
+            each.kill()
 
 
 def token(what: str, *policies: str) -> dict[str, Any]:
@@ -586,6 +589,65 @@ def test_a_host_that_comes_back_forgets_the_keys_of_before(servers: Any, tmp_pat
     back.start(wait=False)
     until(lambda: cluster.has_company(Consul(Access(back.url))), "it is among them again", 30)
     assert keyring.fingerprints(home) == [fingerprint(new)]
+
+
+# --- DNS -----------------------------------------------------------------------------
+
+
+def test_dns_has_a_token_of_its_own_where_consul_knows_of_that(servers: Any) -> None:
+    of: Cluster = servers(1, acl_config("deny"))
+    (server,) = of.agents
+    wanted = Wanted()
+    wanted.lookups = []
+    dns = token("dns", "uwsgi-consul-fleet-lookups")
+    told = {"tokens": [wanted.management, wanted.web, dns]}
+    until(lambda: converge(of, wanted, **told), "tokens are made")
+    (port,) = free_ports(1)
+    server.ports = server.ports.replace("dns=-1", f"dns={port}")
+    file, link = of.conf(server).parent / "dns.json", of.conf(server) / "dns.json"
+    file.write_text(json.dumps({"acl": {"tokens": {"dns": dns["secret"]}}}))
+    agent._suit("consul", of.conf(server))
+    assert link.exists() == (version() >= DNS_TOKEN)
+    of.restart(acl_config("deny"))  # an agent that does not know of it starts
+    management = wanted.management["secret"]
+    token_of_agent = "/v1/agent/token/agent", {"Token": management}, management
+    until(lambda: put(server, *token_of_agent).ok, "the agent may write its node")
+    body = {"Name": "web", "ID": "web", "Port": 1}
+    assert put(server, "/v1/agent/service/register", body, wanted.web["secret"]).ok
+    asked = Consul(Access(server.url), management)
+    until(lambda: asked.get("/v1/catalog/service/web"), "it is in the catalog")
+    assert server.call("GET", "/v1/catalog/services").json() == {}
+    if version() < DNS_TOKEN:
+        assert found_by_dns(port, "web.service.consul") == 0
+        return
+    until(lambda: found_by_dns(port, "web.service.consul"), "DNS finds it")
+    file.write_text(json.dumps({"acl": {"tokens": {"dns": ""}}}))
+    server.signal(signal.SIGHUP)
+    until(lambda: not found_by_dns(port, "web.service.consul"), "DNS finds nothing any more")
+
+
+def test_an_agent_that_goes_back_to_an_older_version_is_not_told(tmp_path: Path) -> None:
+    (folder := tmp_path / "consul.d").mkdir()
+    (file := tmp_path / "dns.json").write_text("{}")
+    for says, is_told in (("Consul v1.17.0", True), ("Consul v1.16.9", False), ("", False)):
+        (binary := tmp_path / "consul").write_text(f"#!/bin/sh\necho '{says}'\n")
+        binary.chmod(0o755)
+        agent._suit(str(binary), folder)
+        assert (folder / "dns.json").exists() == is_told
+    file.unlink()
+    binary.write_text("#!/bin/sh\necho Consul v2.0.0\n")
+    agent._suit(str(binary), folder)
+    assert [*folder.iterdir()] == []
+
+
+def found_by_dns(port: int, name: str) -> int:
+    """How many addresses there are."""
+    labels = b"".join(bytes([len(each)]) + each.encode() for each in name.split("."))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.settimeout(5)
+        question = struct.pack("!6H", 1, 0, 1, 0, 0, 0) + labels + struct.pack("!xHH", 1, 1)
+        asked.sendto(question, ("127.0.0.1", port))
+        return int(struct.unpack("!6H", asked.recv(512)[:12])[3])
 
 
 # --- A token that the cluster does not know ------------------------------------------

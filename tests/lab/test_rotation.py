@@ -4,11 +4,13 @@ The tests run in the order in which they stand here.
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import acl_tokens
+import consul_version
 import pytest
 from consul_processes import until
 from fleet_commands import Fleet, changed, output, run
@@ -16,6 +18,7 @@ from lab_commands import Lab
 from load import Load, instances
 from shared_fleet import SharedFleet
 
+from uwsgi_consul_fleet.host.consul import DNS_TOKEN
 from uwsgi_consul_fleet.inventory.vault import FOLDER
 from uwsgi_consul_fleet.secrets import certificates, tokens
 from uwsgi_consul_fleet.secrets.document import Secrets
@@ -31,12 +34,31 @@ SHOWN = (
 )
 
 
+# Prints how many addresses DNS has for the application, and how many services are listed.
+LOOK = """
+import json, socket, struct, urllib.request
+name = b"consul-demo-server", b"service", b"consul"
+labels = b"".join(bytes([len(each)]) + each for each in name)
+asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asked.settimeout(5)
+question = struct.pack("!6H", 1, 0, 1, 0, 0, 0) + labels + struct.pack("!xHH", 1, 1)
+asked.sendto(question, ("127.0.0.1", 8600))
+found = struct.unpack("!6H", asked.recv(512)[:12])[3]
+listed = urllib.request.urlopen("http://127.0.0.1:8500/v1/catalog/services").read()
+print(found, len(json.loads(listed)))
+"""
+
+
 @pytest.fixture(scope="module")
-def three(fleet: SharedFleet) -> SharedFleet:
+def three(fleet: SharedFleet) -> Iterator[SharedFleet]:
+    settings = fleet.path.with_name("group_data") / "all.py"
+    before = settings.read_text()
+    settings.write_text(f"{before}dns = True\n")
     fleet.more("ormen")
     fleet.hosts([*SERVERS], [*SERVING])
     fleet.deploy("--data", "release=first")
-    return fleet
+    yield fleet
+    settings.write_text(before)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +86,18 @@ def is_known(lab: Lab, secret: str) -> bool:
 
 def names(old: Secrets) -> list[str]:
     """Of the tokens of these secrets."""
-    what = ["management", "deploy", "read", *(f"node/{host}" for host in SERVERS)]
+    what = ["management", "deploy", "read", "dns", *(f"node/{host}" for host in SERVERS)]
     what += [f"app/{host}/consul-demo-server" for host in SERVING]
     return [tokens.secret(old.seed, each) for each in what]
+
+
+def look_up_without_a_token(lab: Lab) -> None:
+    """By DNS each host finds it; where that has a token of its own nothing can be listed."""
+    for host in SERVERS:
+        said = lab.ssh(host, f"cd / && sudo -u nobody python3 -c {shlex.quote(LOOK)}").stdout
+        addresses, services = map(int, said.split())
+        assert addresses == len(SERVING), host
+        assert (services == 0) == (consul_version.version() >= DNS_TOKEN), host
 
 
 def expect_nothing_lost(load: Load, begin: str, *releases: str) -> None:
@@ -81,6 +112,7 @@ def test_every_secret_is_replaced_while_everything_serves(
     """Without a restart of an agent or an instance; the old ones hold no more."""
     old = secrets(three)
     before = {host: lab.ssh(host, AGENT).stdout for host in SERVERS}
+    look_up_without_a_token(lab)
     load.mark("replaced")
     run("invoke", "secrets.rotate", "all", "--inventory", str(three.path))
     new = secrets(three)
@@ -88,6 +120,7 @@ def test_every_secret_is_replaced_while_everything_serves(
     assert not (new.gossip_before or new.seed_before or new.ca_before)
     assert [secret for secret in names(old) if is_known(lab, secret)] == []
     assert all(is_known(lab, secret) for secret in names(new))
+    look_up_without_a_token(lab)
     keys = lab.consul("drakar", "keyring -list").stdout
     assert new.gossip in keys and old.gossip not in keys
     for host in SERVERS:

@@ -14,6 +14,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,7 +24,6 @@ import revealed
 from applications import BAD_RELEASES, application, released
 from captured import TCP, UDP, Captured
 from checkout import ROOT
-from consul_processes import until
 from fleet_commands import Fleet, finish, output, run, start
 from lab_commands import Lab
 from revealed import EVERYBODY, Secret
@@ -44,7 +44,6 @@ min_healthy_time = 1
 app_secrets = [{PASSWORD!r}]
 """
 PEM = "/etc/uwsgi-consul-fleet/tls/node.pem"
-STAMP = "stamp"  # how old is what a test made
 BEFORE = " of before"
 LOUD = ("-vvv", "--diff")
 # What docs say where which secrets lie, and what else of them; there may be more behind it.
@@ -72,6 +71,7 @@ FOLDERS = (
     "/usr/local",
     "/dev/shm",
 )
+JOURNAL = "sudo journalctl --no-pager --all --output verbose"
 # On a host, with a token on standard input: ASK METHOD PATH BODY
 ASK = """
 import sys, urllib.request
@@ -90,6 +90,7 @@ class Told:
     lab: Lab
     processes: Sampled
     password: str
+    since: float
     printed: dict[str, str] = field(default_factory=dict)
     known: list[Secrets] = field(default_factory=list)
     values: dict[str, list[str]] = field(default_factory=dict)
@@ -140,6 +141,7 @@ class Told:
 def told(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Iterator[Told]:
     """A fleet of its own, of which nothing was seen before. Its first deploy is interrupted where
     tokens are about to be made."""
+    since = time.time()
     lab.fresh(*HOSTS)
     folder = tmp_path_factory.mktemp("secrecy")
     fleet = Fleet(folder / "fleet.py")
@@ -153,9 +155,8 @@ def told(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Iterator[Told]:
     settings = f"{SETTINGS}app_secrets_file = {str(file)!r}\n"
     (folder / "group_data/all.py").write_text(settings)
     fleet.build_once()
-    (folder / STAMP).touch()
     with Sampled(lab) as processes:
-        found = Told(fleet, lab, processes, password)
+        found = Told(fleet, lab, processes, password, since)
         begun = "Starting operation: Consul: make tokens"
         found.interrupt("first, interrupted", fleet.words(*LOUD), begun)
         found.deploy("first")
@@ -182,15 +183,14 @@ def test_traffic_between_hosts_tells_nothing(told: Told) -> None:
     with Captured(told.lab, *HOSTS) as traffic:
         ask(told, "PUT", "agent/service/register", f'{{"Name": "{name}"}}')
         ask(told, "PUT", f"kv/{key}", value)
-        told.run("rotate gossip", "secrets.rotate", "gossip")
+        told.run("rotate", "secrets.rotate", "all")
         ask(told, "PUT", f"agent/service/deregister/{name}", "")
         ask(told, "DELETE", f"kv/{key}", "")
         url = f"http://{told.lab.address('drakar')}:2001/{plain}"
         get = f"import urllib.request as u; u.urlopen('{url}')"
         told.lab.ssh("cheetah", f'python3 -c "{get}" 2>/dev/null', check=False)
-        time.sleep(0.5)
     before, now = told.known[-1], told.learn()
-    assert before.gossip != now.gossip
+    assert before.gossip != now.gossip and before.seed != now.seed and before.ca != now.ca
     secret = Secret(told.values)
     assert {what for flow in traffic.flows for what in secret.within(flow.sent)} == set()
     texts = [mark.encode(), APP.encode(), *(b64decode(each.gossip) for each in (before, now))]
@@ -209,51 +209,48 @@ def test_traffic_between_hosts_tells_nothing(told: Told) -> None:
 def test_nothing_that_is_printed_has_one(told: Told, tmp_path: Path) -> None:
     second = released(application(tmp_path / "second", "# second\n"), "second")
     # So that Consul gets another policy.
-    told.deploy("dry", "--dry", *second, "--data", "dns=True")
-    told.deploy("second", *second, "--data", "dns=True")
+    second += ("--data", "dns=True")
+    words = told.fleet.words(*LOUD, *second, "--data", "min_healthy_time=3")
+    told.interrupt("interrupted", words, "tried on a socket of its own")
+    told.deploy("second", *second)
     bad = BAD_RELEASES["exits at once"]
     failing = released(application(tmp_path / "bad", bad.code), "bad")
     told.deploy("failed", *failing, check=False)
-    third = released(application(tmp_path / "third", "# third\n"), "third")
-    words = told.fleet.words(*LOUD, *third, "--data", "min_healthy_time=3")
-    told.interrupt("interrupted", words, "tried on a socket of its own")
-    inventory = run("pyinfra", "-y", str(told.fleet.path), "debug-inventory")
-    told.printed["inventory"] = output(inventory)
     told.interrupt("ui", ["invoke", "ui", "--inventory", str(told.fleet.path)], "until Ctrl-C")
-
-    def all_of_a_host() -> bool:
-        told.run("verify", "verify", "--probe", "--json", check=False)
-        return '"missing"' not in told.printed["verify"]
-
-    until(all_of_a_host, "the hosts have ended what they began", 60)
+    told.run("rollback", "rollback")
     several = {
+        "verify": ["verify", "--wait", "20", "--probe", "--json"],
         "releases": ["releases", "--json"],
         "audit": ["audit", "--json"],
         "logs": ["logs"],
         "client": ["client", "--once"],
-        "client as JSON": ["client", "--once", "--json"],
-        "members": ["consul", "--", "members", "-detailed"],
-        "info": ["consul", "--", "info"],
         "keys": ["consul", "--", "kv", "get", "-recurse", "uwsgi-consul-fleet/"],
-        "policies": ["consul", "--", "acl", "policy", "list"],
         "tokens": ["consul", "--", "acl", "token", "list", "-meta"],
+        "members": ["consul", "--management", "--yes", "--", "members", "-detailed"],
         "exec": ["exec", "--", "true"],
         "unlock": ["unlock", "--yes"],
+        "build-plugin": ["build-plugin"],
         "trust": ["ssh.trust", "--yes"],
+        "adopt": ["adopt", "cheetah"],
+        "recover": ["secrets.recover"],
     }
+    refused = {"adopt", "recover"}  # without a terminal to ask at
     with ThreadPoolExecutor(4) as pool:
-        runs = [pool.submit(told.run, what, *words) for what, words in several.items()]
+        runs = [
+            pool.submit(told.run, what, *words, check=what not in refused)
+            for what, words in several.items()
+        ]
+        runs.append(pool.submit(told.deploy, "dry", "--dry", *second))
+        inventory = run("pyinfra", "-y", str(told.fleet.path), "debug-inventory")
     for each in runs:
         each.result()
-    told.run("rollback", "rollback", "second")
-    told.run("rotate all", "secrets.rotate", "all")
-    told.learn()
+    told.printed["inventory"] = output(inventory)
     secret = Secret(told.values)
     found = {what: secret.within(text) for what, text in told.printed.items()}
     assert {what: names for what, names in found.items() if names} == {}
     # It was said what was done, and what files should have in them.
     assert "verify_incoming_rpc" in told.printed["first"] + told.printed["first, interrupted"]
-    for what in ("first, interrupted", "first", "second"):
+    for what in ("first, interrupted", "first", "interrupted", "second"):
         assert "sudo" in told.printed[what] and "(not shown)" in told.printed[what], what
     assert bad.says in told.printed["failed"]
 
@@ -287,17 +284,19 @@ def test_files_have_them_only_where_docs_say(told: Told) -> None:
         folder = "/var/lib/consul"
         assert f"`{place.removeprefix(folder).lstrip('/')}`" in docs or f"`{place}`" in docs, place
     secret = Secret(told.values)
-    for host in HOSTS:
-        journal = told.lab.ssh(host, "sudo journalctl --no-pager --all --output verbose").stdout
+    own, cache = told.fleet.path.parent, Path("~/.cache").expanduser()
+    with ThreadPoolExecutor() as pool:
+        journals = pool.map(lambda host: told.lab.ssh(host, JOURNAL).stdout, HOSTS)
+        look = partial(secret.in_files, told.since, *FOLDERS, lab=told.lab)
+        there = pool.map(lambda host: look(host=host), HOSTS)
+        here = secret.in_files_here(told.since, ROOT, own, cache, Path("/tmp"), Path("/var/tmp"))
+    for journal in journals:
         assert len(journal) > 10000
         assert secret.within(journal) == set()
-        found = secret.in_files(told.lab, host, *FOLDERS)
+    for host, found in zip(HOSTS, there, strict=True):
         wrong = {file: names - may_be_in(file, host) for file, names in found.items()}
         assert {file: names for file, names in wrong.items() if names} == {}, host
         assert {f"/etc/uwsgi-consul-fleet/tokens/{APP}", PEM} <= found.keys()
-    cache = Path("~/.cache").expanduser()
-    own = told.fleet.path.parent
-    here = secret.in_files_here([ROOT, own, cache, *map(Path, ("/tmp", "/var/tmp"))], own / STAMP)
     kept = f"{own / FOLDER}/"
     assert {file for file in here if not file.startswith(kept)} == set()
     assert here.keys() and all(EVERYBODY not in names for names in here.values())

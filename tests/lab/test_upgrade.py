@@ -12,17 +12,21 @@ import acl_tokens
 import pytest
 from consul_processes import until
 from fleet_commands import Fleet, changed, finish, output, run
-from load import Load, Window, instances
+from interrupting import killed_at
+from load import Load, instances
 from releasing import starts
-from versions import Version, before, last
+from versions import Version, before, last, rounds
 
-pytestmark = pytest.mark.takes(120)
+pytestmark = pytest.mark.takes(160)
 
 HOSTS = ("drakar", "cheetah")  # that serve it
 SERVERS = ("drakar", "cheetah", "ormen")
 APP = "consul-demo-server"
 # Elsewhere, and known to no setting.
 UPLOADS = "/var/lib/demo/uploads"
+# What a deploy says in the middle of a round.
+RESTARTS = "operation: Consul, round 1 of 3: run the servers"
+RESTARTED = r"\]\s+Success"
 # An operator's own, which the agent reads.
 OWN = '{"service": {"name": "own", "port": 9}}'
 
@@ -101,28 +105,35 @@ def expect_uploads(fleet: Fleet, lab: Any) -> None:
     assert lab.ssh("drakar", f"ls {UPLOADS}").stdout == "a\n"
 
 
-def rounds(lab: Any) -> set[str]:
-    """In which rounds of access control and encryption the agents run."""
-    its = "/proc/$(systemctl show --property MainPID --value consul)/environ"
-    look = f"sudo cat {its} | tr '\\0' '\\n' | grep ^ROUND="
-    return {lab.ssh(host, look).stdout.strip() for host in SERVERS}
-
-
 def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Version) -> None:
-    """And meanwhile it understands our lock. Its agents restart, in two rounds before the release
-    and one after it, which waits for what nobody gave a token."""
+    """And meanwhile it understands our lock. Its agents do not go on while one is out of reach, nor
+    where the run is killed; then they restart in two rounds, and in one more that waits for what
+    nobody gave a token."""
     before = starts(lab, HOSTS)
     with Load(lab, instances(lab, *HOSTS), on="ormen") as load:
-        load.mark("deployed to")
-        process = fleet.start_deploy(*release("new"))
-        held(process, lab)
-        unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
-        assert "runs a deploy of new" in output(unlock)
-        said = output(finish(process, check=True))
+        load.mark("without one")
+        with lab.cut("ormen"):
+            process = fleet.start_deploy(*release("new"))
+            held(process, lab)
+            unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
+            assert "runs a deploy of new" in output(unlock)
+            result = finish(process, check=False)
+        said = output(result)
+        assert result.returncode == 1, said
+        told = "Consul stays in round 0 of 3 to access control and encryption: ormen can't be"
+        assert told in said
         assert f"{APP} can still write to {UPLOADS}: list what it needs in app_writable" in said
+        assert fleet.releases() == dict.fromkeys(HOSTS, "new")
+        assert {*rounds(lab, SERVERS).values()} == {0}
+        load.mark("killed")
+        is_killed, said = killed_at(fleet.start_deploy(*release("new")), RESTARTS, RESTARTED)
+        assert is_killed, said
+        assert {*rounds(lab, SERVERS).values()} == {0, 1}, said
+        load.mark("deployed to")
+        said = output(fleet.deploy(*release("new")))
         assert "drakar: the service own (id own) is registered without a token; give it" in said
         assert "the next deploy goes on with them" in said
-        assert rounds(lab) == {"ROUND=2"}
+        assert {*rounds(lab, SERVERS).values()} == {2}
         report = output(fleet.verify("--wait", "10", "--probe"))
         assert (
             "access control and encryption are not complete: round 2 of 3; deploy again" in report
@@ -138,27 +149,17 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Ve
         load.mark("closed")
         give_token_to_own(lab)
         assert "not complete" not in output(fleet.deploy("--data", "release=current"))
-        assert rounds(lab) == {"ROUND=3"}
+        assert {*rounds(lab, SERVERS).values()} == {3}
         load.mark("end")
-        for begin, end in (("deployed to", "there"), ("there", "closed"), ("closed", "end")):
-            window = load.window(begin, end)
+        for window in load.windows()[:-1]:
             assert {*window.releases} <= {"other", "new"} and not window.failed, window
             assert window.least_passing == 4, window
-            assert blind(window) < 5, window
+            assert window.blind < 5, window
     report = output(fleet.verify("--wait", "10", "--probe"))
     assert (
         f"may look up services until each application sets app_discovers: missing in {APP}"
         in report
     )
-
-
-def blind(window: Window) -> float:
-    """For how many seconds at most look-ups went on failing."""
-    longest = begin = last = 0.0
-    for moment, _problem in window.lookups:  # those that failed
-        begin = begin if moment - last < 2 else moment
-        longest, last = max(longest, moment - begin), moment
-    return longest
 
 
 def give_token_to_own(lab: Any) -> None:

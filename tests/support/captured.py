@@ -97,11 +97,15 @@ def listen(bridge: str, *addresses: str) -> None:
     print("listens", flush=True)
     listener.settimeout(0.2)
     number = 0
-    while not over.is_set():
+    while True:
+        if over.is_set():
+            listener.settimeout(0)  # what was sent before is there
         try:
             packet = listener.recv(1 << 17)
         except TimeoutError:
             continue
+        except BlockingIOError:
+            break
         if {packet[12:16], packet[16:20]} == pair and packet[9] in (TCP, UDP):
             number += 1
             _keep(flows, packet, number)

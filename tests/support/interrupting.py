@@ -123,6 +123,28 @@ def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
             process.wait()
 
 
+def killed_at(process: subprocess.Popen[str], *signs: str, delay: float = 0) -> tuple[bool, str]:
+    """Kill a run when it has printed a line for each of these, one after the other.
+
+    :param delay: seconds after the last of them
+    :returns: whether it has, and what it said
+    """
+    assert process.stderr
+    waits, said = list(signs), ""
+    for line in process.stderr:
+        said += line
+        if re.search(waits[0], line):
+            waits.pop(0)
+        if not waits:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(delay)
+            process.kill()
+            break
+    said += process.stderr.read()
+    process.wait()
+    return not waits, said
+
+
 def _begun(process: subprocess.Popen[str]) -> str:
     """What a deploy has said when pyinfra runs. Until then Python loads it, which Ctrl-C ends
     with a traceback, and nothing of ours could help that."""

@@ -124,6 +124,15 @@ class Window:
     def least_passing(self) -> int:
         return min((len(found) for _moment, found in self.passing), default=0)
 
+    @property
+    def blind(self) -> float:
+        """For how many seconds at most look-ups went on failing."""
+        longest = begin = last = 0.0
+        for moment, _problem in self.lookups:  # those that failed
+            begin = begin if moment - last < 2 else moment
+            longest, last = max(longest, moment - begin), moment
+        return longest
+
     def at(self, addresses: Iterable[str]) -> Window:
         """The same, with the requests to these addresses alone."""
         chosen = set(addresses)

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lab_commands import SUDO, Lab
@@ -15,16 +15,25 @@ from lab_commands import SUDO, Lab
 from uwsgi_consul_fleet.secrets import tokens
 from uwsgi_consul_fleet.secrets.document import Secrets
 
-# usage: python3 -c FIND FOLDER... <PATTERNS: prints the files in which one of the patterns is, with
-# their names, and a word for those that others may read. PATTERNS are names and texts, as JSON.
+# usage: python3 -c FIND SECONDS FOLDER... <PATTERNS: prints the files that were changed since then
+# and have one of the patterns in them, with their names, and a word for those that others may read.
+# PATTERNS are names and texts, as JSON.
 FIND = """
-import json, os, subprocess, sys
+import json, subprocess, sys
+_, since, *folders = sys.argv
 patterns = json.load(sys.stdin)
-lines = "\\n".join(text for texts in patterns.values() for text in texts)
-words = ["grep", "-rlasF", "--null", "-D", "skip", "-f", "-", *sys.argv[1:]]
-said = subprocess.run(words, input=lines.encode("latin-1"), stdout=subprocess.PIPE).stdout
+lines = "\\n".join(text for texts in patterns.values() for text in texts).encode("latin-1")
+def said(*words, given=b""):
+    return subprocess.run(words, input=given, stdout=subprocess.PIPE, stderr=-3).stdout
+# Of ctime, which nobody sets: a copy may be as old as what it is of.
+listed = said("find", *folders, "-type", "f", "-newerct", "@" + since, "-print0")
+files = listed.decode(errors="surrogateescape").split("\\0")[:-1]
+have = ""
+for begin in range(0, len(files), 2000):
+    words = ["env", "LC_ALL=C", "grep", "-lasF", "--null", "-f", "-"]
+    have += said(*words, *files[begin:begin + 2000], given=lines).decode()
 found = {}
-for name in filter(None, said.decode().split("\\0")):
+for name in have.split("\\0")[:-1]:
     try:
         text = open(name, "rb").read().decode("latin-1")
     except OSError:
@@ -56,23 +65,17 @@ class Secret:
             name for name, texts in self.patterns.items() if any(each in text for each in texts)
         }
 
-    def in_files(self, lab: Lab, host: str, *folders: str) -> dict[str, set[str]]:
-        """The files of a machine that have some of them; nothing of it stands in a command."""
-        words = shlex.join(["sudo", "python3", "-c", FIND, *folders])
+    def in_files(self, since: float, *folders: str, lab: Lab, host: str) -> dict[str, set[str]]:
+        """The files of a machine that have some of them; nothing of it stands in a command.
+
+        :param since: those that were changed since then, in seconds
+        """
+        words = shlex.join(["sudo", "python3", "-c", FIND, str(since), *folders])
         return self._found(["ssh", "-F", str(lab.config), host, words])
 
-    def in_files_here(self, folders: Sequence[Path], newer: Path) -> dict[str, set[str]]:
-        """The files of this machine that have some of them, of those that are newer than one."""
-        listing = ["find", *map(str, folders), "-type", "f", "-newer", str(newer), "-print0"]
-        ran = subprocess.run(
-            listing, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
-        )
-        files = [name for name in ran.stdout.split("\0") if name]
-        found: dict[str, set[str]] = {}
-        for begin in range(0, len(files), 2000):
-            words = [*SUDO, sys.executable, "-c", FIND, *files[begin : begin + 2000]]
-            found |= self._found(words)
-        return found
+    def in_files_here(self, since: float, *folders: Path) -> dict[str, set[str]]:
+        """As :meth:`in_files`, of this machine."""
+        return self._found([*SUDO, sys.executable, "-c", FIND, str(since), *map(str, folders)])
 
     def _found(self, words: list[str]) -> dict[str, set[str]]:
         given = json.dumps(self.patterns)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from checkout import ROOT
 from fleet_commands import finish, start
+from lab_commands import Lab
 
 BEFORE = "5ac7d59"  # the last one whose Python was not one package
 LAST = "4f4b985"  # the last one whose fleets had no identity
@@ -54,3 +56,14 @@ def before(folder: Path) -> Version:
 def last(folder: Path) -> Version:
     """The last version that knows no fleets."""
     return Version(LAST, folder, "uwsgi_consul_fleet.pyinfra_cli:accept_folders")
+
+
+ROUND = (
+    "sudo cat /proc/$(systemctl show --property MainPID --value consul)/environ | "
+    "tr '\\0' '\\n' | sed -n 's/^ROUND=//p'"
+)
+
+
+def rounds(lab: Lab, hosts: Iterable[str]) -> dict[str, int]:
+    """In which round of access control and encryption each agent runs; 0 where none does."""
+    return {host: int(lab.ssh(host, ROUND, check=False).stdout or 0) for host in hosts}

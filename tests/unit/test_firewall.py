@@ -73,7 +73,7 @@ def test_the_kernel_tells_what_it_has() -> None:
 MACHINES = {"drakar": 1, "ormen": 3, "client": 4, "stranger": 5}
 LISTEN = """
 import socket, sys, threading
-ports = [8300, 8301, 8302, 8500, 8600, 2001, 2002, 3001, 4001, 22]
+ports = [8300, 8301, 8302, 8500, 8503, 8600, 2001, 2002, 3001, 4001, 22]
 listening = [socket.create_server((at, port), family=family) for port in ports
              for at, family in (("0.0.0.0", socket.AF_INET), ("fd09::1", socket.AF_INET6))]
 gossip = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for port in (8301, 8302, 8600)]
@@ -150,14 +150,14 @@ def load(net: str, text: str) -> None:
 
 def reached(net: str, machine: str, at: str = "10.9.0.1") -> set[str]:
     """What gets through to drakar."""
-    ports = ("[8300,8301,8302,8500,8600,2001,2002,3001,4001,22]", "[8301,8302,8600]")
+    ports = ("[8300,8301,8302,8500,8503,8600,2001,2002,3001,4001,22]", "[8301,8302,8600]")
     words = ["ip", "netns", "exec", f"{net}-{machine}", "python3", "-c", ATTEMPT, at, *ports]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     return set(said.split("; "))
 
 
 CONSUL = {"tcp 8300", "tcp 8301", "tcp 8302", "udp 8301", "udp 8302"}
-LOOPBACK = {"tcp 8500", "tcp 8600", "udp 8600"}
+LOOPBACK = {"tcp 8500", "tcp 8503", "tcp 8600", "udp 8600"}
 APPS = {"tcp 2001", "tcp 2002", "tcp 3001"}
 OTHERS = {"tcp 4001", "tcp 22"}
 SHOP = {"tcp 2001", "tcp 2002"}
@@ -269,7 +269,7 @@ class Told(Consul):
 
 
 def of_serf(name: str, address: str, status: int, dc: str = "dc1") -> dict[str, Any]:
-    tags = {"dc": dc, "role": "consul"}
+    tags = {"dc": dc, "role": "consul", "build": "1.8.7"}
     return {"Name": name, "Addr": address, "Status": status, "Tags": tags}
 
 
@@ -282,31 +282,35 @@ def test_who_has_left_is_no_member_though_it_was_a_server(remembered: int) -> No
         of_serf("longship.dc2", "10.8.0.1", cluster.ALIVE, "dc2"),
     ]
     stay = [
-        ("drakar", "10.9.0.1", True),
-        ("drakar.dc1", "192.0.2.1", True),
-        ("longship.dc2", "10.8.0.1", True),
+        ("drakar", "10.9.0.1", True, "1.8.7"),
+        ("drakar.dc1", "192.0.2.1", True, "1.8.7"),
+        ("longship.dc2", "10.8.0.1", True, "1.8.7"),
     ]
     drakar = of_serf("drakar", "10.9.0.1", cluster.ALIVE)
 
-    def found(*near: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    def found(*near: dict[str, Any]) -> list[tuple[str, str, bool, str]]:
         return sorted(cluster._everybody(Told([drakar, *near], servers)))
 
     assert found() == stay
     assert found(of_serf("cheetah", "10.9.0.2", LEFT)) == stay
     assert found(of_serf("cheetah", "10.9.0.2", cluster.ALIVE)) == [
-        ("cheetah", "10.9.0.2", True),
+        ("cheetah", "10.9.0.2", True, "1.8.7"),
         *stay,
     ]
 
 
 def test_what_a_member_says_of_itself_is_no_rule() -> None:
-    """Whoever knows how to join gossip chooses a name, and an address to be known by."""
+    """Whoever knows how to join gossip chooses a name, an address to be known by, and a version."""
     found = HostState()
     rule = "x\ntable inet y { }"
-    told = [[rule, "10.9.0.8", True], ["y", "10.9.0.9; drop", True], ["z", "::FFFF", False]]
+    told = [
+        [rule, "10.9.0.8", True, "1.21.4:5a2c8e1f"],
+        ["y", "10.9.0.9; drop", True, "1.8.7"],
+        ["z", "::FFFF", False, "; drop"],
+    ]
     note_consul(found, json.dumps({"members": told}))
     assert found.consul_members == {
-        "x_table_inet_y____": Member(("10.9.0.8",), True),
+        "x_table_inet_y____": Member(("10.9.0.8",), True, (1, 21, 4)),
         "z": Member(("::ffff",), False),
     }
 

@@ -461,6 +461,17 @@ def test_where_programs_look_up_without_a_token(tmp_path: Path) -> None:
     assert rules(found, "app-consul-demo-server")[2:] == ['service_prefix "" { policy = "read" }']
 
 
+def test_dns_has_a_token_that_looks_up(tmp_path: Path) -> None:
+    """Whether or not everybody may."""
+    for lookups in (True, False):
+        found = tokens.wanted(fleet(tmp_path, dns=True), SEED, "dc1", lookups)
+        told = {each.description: each.policies for each in found.tokens}
+        assert told["uwsgi-consul-fleet: Consul's DNS"] == (tokens.LOOKUPS,)
+        assert tokens.LOOKUPS in found.policies
+        assert found.anonymous == ((tokens.LOOKUPS,) if lookups else ())
+        assert len(rules(found, "app-consul-demo-server")) == 2 + lookups
+
+
 def test_a_policys_description_tells_whether_its_rules_are_current(tmp_path: Path) -> None:
     one, same, other = (
         tokens.wanted(fleet(tmp_path, app_discovers=names), SEED, "dc1", False)

@@ -168,7 +168,10 @@ def test_what_keeps_it_open() -> None:
     ("settings", "expected"),
     [
         ({}, "until each application sets app_discovers: missing in shop"),
-        ({"app_discovers": [], "dns": True}, ", since dns = True"),
+        (
+            {"app_discovers": [], "dns": True},
+            ", since dns = True; from Consul 1.17 on a deploy ends that",
+        ),
         ({"app_discovers": []}, "; the next deploy ends that"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -10,10 +11,11 @@ from socket import gethostname
 
 from . import expiry, keyring, lapse, systemd
 from .cluster import has_caught_up, has_company, knows_tokens, servers, until
-from .consul import CONFIGURATION, DATA, Consul, UnavailableError
+from .consul import CONFIGURATION, DATA, DNS_TOKEN, Consul, UnavailableError
 from .says import ReleaseError
 
 UNIT = "consul.service"
+DNS = "dns.json"
 COMMAND = Path("/usr/local/bin/consul")
 CAUGHT_UP = 60.0  # seconds for a server to have what the leader has
 TOKENS = 20.0  # seconds for an agent to know tokens
@@ -30,6 +32,7 @@ def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = Fals
     :param first: it gets access control, and may know nobody for a while
     :raises ReleaseError: with the agent's last lines
     """
+    _suit(binary)
     _validate(binary)
     part = COMMAND.with_name(".consul.part")
     part.unlink(missing_ok=True)
@@ -59,6 +62,21 @@ def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = Fals
     expiry.look_again()
 
 
+def _suit(binary: str, folder: Path = CONFIGURATION) -> None:
+    """Have the agent read by which token it answers DNS, unless its version would not start then.
+
+    :param folder: of its configuration, beside which that lies
+    """
+    link, file = folder / DNS, folder.parent / DNS
+    link.unlink(missing_ok=True)
+    if not file.exists():
+        return
+    said = subprocess.run([binary, "version"], capture_output=True, text=True, check=False).stdout
+    found = re.match(r"Consul v(\d+)\.(\d+)", said)
+    if found and tuple(map(int, found.groups())) >= DNS_TOKEN:
+        link.symlink_to(file)
+
+
 def _validate(binary: str) -> None:
     words = [binary, "validate", str(CONFIGURATION)]
     valid = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -71,6 +89,7 @@ def reload(consul: Consul) -> None:
 
     :raises ReleaseError: where it could not, or does not answer afterwards
     """
+    _suit(str(COMMAND))
     _validate(str(COMMAND))
     systemd.systemctl("reload", UNIT)
     if not until(ANSWERS, lambda: consul.get("/v1/status/leader") is not None):

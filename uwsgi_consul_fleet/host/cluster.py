@@ -144,14 +144,14 @@ def cluster(consul: Consul) -> dict[str, Any]:
     return found
 
 
-def _everybody(consul: Consul) -> list[tuple[str, str, bool]]:
-    """Who has not left, with the address and whether it is alive; servers of other datacenters too.
-    Empty where a token may not ask."""
-    found: dict[str, tuple[str, str, bool]] = {}
+def _everybody(consul: Consul) -> list[tuple[str, str, bool, str]]:
+    """Who has not left, with the address, whether it is alive and which Consul it has; servers of
+    other datacenters too. Empty where a token may not ask."""
+    found: dict[str, tuple[str, str, bool, str]] = {}
     with suppress(UnavailableError):
         for each in filter(members.is_in_it, members.everybody(consul)):
-            told = each["Name"], each["Addr"], each["Status"] != FAILED
-            found.setdefault(each["Addr"], told)
+            alive, build = each["Status"] != FAILED, each["Tags"].get("build", "")
+            found.setdefault(each["Addr"], (each["Name"], each["Addr"], alive, build))
     return list(found.values())
 
 

@@ -343,7 +343,8 @@ class HostSettings(BaseModel):
 
     dns: bool = False
     """Whether Consul's DNS answers on the hosts, although a question in it carries no token: then
-    anybody there may look up which services and nodes there are."""
+    anybody there may look up services and nodes by their names; and list them, where a host of the
+    fleet has Consul before 1.17."""
 
     address: Annotated[str, AfterValidator(_address)] | None = None
     """Where other hosts reach a host, if ssh reaches it under another address: to be set beside

@@ -64,10 +64,12 @@ RUNNING = UnitState("active", "enabled")
 
 
 class Member(NamedTuple):
-    """Of the cluster: its addresses, and whether it is alive; it may come back where it is not."""
+    """Of the cluster: its addresses, whether it is alive, since it may come back where it is not,
+    and its version of Consul."""
 
     addresses: tuple[str, ...]
     alive: bool
+    version: tuple[int, ...] = ()
 
 
 class Acl(NamedTuple):
@@ -345,11 +347,12 @@ def _pem(line: str) -> str:
     return "\n".join([f"{begin}-----", *body.split(), "-----END CERTIFICATE-----", ""])
 
 
-def _members(told: Iterable[tuple[str, str, bool]]) -> Iterator[tuple[str, Member]]:
-    """Whoever is in the cluster says what it is called, and where it is."""
-    for name, address, alive in told:
+def _members(told: Iterable[tuple[str, str, bool, str]]) -> Iterator[tuple[str, Member]]:
+    """Whoever is in the cluster says what it is called, where it is, and what runs there."""
+    for name, address, alive, build in told:
         with suppress(ValueError):
-            member = Member((str(ip_address(address)),), alive)
+            version = tuple(map(int, re.findall(r"\d+", build)[:3]))
+            member = Member((str(ip_address(address)),), alive, version)
             yield re.sub(r"[^\w.-]", "_", name, flags=re.ASCII), member
 
 

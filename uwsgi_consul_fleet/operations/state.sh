@@ -66,6 +66,7 @@ find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |
 # Mode, owner and group first, then the sums, in the same order.
 find /etc/uwsgi-consul-fleet /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
     \( -path '/etc/uwsgi-consul-fleet/consul.d/*' -o -name consul.service \
+    -o -path /etc/uwsgi-consul-fleet/dns.json \
     -o -path '/etc/uwsgi-consul-fleet/agent*' -o -path '/etc/uwsgi-consul-fleet/firewall/*' \
     -o -path '/etc/uwsgi-consul-fleet/tls/*' -o -path '/etc/uwsgi-consul-fleet/tokens/*' \
     -o -name uwsgi-consul-fleet-firewall.service -o -name 'uwsgi-consul-fleet-expiry.*' \

@@ -14,7 +14,7 @@ from uwsgi_consul_fleet.host.expiry import SERVICE
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 
 PREFIX = "uwsgi-consul-fleet-"  # what our policies' names begin with
-MANAGEMENT, DEPLOY, READ = "management", "deploy", "read"
+MANAGEMENT, DEPLOY, READ, DNS = "management", "deploy", "read", "dns"
 LOOKUPS = f"{PREFIX}lookups"
 # Consul's own policy, which is there from the beginning.
 EVERYTHING = "global-management"
@@ -34,7 +34,8 @@ def secret(seed: str, what: str) -> str:
     """The secret ID of a token, as Consul's are: a UUID.
 
     :param seed: in hex
-    :param what: ``management``, ``deploy``, ``read``, or what :func:`node` and :func:`app` say
+    :param what: ``management``, ``deploy``, ``read``, ``dns``, or what :func:`node` and :func:`app`
+        say
     """
     return _derived(seed, f"secret:{what}")
 
@@ -102,8 +103,11 @@ def wanted(fleet: Fleet, seed: str, datacenter: str, lookups: bool) -> Acl:
         _token(seed, DEPLOY, f"a deploy in {datacenter}", _name(DEPLOY)),
         _token(seed, READ, f"commands in {datacenter}", _name(READ)),
     ]
-    if lookups:
+    dns = any(each.settings.dns for each in fleet.hosts)
+    if lookups or dns:
         policies[LOOKUPS] = _policy("what may be looked up without a token", LOOKS_UP)
+    if dns:
+        tokens.append(_token(seed, DNS, "Consul's DNS", LOOKUPS))
     for host in fleet.active:
         policies[name := node_policy(host.node)] = _policy(
             f"the agent of {host.node}", node_rules(host)

@@ -58,7 +58,7 @@ def _looked_up(fleet: Fleet) -> str:
     if missing:
         return f"{said} until each application sets app_discovers: missing in {', '.join(missing)}"
     if any(host.settings.dns for host in fleet.hosts):
-        return f"{said}, since dns = True"
+        return f"{said}, since dns = True; from Consul 1.17 on a deploy ends that"
     return f"{said}; the next deploy ends that"
 
 

@@ -10,6 +10,7 @@ from pyinfra.api import FactBase, StringCommand, operation
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
+from uwsgi_consul_fleet.host.consul import DNS_TOKEN
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.operations import left_out, program
 from uwsgi_consul_fleet.operations.consul import rounds, secrets
@@ -35,13 +36,14 @@ def wanted(run: Run, number: int) -> tokens.Acl:
 
 def _looks_up(run: Run, fleet: Fleet) -> bool:
     """Whether who shows no token may look services up: where that was so before there were tokens,
-    until each application says what it looks up; and where DNS is to answer."""
-    if any(each.settings.dns for each in fleet.hosts):
-        return True
+    until each application says what it looks up; and where DNS is to answer, and has no token."""
     known = secrets.acl_beyond(run)
-    open_before = tokens.LOOKUPS in known.anonymous if known else False
-    open_before = open_before or not rounds.of(run).begins
-    return open_before and bool(unlisted(fleet))
+    is_open = tokens.LOOKUPS in known.anonymous if known else False
+    if any(each.settings.dns for each in fleet.hosts):
+        versions = rounds.versions(run)
+        if any(each < DNS_TOKEN for each in versions) or (is_open and not versions):
+            return True
+    return (is_open or not rounds.of(run).begins) and bool(unlisted(fleet))
 
 
 def unlisted(fleet: Fleet) -> list[str]:

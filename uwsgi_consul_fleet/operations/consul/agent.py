@@ -195,6 +195,10 @@ def run(here: Here, source: Source, number: int) -> None:
     if here.known.consul_raft and not me.is_consul_server:
         demote(name=f"{it}: make clients of former servers", here=here, source=source, _serial=True)
     run_client(name=f"{it}: run the client agents", _parallel=at_a_time(here), **told)
+    if number and (me.settings.dns or secrets.DNS in here.known.files):
+        replacing.tell_agent(name=f"{it}: let DNS answer", here=here)
+        # Which of them have a token for it is known by now.
+        acl.make_tokens(name=f"{it}: see who may look up", here=here, number=number)
 
 
 @operation()

@@ -145,8 +145,8 @@ def rekey(here: Here) -> Generator[Any, None, None]:
 @operation()
 def tell_agent(here: Here) -> Generator[Any, None, None]:
     """What was replaced, to the agent of each host; nothing is restarted."""
-    has = _has_secrets(here)
-    yield from _told(here, [*secrets.of_tls(here), *secrets.of_agent(here)] if has else [])
+    wanted = (secrets.of_tls, secrets.of_agent, secrets.of_dns) if _has_secrets(here) else ()
+    yield from _told(here, [file for each in wanted for file in each(here)])
 
 
 # --- What nobody uses any more -------------------------------------------------------
@@ -174,7 +174,7 @@ def _gone(run: Run) -> list[str]:
     if _wanted(run) == RECOVER:  # what was made with the secrets that were lost
         return sorted(known.made - stays)
     seeds = [*filter(None, (its.seed, its.seed_before))]
-    names = ["management", "deploy", "read", *_names_of_hosts(run, known)]
+    names = ["management", "deploy", "read", "dns", *_names_of_hosts(run, known)]
     found = {tokens.accessor(seed, name) for seed in seeds for name in names}
     return sorted(found & {*known.tokens} - stays)
 

@@ -131,6 +131,11 @@ def down(run: Run) -> list[str]:
     return sorted(found)
 
 
+def versions(run: Run) -> set[tuple[int, ...]]:
+    """Of Consul, that members have, as a server says."""
+    return {its.version for its in _members(run).values()}
+
+
 def _members(run: Run) -> Mapping[str, Member]:
     reached = [each.name for each in run.fleet.hosts if each.name in run.pyinfra.connected]
     told = (run.state_of(name).consul_members for name in reached)

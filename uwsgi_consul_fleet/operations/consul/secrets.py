@@ -22,6 +22,7 @@ from uwsgi_consul_fleet.secrets import certificates, store, tokens
 from uwsgi_consul_fleet.secrets.document import Secrets, fingerprint
 
 FILE = "/etc/uwsgi-consul-fleet/consul.d/secrets.json"
+DNS = "/etc/uwsgi-consul-fleet/dns.json"  # host/agent.py lets agents read it that can
 TOKENS = "/etc/uwsgi-consul-fleet/tokens"
 
 
@@ -230,6 +231,16 @@ def of_agent(here: Here) -> list[RemoteFile]:
     return [file(token)] if token else []
 
 
+def of_dns(here: Here) -> list[RemoteFile]:
+    """By which token its agent answers DNS, as soon as Consul knows it."""
+    wanted, run = here.me.settings.dns, here.run
+    token = in_use(run, tokens.DNS) if wanted else ""
+    if not token and (wanted or DNS not in here.known.files):
+        return []
+    text = json.dumps({"acl": {"tokens": {"dns": token}}}) + "\n"
+    return [RemoteFile(DNS, text, "640", "root", "consul")]
+
+
 def _is_ours(me: Host, its: Secrets, there: FileState) -> bool:
     """Whether an agent's file is of this fleet; else the host was another's."""
     texts = variants(me, its, (its.seed, its.seed_before))
@@ -257,6 +268,7 @@ def has_its_own(here: Here) -> bool:
         FILE in files
         and files[FILE].sha256 in {RemoteFile(FILE, text).state.sha256 for text in wanted}
         and all(files.get(each.path) == each.state and each.content != "\n" for each in apps)
+        and all(files.get(each.path) == each.state for each in of_dns(here))
     )
 
 

@@ -28,7 +28,7 @@ CONSUL = f"""\
         tcp dport {{ 8300, 8301, 8302 }} jump consul
         udp dport {{ 8301, 8302 }} jump consul
         # They listen on loopback, unless somebody else's file in consul.d says otherwise.
-        tcp dport {{ 8500, 8600 }} drop
+        tcp dport {{ 8500, 8503, 8600 }} drop
         udp dport 8600 drop
     }}
 """
