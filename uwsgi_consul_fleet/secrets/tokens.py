@@ -70,8 +70,9 @@ class Token(NamedTuple):
 
 
 class Acl(NamedTuple):
-    """Policies by name, tokens (the management token first, which has Consul's own policy), and
-    the names of the policies that the anonymous token has, None where that is left as it is."""
+    """Policies by name, tokens (first the management token, which has Consul's own policy, then the
+    deploy's), and the names of the policies that the anonymous token has, None where that is left
+    as it is."""
 
     policies: dict[str, Policy]
     tokens: list[Token]
@@ -119,6 +120,13 @@ def wanted(fleet: Fleet, seed: str, datacenter: str, lookups: bool) -> Acl:
             told = f"the application {its.app} on {host.node}"
             tokens.append(_token(seed, app(host.node, its.app), told, name))
     return Acl(policies, tokens, (LOOKUPS,) if lookups else ())
+
+
+def to_begin_with(acl: Acl) -> Acl:
+    """What of it a deploy shows itself."""
+    own = acl.tokens[:2]
+    names = {name for token in own for name in token.policies}
+    return Acl({name: its for name, its in acl.policies.items() if name in names}, own, None)
 
 
 def _token(seed: str, what: str, description: str, policy: str) -> Token:

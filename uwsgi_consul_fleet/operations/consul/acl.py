@@ -79,13 +79,19 @@ def make_tokens(here: Here, number: int) -> Generator[Any, None, None]:
     if me.name != secrets.speaker(run):
         host.noop("another server is told of tokens")
         return
-    should = wanted(run, number)
-    if _is_so(here.known.consul_acl, should):
+    # Made by a run whose answer got lost.
+    mine = tokens.accessor(secrets.kept(run).secrets.seed, tokens.MANAGEMENT)
+    lost = any(run.state_of(each.name).consul_bootstrap == mine for each in reached(run))
+    should, known = wanted(run, number), here.known.consul_acl
+    if known is None:
+        # Who may look services up today is told to who has one of these.
+        first = _as_json(tokens.to_begin_with(should))
+        yield telling(here, {**NOTHING, **first, "reset": lost}, "consul", "acl")
+        here.changed()
+        should, known = wanted(run, number), here.known.consul_acl
+    if known and _is_so(known, should):
         host.noop("Consul has every token")
         return
-    # Made by a run whose answer got lost.
-    mine = tokens.accessor(secrets.kept(run).secrets.seed, "management")
-    lost = any(run.state_of(each.name).consul_bootstrap == mine for each in reached(run))
     yield telling(here, {**NOTHING, **_as_json(should), "reset": lost}, "consul", "acl")
     here.changed()
 
