@@ -114,6 +114,7 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Ve
         is_killed, said = killed_at(fleet.start_deploy(*release("new")), RESTARTS, RESTARTED)
         assert is_killed, said
         assert {*rounds(lab, SERVERS).values()} == {0, 1}, said
+        run("invoke", "unlock", "--yes", "--inventory", str(fleet.path))
         load.mark("deployed to")
         process = fleet.start_deploy(*release("new"))
         held(process, lab)
