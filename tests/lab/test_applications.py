@@ -147,7 +147,7 @@ def test_nobody_else_on_a_host_gets_at_one(own: Operator) -> None:
 
     assert inside(ADMIN) == set()
     own_process = {"environment of a process", "process"}
-    assert inside("shop") == {"sources", "socket", "stats socket", "token"} | own_process
+    assert inside("shop") == {"sources", "socket", "token"} | own_process
     units = attempts.exposure(own.lab, "cheetah", "consul.service", f"{ADMIN}-*.service")
     assert len(units) == 2 and max(units.values()) <= 2, units
 

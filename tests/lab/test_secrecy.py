@@ -209,8 +209,8 @@ def test_traffic_between_hosts_tells_nothing(told: Told) -> None:
 def test_nothing_that_is_printed_has_one(told: Told, tmp_path: Path) -> None:
     second = released(application(tmp_path / "second", "# second\n"), "second")
     # So that Consul gets another policy.
-    second += ("--data", "dns=True")
-    words = told.fleet.words(*LOUD, *second, "--data", "min_healthy_time=3")
+    second += ("--data", "dns=True", "--data", "min_healthy_time=3")
+    words = told.fleet.words(*LOUD, *second)
     told.interrupt("interrupted", words, "tried on a socket of its own")
     told.deploy("second", *second)
     bad = BAD_RELEASES["exits at once"]

@@ -161,7 +161,7 @@ def test_files(lab: Lab, there: Asked) -> None:
     tried = attempts.on(lab, "cheetah", APP)
     assert attempts.done(lab, "cheetah", "root", tried) == {*tried}
     assert attempts.done(lab, "cheetah", "nobody", tried) == set()
-    own = {"sources", "socket", "stats socket", "token", "environment of a process", "process"}
+    own = {"sources", "socket", "token", "environment of a process", "process"}
     assert attempts.done(lab, "cheetah", APP, tried) == own
 
 

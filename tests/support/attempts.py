@@ -15,14 +15,13 @@ def on(lab: Lab, host: str, app: str) -> dict[str, str]:
     shown = lab.ssh(host, f"systemctl show --value --property MainPID,Id '{unit}' | head -n 2")
     process, name = sorted(shown.stdout.split())
     port = name.rpartition("@")[0].rpartition("-")[2]
-    runtime = f"/run/uwsgi-consul-fleet/{port}@{release.rpartition('/')[2]}"
-    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    socket = f"/run/uwsgi-consul-fleet/{port}@{release.rpartition('/')[2]}/http"
+    connect = f"import socket; socket.socket(socket.AF_UNIX).connect({socket!r})"
     read = {
         "sources": f"ls {release} && cat {release}/{port}.ini",
         "environment": f"cat {release}/environment",
         "environment of a process": f"cat /proc/{process}/environ",
-        "socket": f"python3 -c {shlex.quote(connect)} {runtime}/http",
-        "stats socket": f"python3 -c {shlex.quote(connect)} {runtime}/stats",
+        "socket": f"python3 -c {shlex.quote(connect)}",
         "Consul's configuration": "cat /etc/uwsgi-consul-fleet/consul.d/consul.json",
         "Consul's secrets": "cat /etc/uwsgi-consul-fleet/consul.d/secrets.json",
         "key of the certificate": "cat /etc/uwsgi-consul-fleet/tls/node.pem",
