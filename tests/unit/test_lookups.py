@@ -13,7 +13,7 @@ from uwsgi_consul_fleet.operations.state import Acl, FileState, Member
 from uwsgi_consul_fleet.secrets import tokens
 
 OLD, NEW = (1, 8, 7), (1, 17, 0)
-OPEN = (tokens.LOOKUPS,)
+OPEN, NAMES = (tokens.LOOKUPS,), (tokens.NAMES,)
 
 
 def anonymous(folder: Path, number: int, now: tuple[str, ...], *versions: Any, **its: Any) -> Any:
@@ -33,9 +33,9 @@ def anonymous(folder: Path, number: int, now: tuple[str, ...], *versions: Any, *
     return acl.wanted(it.run, 3).anonymous
 
 
-@pytest.mark.parametrize("now", [(), OPEN])
+@pytest.mark.parametrize("now", [(), NAMES, OPEN])
 @pytest.mark.parametrize(
-    ("versions", "wanted"), [((OLD, OLD), OPEN), ((OLD, NEW), OPEN), ((NEW, (2, 0, 1)), ())]
+    ("versions", "wanted"), [((OLD, OLD), NAMES), ((OLD, NEW), NAMES), ((NEW, (2, 0, 1)), ())]
 )
 def test_dns_needs_it_where_consul_has_no_token_for_it(
     tmp_path: Path, now: tuple[str, ...], versions: Any, wanted: tuple[str, ...]
@@ -44,8 +44,15 @@ def test_dns_needs_it_where_consul_has_no_token_for_it(
 
 
 def test_it_stays_as_it_is_where_no_server_tells(tmp_path: Path) -> None:
-    for now in ((), OPEN):
+    for now in ((), NAMES):
         assert anonymous(tmp_path, 3, now, dns=True, app_discovers=[]) == now
+
+
+def test_without_dns_it_ends(tmp_path: Path) -> None:
+    """Whether or not applications say what they look up."""
+    for its in ({}, {"app_discovers": []}):
+        assert anonymous(tmp_path, 3, NAMES, OLD, OLD, **its) == ()
+    assert anonymous(tmp_path, 3, (*OPEN, *NAMES), OLD, OLD) == OPEN
 
 
 def test_programs_go_on_until_each_application_says_what_it_looks_up(tmp_path: Path) -> None:

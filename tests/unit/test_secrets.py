@@ -463,13 +463,18 @@ def test_where_programs_look_up_without_a_token(tmp_path: Path) -> None:
 
 def test_dns_has_a_token_that_looks_up(tmp_path: Path) -> None:
     """Whether or not everybody may."""
-    for lookups in (True, False):
-        found = tokens.wanted(fleet(tmp_path, dns=True), SEED, "dc1", lookups)
+    for lookups, names, anonymous in (
+        (False, False, ()),
+        (True, False, (tokens.LOOKUPS,)),
+        (False, True, (tokens.NAMES,)),
+        (True, True, (tokens.LOOKUPS, tokens.NAMES)),
+    ):
+        found = tokens.wanted(fleet(tmp_path, dns=True), SEED, "dc1", lookups, names)
         told = {each.description: each.policies for each in found.tokens}
-        assert told["uwsgi-consul-fleet: Consul's DNS"] == (tokens.LOOKUPS,)
-        assert tokens.LOOKUPS in found.policies
-        assert found.anonymous == ((tokens.LOOKUPS,) if lookups else ())
-        assert len(rules(found, "app-consul-demo-server")) == 2 + lookups
+        assert told["uwsgi-consul-fleet: Consul's DNS"] == (tokens.NAMES,)
+        assert {tokens.NAMES, *anonymous} <= found.policies.keys()
+        assert found.anonymous == anonymous
+        assert len(rules(found, "app-consul-demo-server")) == 2 + (lookups or names)
 
 
 def test_a_policys_description_tells_whether_its_rules_are_current(tmp_path: Path) -> None:

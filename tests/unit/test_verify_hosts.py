@@ -172,6 +172,11 @@ def test_what_keeps_it_open() -> None:
             {"app_discovers": [], "dns": True},
             ", since dns = True; from Consul 1.17 on a deploy ends that",
         ),
+        (
+            {"dns": True},
+            ", since dns = True; from Consul 1.17 on a deploy ends that; where a version before "
+            "0.5 served, also until each application sets app_discovers: missing in shop",
+        ),
         ({"app_discovers": []}, "; the next deploy ends that"),
     ],
 )

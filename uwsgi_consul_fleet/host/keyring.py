@@ -18,7 +18,8 @@ PATH = "/v1/operator/keyring"
 NONE = "encryption not enabled"  # what Consul says of a cluster that has no keys
 INTERVAL = 0.2  # seconds between two looks
 # Seconds for all members to have a key. A server that was made a client is counted among those of
-# several datacenters until it is seen as failed there, after some 45 (memberlist's DefaultWANConfig).
+# several datacenters until it is seen as failed there, after some 45 (memberlist's
+# DefaultWANConfig).
 EVERYWHERE = 90.0
 
 

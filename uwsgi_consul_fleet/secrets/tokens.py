@@ -15,7 +15,8 @@ from uwsgi_consul_fleet.inventory.model import Fleet, Host
 
 PREFIX = "uwsgi-consul-fleet-"  # what our policies' names begin with
 MANAGEMENT, DEPLOY, READ, DNS = "management", "deploy", "read", "dns"
-LOOKUPS = f"{PREFIX}lookups"
+# Policies of who shows no token: of programs, and of DNS, which ends when that is turned off.
+LOOKUPS, NAMES = f"{PREFIX}lookups", f"{PREFIX}names"
 # Consul's own policy, which is there from the beginning.
 EVERYTHING = "global-management"
 
@@ -90,10 +91,11 @@ def app_of(policy: str) -> str:
     return policy.removeprefix(begin) if policy.startswith(begin) else ""
 
 
-def wanted(fleet: Fleet, seed: str, datacenter: str, lookups: bool) -> Acl:
+def wanted(fleet: Fleet, seed: str, datacenter: str, lookups: bool, names: bool = False) -> Acl:
     """Those of a whole fleet: of its active hosts, and of the applications on them.
 
     :param lookups: whether programs look services up without a token
+    :param names: whether DNS does
     """
     policies = {
         _name(DEPLOY): _policy("what a deploy changes and looks at", DEPLOYS),
@@ -105,21 +107,23 @@ def wanted(fleet: Fleet, seed: str, datacenter: str, lookups: bool) -> Acl:
         _token(seed, READ, f"commands in {datacenter}", _name(READ)),
     ]
     dns = any(each.settings.dns for each in fleet.hosts)
-    if lookups or dns:
+    if lookups:
         policies[LOOKUPS] = _policy("what may be looked up without a token", LOOKS_UP)
     if dns:
-        tokens.append(_token(seed, DNS, "Consul's DNS", LOOKUPS))
+        policies[NAMES] = _policy("what may be looked up by DNS", LOOKS_UP)
+        tokens.append(_token(seed, DNS, "Consul's DNS", NAMES))
     for host in fleet.active:
         policies[name := node_policy(host.node)] = _policy(
             f"the agent of {host.node}", node_rules(host)
         )
         tokens.append(_token(seed, node(host.node), f"the agent of {host.node}", name))
         for its in host.applications:
-            rules = app_rules(its.app, its.settings.app_discovers, lookups)
+            rules = app_rules(its.app, its.settings.app_discovers, lookups or names)
             policies[name := _name("app", its.app)] = _policy(f"the application {its.app}", rules)
             told = f"the application {its.app} on {host.node}"
             tokens.append(_token(seed, app(host.node, its.app), told, name))
-    return Acl(policies, tokens, (LOOKUPS,) if lookups else ())
+    anonymous = {LOOKUPS: lookups, NAMES: names}
+    return Acl(policies, tokens, tuple(name for name, is_so in anonymous.items() if is_so))
 
 
 def to_begin_with(acl: Acl) -> Acl:

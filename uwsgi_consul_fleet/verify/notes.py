@@ -55,11 +55,11 @@ def _looked_up(fleet: Fleet) -> str:
     missing = sorted(
         {each.app for each in fleet.applications if each.settings.app_discovers is None}
     )
-    if missing:
-        return f"{said} until each application sets app_discovers: missing in {', '.join(missing)}"
+    listed = f"until each application sets app_discovers: missing in {', '.join(missing)}"
     if any(host.settings.dns for host in fleet.hosts):
-        return f"{said}, since dns = True; from Consul 1.17 on a deploy ends that"
-    return f"{said}; the next deploy ends that"
+        said += ", since dns = True; from Consul 1.17 on a deploy ends that"
+        return f"{said}; where a version before 0.5 served, also {listed}" if missing else said
+    return f"{said} {listed}" if missing else f"{said}; the next deploy ends that"
 
 
 def _owed(fleet: Fleet) -> list[str]:

@@ -28,22 +28,33 @@ def wanted(run: Run, number: int) -> tokens.Acl:
     fleet = run.fleet.whole
     datacenter = fleet.hosts[0].settings.datacenter
     looks_up = _looks_up(run, fleet)
-    found = tokens.wanted(fleet, secrets.kept(run).secrets.seed, datacenter, lookups=looks_up)
+    names = _names(run, fleet)
+    found = tokens.wanted(fleet, secrets.kept(run).secrets.seed, datacenter, looks_up, names)
     # Before that everybody may do everything, and who is allowed one thing may not do the others.
     # Nor is it taken back then: where the last round was interrupted, some agents deny.
     return found if number == rounds.LAST else found._replace(anonymous=None)
 
 
-def _looks_up(run: Run, fleet: Fleet) -> bool:
-    """Whether who shows no token may look services up: where that was so before there were tokens,
-    until each application says what it looks up; and where DNS is to answer, and has no token."""
+def _anonymous(run: Run) -> frozenset[str]:
+    """The policies of who shows no token, as far as a server tells."""
     known = secrets.acl_beyond(run)
-    is_open = tokens.LOOKUPS in known.anonymous if known else False
-    if any(each.settings.dns for each in fleet.hosts):
-        versions = rounds.versions(run)
-        if any(each < DNS_TOKEN for each in versions) or (is_open and not versions):
-            return True
-    return (is_open or not rounds.of(run).begins) and bool(unlisted(fleet))
+    return frozenset(known.anonymous if known else ())
+
+
+def _looks_up(run: Run, fleet: Fleet) -> bool:
+    """Whether programs that show no token may look services up: where that was so before there were
+    tokens, until each application says what it looks up."""
+    was_open = tokens.LOOKUPS in _anonymous(run) or not rounds.of(run).begins
+    return was_open and bool(unlisted(fleet))
+
+
+def _names(run: Run, fleet: Fleet) -> bool:
+    """Whether DNS is to answer, and an agent has no token for it."""
+    if not any(each.settings.dns for each in fleet.hosts):
+        return False
+    versions = rounds.versions(run)
+    still = tokens.NAMES in _anonymous(run) and not versions
+    return still or any(each < DNS_TOKEN for each in versions)
 
 
 def unlisted(fleet: Fleet) -> list[str]:
