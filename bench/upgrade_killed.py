@@ -199,7 +199,7 @@ def down(upgrade: Upgrade) -> None:
             upgrade.deploy(f"while {name} is down", which, 1, f"{name} can't be reached")
             upgrade.unnoticed(loads, others, 4)
             upgrade.is_in()
-            served = fleet.releases()
+            served = fleet.releases(check=False)
             upgrade.expect(f"releases: {served}", served == dict.fromkeys(others, which))
             if name == server:
                 lab.up(server)

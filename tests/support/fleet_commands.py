@@ -100,12 +100,16 @@ class Fleet:
     def verify(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run("invoke", "verify", *options, "--inventory", str(self.path), check=check)
 
-    def releases(self) -> dict[str, str]:
-        """The release that each host says it is on."""
-        result = run("invoke", "releases", "--json", "--inventory", str(self.path))
+    def releases(self, check: bool = True) -> dict[str, str]:
+        """The release that each host says it is on.
+
+        :param check: whether each of them has to say it
+        """
+        result = run("invoke", "releases", "--json", "--inventory", str(self.path), check=check)
         return {
             host["node"]: next(each["release"] for each in host["releases"] if each["current"])
             for host in json.loads(result.stdout)
+            if check or not host["problem"]
         }
 
     def rollback(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
