@@ -118,8 +118,12 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Ve
         load.mark("deployed to")
         process = fleet.start_deploy(*release("new"))
         held(process, lab)
-        unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
-        assert "runs a deploy of new" in output(unlock)
+
+        def is_told() -> bool:  # also where a server is just restarted
+            unlock = old.run("invoke", "unlock", "--inventory", str(fleet.path), check=False)
+            return "runs a deploy of new" in output(unlock)
+
+        until(is_told, "the version before sees the run", 30)
         said = output(finish(process, check=True))
         assert f"{APP} can still write to {UPLOADS}: list what it needs in app_writable" in said
         assert "drakar: the service own (id own) is registered without a token; give it" in said
