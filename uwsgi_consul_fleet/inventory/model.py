@@ -169,6 +169,16 @@ class Fleet:
         return tuple(host for host in self.active if "app_servers" in host.roles)
 
     @property
+    def dns(self) -> bool:
+        """Whether Consul's DNS is to answer, on any host."""
+        return any(host.settings.dns for host in self.hosts)
+
+    @property
+    def unlisted(self) -> list[str]:
+        """Applications that do not say what they look up."""
+        return sorted({x.app for x in self.applications if x.settings.app_discovers is None})
+
+    @property
     def is_described(self) -> bool:
         """Whether files in applications/ say what runs on it."""
         return any(each.is_described for each in self.applications)

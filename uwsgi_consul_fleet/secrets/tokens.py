@@ -14,7 +14,7 @@ from uwsgi_consul_fleet.host.expiry import SERVICE
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 
 PREFIX = "uwsgi-consul-fleet-"  # what our policies' names begin with
-MANAGEMENT, DEPLOY, READ, DNS = "management", "deploy", "read", "dns"
+OF_FLEET = MANAGEMENT, DEPLOY, READ, DNS = "management", "deploy", "read", "dns"
 # Policies of who shows no token: of programs, and of DNS, which ends when that is turned off.
 LOOKUPS, NAMES = f"{PREFIX}lookups", f"{PREFIX}names"
 # Consul's own policy, which is there from the beginning.
@@ -106,10 +106,9 @@ def wanted(fleet: Fleet, seed: str, datacenter: str, lookups: bool, names: bool 
         _token(seed, DEPLOY, f"a deploy in {datacenter}", _name(DEPLOY)),
         _token(seed, READ, f"commands in {datacenter}", _name(READ)),
     ]
-    dns = any(each.settings.dns for each in fleet.hosts)
     if lookups:
         policies[LOOKUPS] = _policy("what may be looked up without a token", LOOKS_UP)
-    if dns:
+    if fleet.dns:
         policies[NAMES] = _policy("what may be looked up by DNS", LOOKS_UP)
         tokens.append(_token(seed, DNS, "Consul's DNS", NAMES))
     for host in fleet.active:

@@ -52,11 +52,9 @@ def _not_closed(
 
 def _looked_up(fleet: Fleet) -> str:
     said = "programs without a token may look up services"
-    missing = sorted(
-        {each.app for each in fleet.applications if each.settings.app_discovers is None}
-    )
+    missing = fleet.unlisted
     listed = f"until each application sets app_discovers: missing in {', '.join(missing)}"
-    if any(host.settings.dns for host in fleet.hosts):
+    if fleet.dns:
         said += ", since dns = True; from Consul 1.17 on a deploy ends that"
         return f"{said}; where a version before 0.5 served, also {listed}" if missing else said
     return f"{said} {listed}" if missing else f"{said}; the next deploy ends that"

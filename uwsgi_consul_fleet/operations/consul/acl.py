@@ -45,22 +45,16 @@ def _looks_up(run: Run, fleet: Fleet) -> bool:
     """Whether programs that show no token may look services up: where that was so before there were
     tokens, until each application says what it looks up."""
     was_open = tokens.LOOKUPS in _anonymous(run) or not rounds.of(run).begins
-    return was_open and bool(unlisted(fleet))
+    return was_open and bool(fleet.unlisted)
 
 
 def _names(run: Run, fleet: Fleet) -> bool:
     """Whether DNS is to answer, and an agent has no token for it."""
-    if not any(each.settings.dns for each in fleet.hosts):
+    if not fleet.dns:
         return False
     versions = rounds.versions(run)
     still = tokens.NAMES in _anonymous(run) and not versions
     return still or any(each < DNS_TOKEN for each in versions)
-
-
-def unlisted(fleet: Fleet) -> list[str]:
-    """Applications that do not say what they look up."""
-    found = {each.app for each in fleet.applications if each.settings.app_discovers is None}
-    return sorted(found)
 
 
 # What `consul acl` is told where nothing is to be done.
@@ -93,14 +87,14 @@ def make_tokens(here: Here, number: int) -> Generator[Any, None, None]:
     # Made by a run whose answer got lost.
     mine = tokens.accessor(secrets.kept(run).secrets.seed, tokens.MANAGEMENT)
     lost = any(run.state_of(each.name).consul_bootstrap == mine for each in reached(run))
-    should, known = wanted(run, number), here.known.consul_acl
-    if known is None:
+    should = wanted(run, number)
+    if here.known.consul_acl is None:
         # Who may look services up today is told to who has one of these.
         first = _as_json(tokens.to_begin_with(should))
         yield telling(here, {**NOTHING, **first, "reset": lost}, "consul", "acl")
         here.changed()
-        should, known = wanted(run, number), here.known.consul_acl
-    if known and _is_so(known, should):
+        should = wanted(run, number)
+    if _is_so(here.known.consul_acl, should):
         host.noop("Consul has every token")
         return
     yield telling(here, {**NOTHING, **_as_json(should), "reset": lost}, "consul", "acl")

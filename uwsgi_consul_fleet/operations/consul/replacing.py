@@ -174,7 +174,7 @@ def _gone(run: Run) -> list[str]:
     if _wanted(run) == RECOVER:  # what was made with the secrets that were lost
         return sorted(known.made - stays)
     seeds = [*filter(None, (its.seed, its.seed_before))]
-    names = ["management", "deploy", "read", "dns", *_names_of_hosts(run, known)]
+    names = [*tokens.OF_FLEET, *_names_of_hosts(run, known)]
     found = {tokens.accessor(seed, name) for seed in seeds for name in names}
     return sorted(found & {*known.tokens} - stays)
 
