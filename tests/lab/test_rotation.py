@@ -63,15 +63,6 @@ def load(three: SharedFleet, lab: Lab) -> Iterator[Load]:
         yield found
 
 
-def kept(fleet: Fleet) -> Path:
-    (found,) = (fleet.path.parent / FOLDER).glob("*/secrets.json")
-    return found
-
-
-def secrets(fleet: Fleet) -> Secrets:
-    return Secrets.parse(kept(fleet).read_text(), "here")
-
-
 def is_known(lab: Lab, secret: str) -> bool:
     """Whether Consul knows a token."""
     words = "consul acl token read -self"
@@ -82,7 +73,7 @@ def is_known(lab: Lab, secret: str) -> bool:
 
 def names(old: Secrets) -> list[str]:
     """Of the tokens of these secrets."""
-    what = ["management", "deploy", "read", "dns", *(f"node/{host}" for host in SERVERS)]
+    what = [*tokens.OF_FLEET, *(f"node/{host}" for host in SERVERS)]
     what += [f"app/{host}/consul-demo-server" for host in SERVING]
     return [tokens.secret(old.seed, each) for each in what]
 
@@ -106,12 +97,12 @@ def test_every_secret_is_replaced_while_everything_serves(
     three: SharedFleet, lab: Lab, load: Load
 ) -> None:
     """Without a restart of an agent or an instance; the old ones hold no more."""
-    old = secrets(three)
+    old = acl_tokens.secrets(three.path)
     before = {host: lab.ssh(host, AGENT).stdout for host in SERVERS}
     look_up_without_a_token(lab)
     load.mark("replaced")
     run("invoke", "secrets.rotate", "all", "--inventory", str(three.path))
-    new = secrets(three)
+    new = acl_tokens.secrets(three.path)
     assert not {old.gossip, old.seed, old.ca} & {new.gossip, new.seed, new.ca}
     assert not (new.gossip_before or new.seed_before or new.ca_before)
     assert [secret for secret in names(old) if is_known(lab, secret)] == []
@@ -140,7 +131,7 @@ def test_a_release_from_before_serves_with_the_token_of_now(three: SharedFleet, 
 
 
 def test_nothing_is_replaced_while_a_member_is_down(three: SharedFleet, lab: Lab) -> None:
-    before = kept(three).read_text()
+    before = acl_tokens.kept(three.path).read_text()
     lab.ssh("ormen", "sudo systemctl stop consul")
     try:
         alive = "members -status='^alive$'"  # a failed server has `left` in newer versions
@@ -153,7 +144,7 @@ def test_nothing_is_replaced_while_a_member_is_down(three: SharedFleet, lab: Lab
         lab.ssh("ormen", "sudo systemctl start consul")
     assert refused.returncode
     assert "the agent of ormen is down" in output(refused), output(refused)
-    assert kept(three).read_text() == before
+    assert acl_tokens.kept(three.path).read_text() == before
     three.verify("--wait", "20")
 
 
@@ -168,8 +159,8 @@ def test_another_operator_deploys_with_the_teams_command(
     assert "the secrets of this fleet are not here" in output(refused)
     assert "invoke secrets.recover. Nothing was changed" in output(refused)
     with (tmp_path / "group_data/all.py").open("a") as settings:
-        print(f"secrets_load = 'cat {kept(three)}'", file=settings)
-        print(f"secrets_save = 'cat >{kept(three)}'", file=settings)
+        print(f"secrets_load = 'cat {acl_tokens.kept(three.path)}'", file=settings)
+        print(f"secrets_save = 'cat >{acl_tokens.kept(three.path)}'", file=settings)
     hers.deploy("--data", "release=third")
     hers.verify("--wait", "10")
     hers.rollback()
@@ -181,13 +172,13 @@ def test_another_operator_deploys_with_the_teams_command(
 def test_a_fleet_whose_secrets_are_lost_gets_new_ones(
     three: SharedFleet, lab: Lab, load: Load
 ) -> None:
-    old = secrets(three)
-    shutil.rmtree(kept(three).parent)
+    old = acl_tokens.secrets(three.path)
+    shutil.rmtree(acl_tokens.kept(three.path).parent)
     load.mark("lost")
     asked = run("invoke", "secrets.recover", "--inventory", str(three.path), check=False)
     assert "without a terminal to ask at, say --yes" in output(asked)
     run("invoke", "secrets.recover", "--yes", "--inventory", str(three.path))
-    new = secrets(three)
+    new = acl_tokens.secrets(three.path)
     assert (new.gossip, new.ca_before) == (old.gossip, "")
     assert [secret for secret in names(old) if is_known(lab, secret)] == []
     assert changed(three.deploy("--json", "--data", "release=current")) == {}
@@ -200,10 +191,10 @@ def test_a_fleet_whose_secrets_are_lost_gets_new_ones(
 
 
 def test_who_retires_takes_the_key_of_the_gossip_along(three: SharedFleet, lab: Lab) -> None:
-    old = secrets(three)
+    old = acl_tokens.secrets(three.path)
     three.hosts(["drakar", "cheetah"], [*SERVING], ["ormen"])
     three.deploy("--data", "release=current")
-    new = secrets(three)
+    new = acl_tokens.secrets(three.path)
     assert new.gossip != old.gossip and not new.gossip_before
     assert new.gossip in lab.consul("drakar", "keyring -list").stdout
     assert not is_known(lab, tokens.secret(new.seed, "node/ormen"))

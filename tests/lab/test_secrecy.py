@@ -50,13 +50,14 @@ LOUD = ("-vvv", "--diff")
 RELEASE = "/srv/NAME/releases/RELEASE/environment"
 PLACES = {
     "/etc/uwsgi-consul-fleet/consul.d/secrets.json": {"gossip", "node"},
+    "/etc/uwsgi-consul-fleet/dns.json": {"dns"},
     PEM: {"key"},
     "/etc/uwsgi-consul-fleet/tokens/NAME": {"app"},
     "/var/lib/consul/serf/": {"gossip"},
     "/var/lib/consul/services/": {"app"},
     "/var/lib/consul/checks/": {"app"},
     # On a server everybody's, also what Consul has not yet written over.
-    "/var/lib/consul/raft/": {"management", "deploy", "read", "node", "app"},
+    "/var/lib/consul/raft/": {"management", "deploy", "read", "dns", "node", "app"},
     RELEASE: {PASSWORD},
 }
 FOLDERS = (

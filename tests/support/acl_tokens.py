@@ -50,7 +50,7 @@ def secrets_of(fleet: Fleet) -> list[str]:
     """All that nobody may see of the secrets of a fleet of an inventory."""
     secrets = store.load(fleet.hosts[0])
     assert secrets
-    names = [tokens.MANAGEMENT, tokens.DEPLOY, tokens.READ]
+    names = [*tokens.OF_FLEET]
     for host in fleet.active:
         names += [
             tokens.node(host.node),
@@ -60,13 +60,18 @@ def secrets_of(fleet: Fleet) -> list[str]:
     return [secrets.gossip, secrets.seed, key, *(tokens.secret(secrets.seed, x) for x in names)]
 
 
-def secrets(inventory: Path) -> Secrets:
-    """The secrets of the fleet of an inventory, as they are now; other inventories may have theirs
-    in the same folder."""
+def kept(inventory: Path) -> Path:
+    """The file with the secrets of the fleet of an inventory; others may have theirs in the same
+    folder."""
     # Where hosts are is not looked at: what ssh knows of them is kept for a process.
     numbers = itertools.count(1)
     vault = reading.read(inventory, lambda *_: f"192.0.2.{next(numbers)}").hosts[0].vault
-    file = vault.folder / FOLDER / vault.name / FILE
+    return vault.folder / FOLDER / vault.name / FILE
+
+
+def secrets(inventory: Path) -> Secrets:
+    """What is in it now."""
+    file = kept(inventory)
     return Secrets.parse(file.read_text(), str(file))
 
 

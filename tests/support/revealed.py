@@ -96,7 +96,7 @@ def spellings(value: str) -> list[str]:
 
 def of(secrets: Secrets, hosts: Iterable[str], app: str) -> dict[str, list[str]]:
     """All that there is to know of a fleet's secrets."""
-    named = [tokens.MANAGEMENT, tokens.DEPLOY, tokens.READ]
+    named = [*tokens.OF_FLEET]
     for host in hosts:
         named += [tokens.node(host), tokens.app(host, app)]
     return {
