@@ -139,6 +139,11 @@ def release(name: str) -> tuple[str, ...]:
     return ("--data", f"release={name}", "--data", "min_healthy_time=1")
 
 
+def mark(loads: Iterable[Load], title: str) -> None:
+    for load in loads:
+        load.mark(title)
+
+
 def note(title: str, said: str) -> str:
     with LOG.open("a") as log:
         log.write(f"\n===== {title} =====\n{said}\n")
@@ -148,19 +153,14 @@ def note(title: str, said: str) -> str:
 def killed(upgrade: Upgrade) -> None:
     """Each deploy but the last is killed, and given again."""
     with upgrade.load() as loads:
-
-        def mark(title: str) -> None:
-            for load in loads:
-                load.mark(title)
-
         for title, pause, signs in MOMENTS:
-            mark(title)
+            mark(loads, title)
             upgrade.kill(title, "new", signs)
             time.sleep(pause)
             upgrade.is_in()
             upgrade.verify(code=int(title == SWITCHED))
             upgrade.unnoticed(loads, SERVING, 6)
-        mark("through")
+        mark(loads, "through")
         upgrade.deploy("once more", "new")
         upgrade.is_in(3)
         time.sleep(12)  # a question that waits is answered in ten
@@ -175,19 +175,14 @@ def down(upgrade: Upgrade) -> None:
     lab, fleet = upgrade.lab, upgrade.fleet
     server = "cheetah"
     with upgrade.load() as loads:
-
-        def mark(title: str) -> None:
-            for load in loads:
-                load.mark(title)
-
         lab.kill(server)
-        mark("a server is down")
+        mark(loads, "a server is down")
         # A fleet of that version has no identity yet, which all servers are to be asked for.
         told = f"{server} can't be reached; nothing was changed"
         upgrade.deploy("while a server is down", "one", 1, told)
         upgrade.is_in(0)
         lab.up(server)
-        mark("it is back")
+        mark(loads, "it is back")
         upgrade.kill("it is back", "one", MOMENTS[3][2])
         upgrade.is_in()
         for name, others, which in (
@@ -195,7 +190,7 @@ def down(upgrade: Upgrade) -> None:
             (HOST, ("drakar", server), "three"),
         ):
             lab.kill(name)
-            mark(f"{name} is down")
+            mark(loads, f"{name} is down")
             upgrade.deploy(f"while {name} is down", which, 1, f"{name} can't be reached")
             upgrade.unnoticed(loads, others, 4)
             upgrade.is_in()
@@ -203,14 +198,12 @@ def down(upgrade: Upgrade) -> None:
             upgrade.expect(f"releases: {served}", served == dict.fromkeys(others, which))
             if name == server:
                 lab.up(server)
-                mark(f"{name} is back")
-        fleet.path.write_text(
-            f"consul_servers = {[*SERVERS]}\napp_servers = {[*SERVING[:2]]}\nretired = {[HOST]}\n"
-        )
-        mark("it is retired")
+                mark(loads, f"{name} is back")
+        fleet.hosts([*SERVERS], ["drakar", server], [HOST])
+        mark(loads, "it is retired")
         upgrade.deploy("it is retired", "four", 0, f"{HOST} has to leave first; deploy again")
         upgrade.deploy("once more", "four")
-        upgrade.unnoticed(loads, ("drakar", "cheetah"), 4)
+        upgrade.unnoticed(loads, ("drakar", server), 4)
         upgrade.is_in(0, 3)
     upgrade.verify()
 
