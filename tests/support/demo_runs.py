@@ -33,7 +33,7 @@ def interrupt(step: str, seconds: float, number: signal.Signals) -> tuple[int, s
     process = start()
     assert process.stdout
     said = ""
-    while f"[1m{step}" not in said:
+    while f"\n{step} " not in said:
         line = process.stdout.readline()
         assert line, said
         said += line
