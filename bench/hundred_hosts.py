@@ -29,7 +29,7 @@ from uwsgi_consul_fleet.inventory.reading import read
 from uwsgi_consul_fleet.operations import state
 from uwsgi_consul_fleet.operations.applications.package import make
 from uwsgi_consul_fleet.operations.applications.release import read as read_release
-from uwsgi_consul_fleet.operations.consul import agent, secrets
+from uwsgi_consul_fleet.operations.consul import configuration, secrets
 from uwsgi_consul_fleet.operations.consul.rounds import LAST
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import plugin_file
@@ -80,9 +80,13 @@ def own(host: Host, fleet: Fleet, known: state.HostState) -> list[str]:
     release = read_release(app_host.settings)
     package = make(app_host, replace(release, name=made["release"], resolution=made["resolution"]))
     assert plugin, f"{host.name} has no plugin"
-    files = [*agent.files(host, fleet, label, LAST), *of_secrets(host)]
+    files = [*configuration.files(host, fleet, label, LAST), *of_secrets(host)]
     sums = [file.state.sha256 for file in files]
-    return [*sums, agent.digest(host, fleet, label, LAST), package.generation(plugin, its.python)]
+    return [
+        *sums,
+        configuration.digest(host, fleet, label, LAST),
+        package.generation(plugin, its.python),
+    ]
 
 
 def of_secrets(host: Host) -> list[RemoteFile]:

@@ -44,7 +44,7 @@ rounds = consul.rounds.of(here.run)
 if me.is_member and fleet.brings_consul:
     source = consul.source.choose(here)
     # Refuses a restart that would lose the catalog.
-    consul.refuse_restart(here, source)
+    consul.running.refuse_restart(here, source)
 
     consul.install(name="Consul: install the binary", here=here, source=source)
     if consul.replacing.is_owed(here.run):
@@ -93,9 +93,9 @@ for number in host.loop(rounds.after):  # type: ignore[no-untyped-call]
 if fleet.idle or len(fleet.services) > 1:
     app.retire(name="Application: stop it and remove it", here=here)
 if me.is_retired and not fleet.is_part:
-    consul.leave(name="Consul: leave the servers", here=here, servers=True, _serial=True)
-    consul.leave(name="Consul: leave the cluster", here=here, servers=False)
-    consul.remove(name="Consul: remove it", here=here)
+    consul.leaving.leave(name="Consul: leave the servers", here=here, servers=True, _serial=True)
+    consul.leaving.leave(name="Consul: leave the cluster", here=here, servers=False)
+    consul.leaving.remove(name="Consul: remove it", here=here)
 if fleet.brings_consul and not fleet.is_part and consul.replacing.is_owed(here.run):
     consul.replacing.replace(here)
     consul.replacing.conclude(here)

@@ -8,7 +8,7 @@ import pytest
 from folders import Machine
 
 from uwsgi_consul_fleet.host_program import PROGRAM
-from uwsgi_consul_fleet.operations.consul import agent, expiry
+from uwsgi_consul_fleet.operations.consul import expiry, leaving
 from uwsgi_consul_fleet.operations.state import FileState, HostState
 from uwsgi_consul_fleet.ownership.belongings import CONSUL, Belongings
 
@@ -26,7 +26,7 @@ def leave(machine: Machine, known: HostState, purge: bool) -> None:
     """What the deploy does on a retired host that looks so."""
     me = SimpleNamespace(is_retired=True, settings=SimpleNamespace(purge=purge))
     here = SimpleNamespace(me=me, known=known, changed=lambda: None)
-    for command in agent.remove._inner(here):
+    for command in leaving.remove._inner(here):
         machine.run(command.get_raw_value())
 
 
