@@ -728,7 +728,15 @@ def test_what_is_ours_is_not_given_up_while_its_agent_takes_no_sign_of_life(
         kinds = [told["ChkType"] for _, told in stored.objects(data / "checks")]
         assert sorted(each["TTL"] // 10**9 for each in kinds) == [10, 24 * 3600]
         assert {each["DeregisterCriticalServiceAfter"] // 10**9 for each in kinds} == {90}
-        checks = agent.call("GET", "/v1/agent/checks").json()
-        assert {each["Status"] for each in checks.values()} == {"passing"}
+
+        def statuses() -> dict[str, str]:
+            checks = agent.call("GET", "/v1/agent/checks").json()
+            return {each["ServiceID"]: each["Status"] for each in checks.values()}
+
+        assert statuses() == {"ours": "passing", "theirs": "passing"}
+        # As in the next round, which may begin long after the last sign of life was taken.
+        agent.kill()
+        agent.start()
+        until(lambda: statuses() == {"ours": "passing", "theirs": "critical"}, "they are known", 10)
     finally:
         agent.kill()

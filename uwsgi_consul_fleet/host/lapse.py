@@ -8,6 +8,7 @@ somebody deploys again.
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from . import stored
 from .consul import DATA, Consul
@@ -23,18 +24,22 @@ def put_off(consul: Consul, data: Path = DATA) -> None:
     """
     services = consul.get("/v1/agent/services")
     ours = {key for key, its in services.items() if "generation" in (its.get("Meta") or {})}
-    statuses = {key: its["Status"] for key, its in consul.get("/v1/agent/checks").items()}
+    now = consul.get("/v1/agent/checks")
     for _, told in stored.objects(data / "checks"):
         check, kind = told["Check"], told["ChkType"]
         if check["ServiceID"] not in ours or not 0 < kind.get("TTL", 0) < LONG * NANO:
             continue
         after = kind.get("DeregisterCriticalServiceAfter", 0) // NANO
+        known = now.get(check["CheckID"]) or {"Status": "critical", "Output": ""}
         body = {
             "ID": check["CheckID"],
             "Name": check["Name"],
             "ServiceID": check["ServiceID"],
             "TTL": f"{LONG}s",
-            "Status": statuses.get(check["CheckID"], "critical"),
+            "Status": known["Status"],
             **({"DeregisterCriticalServiceAfter": f"{after}s"} if after else {}),
         }
         consul.put("/v1/agent/check/register", body)
+        # Only what was told by itself is written down, and is not critical after a restart.
+        said = {"Status": known["Status"], "Output": known["Output"]}
+        consul.put(f"/v1/agent/check/update/{quote(check['CheckID'], safe='')}", said)
