@@ -13,6 +13,9 @@ class Machine:
         self.root = root
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True)
+        # Where Debian's commands lie that there are several of is said in /etc.
+        (root / "etc/alternatives").mkdir()
+        (root / "etc/alternatives/awk").symlink_to(Path("/etc/alternatives/awk").resolve())
 
     def put(self, path: str, text: str = "theirs") -> None:
         file = self.root / path.lstrip("/")
@@ -24,7 +27,8 @@ class Machine:
 
     def files(self) -> set[str]:
         found = (each for each in self.root.rglob("*") if each.is_symlink() or each.is_file())
-        return {f"/{each.relative_to(self.root)}" for each in found}
+        names = {f"/{each.relative_to(self.root)}" for each in found}
+        return names - {"/etc/alternatives/awk"}
 
     def run(self, command: str) -> str:
         """What a shell command says there."""

@@ -72,18 +72,20 @@ def test_state_is_read_from_its_lines() -> None:
             "of shop app_python_at /usr/bin/python3",
             "of blog ",
             "user consul",
-            "package uwsgi-core",
-            "uwsgi_plugin python3",
+            "package uwsgi-core installed",
+            "package nftables not-installed",
+            "uwsgi_plugin python3_plugin.so",
             "file 640 root consul /etc/uwsgi-consul-fleet/consul.d/consul.json",
-            f"sum {'a' * 64} /etc/uwsgi-consul-fleet/consul.d/consul.json",
+            f"{'a' * 64}  /etc/uwsgi-consul-fleet/consul.d/consul.json",
             "consul_binary debian-bullseye",
             "consul_in_use debian-bullseye",
             "consul_running 77aa",
             "consul_raft yes",
             'consul {"leader": "10.0.0.1:8300", "peers": ["10.0.0.1:8300", "10.0.0.2:8300"]}',
             "release abc-123",
-            "application shop 2001 2002 ",
-            "application blog ",
+            "application shop 2001 2002",
+            "application blog",
+            "/etc/uwsgi-consul-fleet/agent/token",
             "app_python /usr/bin/python3 cpython-311-x86_64-linux-gnu-2.36",
             'of shop generation r1-1a2b3c4d {"requirements": "0123", "resolution": "4567"}',
             "of shop resolution_kept 4567/cpython-311-x86_64-linux-gnu-2.36/requirements.txt",
@@ -106,7 +108,9 @@ def test_state_is_read_from_its_lines() -> None:
     assert (found.consul_raft, found.consul_leader) == ("yes", "10.0.0.1:8300")
     assert found.applications == {"shop": {2001, 2002}, "blog": set()}
     assert found.ids == {"shop": {"server1", "two"}}
+    assert found.packages == {"uwsgi-core"}
     assert found.uwsgi_plugins == {"python3"}
+    assert found.agent_files == {"/etc/uwsgi-consul-fleet/agent/token"}
     assert found.consul_peers == ("10.0.0.1:8300", "10.0.0.2:8300")
     assert not found.consul_problem
     assert its.generations == {"r1-1a2b3c4d": {"requirements": "0123", "resolution": "4567"}}

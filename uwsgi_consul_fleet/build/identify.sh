@@ -9,16 +9,22 @@
 identify_uwsgi() {
     uwsgi=${1:-$(command -v uwsgi)} || return 0
     [ -x "$uwsgi" ] || return 0
+    # Asking uWSGI takes longer than all else that a deploy looks at, so the answer is kept until
+    # the binary is another one, or the libraries that the linker knows, or the host reboots. What
+    # lies in /run is root's.
+    known=$(stat --dereference --printf '%d-%i %s-%Z ' "$uwsgi" /etc/ld.so.cache 2>/dev/null) || known=
+    key="$uwsgi $known" kept=/run/uwsgi-consul-fleet.identity-${known%% *}
+    if [ "$known" ] && [ -r "$kept" ]; then
+        {
+            IFS= read -r first
+            if [ "$first" = "$key" ]; then
+                while read -r line; do echo "$line"; done
+                return 0
+            fi
+        } <"$kept"
+    fi
     libc=$(getconf GNU_LIBC_VERSION)
     libcurl=$(/sbin/ldconfig -p | sed -n 's/^[[:space:]]*\(libcurl\.so\.[0-9]*\) .*/\1/p' | sort -u | tail -n 1)
-    # Asking uWSGI takes longer than all else that a deploy looks at, so the answer is kept
-    # until the binary is another one or the host reboots. What lies in /run is root's.
-    kept=/run/uwsgi-consul-fleet.identity$(printf %s "$uwsgi" | tr / -)
-    key="$(stat --dereference --format '%n %i %s %Z' "$uwsgi") $libc $libcurl"
-    if [ "$(stat --format %u "$kept" 2>/dev/null)" = 0 ] && [ "$(head -n 1 "$kept")" = "$key" ]; then
-        tail -n +2 "$kept"
-        return 0
-    fi
     version=$("$uwsgi" --version)
     parts=$(
         echo "part version $version"
@@ -31,7 +37,7 @@ identify_uwsgi() {
     fingerprint=$(echo "$parts" | sha256sum | cut -c 1-16)
     identity=$(printf 'fingerprint %s\nuwsgi %s %s\n%s' "$fingerprint" "$uwsgi" "$version" "$parts")
     echo "$identity"
-    if [ "$(id -u)" = 0 ]; then
+    if [ "$known" ] && [ "$(id -u)" = 0 ]; then
         printf '%s\n%s\n' "$key" "$identity" >"$kept.$$" && mv "$kept.$$" "$kept"
     fi
 }

@@ -226,7 +226,8 @@ WORDS = frozenset(
 
 
 def parse(output: list[str]) -> HostState:
-    """Read the lines of state.sh: a word that says what, then its values."""
+    """Read the lines of state.sh: a word that says what, then its values. Sums of files, and paths
+    that releases name, stand there as sha256sum and grep print them."""
     found = HostState()
     said: defaultdict[str, list[str]] = defaultdict(list)
     for line in output:
@@ -234,9 +235,17 @@ def parse(output: list[str]) -> HostState:
         if kind == "file":
             mode, user, group, path = rest.split(" ", 3)
             found.files[path] = FileState(mode, user, group, sha256="")
-        elif kind == "sum":
-            sha256, path = rest.split(" ", 1)
-            found.files[path] = replace(found.files[path], sha256=sha256)
+        elif len(kind) == 64:
+            path = rest.removeprefix(" ")
+            found.files[path] = replace(found.files[path], sha256=kind)
+        elif kind == "package":
+            name, status = rest.split()
+            if status == "installed":
+                found.packages.add(name)
+        elif kind == "uwsgi_plugin":
+            found.uwsgi_plugins.add(rest.removesuffix("_plugin.so"))
+        elif kind.startswith("/"):
+            found.agent_files.add(kind)
         elif kind == "unit":
             name, active, stale, enabled = rest.split(" ", 3)
             found.units[name] = UnitState(active, enabled, stale == "yes")
@@ -269,15 +278,12 @@ def parse(output: list[str]) -> HostState:
             said[name].append(line)
         else:
             collection: set[str] | None = {
-                "package": found.packages,
                 "user": found.users,
                 "consul_binary": found.consul_binaries,
                 "consul_before": found.consul_before,
                 "kept": found.kept,
-                "agent_file": found.agent_files,
                 "filter": found.filters,
                 "source": found.sources,
-                "uwsgi_plugin": found.uwsgi_plugins,
             }.get(kind)
             if collection is None:
                 found.belongings.note(kind, rest)

@@ -1,4 +1,5 @@
-# Prints the state of this host, a line for each thing; see parse() in state.py.
+# Prints the state of this host, a line for each thing; see parse() in state.py. Every deploy waits
+# for it on each host, so what the shell can do by itself starts no other program.
 # usage: sh -c SCRIPT state KIND PROGRAM DIGEST RUN ASK [APP PORTS UWSGI PYTHON PACKAGES]...
 # DIGEST is that of the host PROGRAM as it should be, which RUN starts; ASK what it is asked about
 # Consul where the agent was here before us, else ''. Of each application that should be here, UWSGI
@@ -44,7 +45,9 @@ while [ $# -gt 0 ]; do
     name=$1 wanted="$wanted $1"
     look_for "$name" "$2"
     if [ "$asked" != "$3" ]; then asked=$3 identity=$(identify_uwsgi "$3"); fi
-    echo "$identity" | sed "s/^/of $name /"
+    while read -r line; do echo "of $name $line"; done <<END
+$identity
+END
     echo "of $name app_python_at $4"
     case $pythons in *" $4 "*) ;; *) if [ -x "$4" ]; then look_at_python "$4" >"$aside/python-$name" & fi ;; esac
     pythons="$pythons $4 " packages="$packages $5"
@@ -52,16 +55,14 @@ while [ $# -gt 0 ]; do
 done
 
 # shellcheck disable=SC2086 # a word for each
-getent passwd consul $wanted | sed 's/^\([^:]*\):.*/user \1/'
+getent passwd consul $wanted | while IFS=: read -r user _; do echo "user $user"; done
 
 # shellcheck disable=SC2086 # as above
-dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' \
+dpkg-query --show --showformat 'package ${Package} ${db:Status-Status}\n' \
     nftables uwsgi-core uwsgi-plugin-python3 libcurl4 libcurl4t64 python3-venv \
-    libplack-perl ruby-rack bundler php-cli $packages 2>/dev/null |
-    sed -n 's/^installed /package /p'
+    libplack-perl ruby-rack bundler php-cli $packages 2>/dev/null
 
-find /usr/lib/uwsgi/plugins -name '*_plugin.so' 2>/dev/null |
-    sed 's/.*\/\(.*\)_plugin\.so$/uwsgi_plugin \1/'
+find /usr/lib/uwsgi/plugins -name '*_plugin.so' -printf 'uwsgi_plugin %f\n' 2>/dev/null
 
 # Mode, owner and group first, then the sums, in the same order.
 find /etc/uwsgi-consul-fleet /etc/systemd/system /opt/uwsgi-consul-fleet -type f \
@@ -71,24 +72,27 @@ find /etc/uwsgi-consul-fleet /etc/systemd/system /opt/uwsgi-consul-fleet -type f
     -o -path '/etc/uwsgi-consul-fleet/tls/*' -o -path '/etc/uwsgi-consul-fleet/tokens/*' \
     -o -name uwsgi-consul-fleet-firewall.service -o -name 'uwsgi-consul-fleet-expiry.*' \
     -o -name consul_plugin.so -o -name start-uwsgi -o -path /opt/uwsgi-consul-fleet/release \) \
-    -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null |
-    sed 's/^\([0-9a-f]\{64\}\)  /sum \1 /'
+    -printf 'file %m %u %g %p\n' -exec sha256sum {} + 2>/dev/null
 
 # The certificate that its agent shows, without its key; and whether tokens were about to be made.
-if [ -e /etc/uwsgi-consul-fleet/tls/node.pem ]; then
-    echo "certificate $(sed '/-----END CERTIFICATE/q' /etc/uwsgi-consul-fleet/tls/node.pem | tr '\n' ' ')"
+sed -n 'H; /-----END CERTIFICATE/ { x; s/\n/ /g; s/^/certificate/p; q; }' \
+    /etc/uwsgi-consul-fleet/tls/node.pem 2>/dev/null
+if [ -e /etc/uwsgi-consul-fleet/bootstrap ]; then
+    sed 's/^/consul_bootstrap /' /etc/uwsgi-consul-fleet/bootstrap
 fi
-sed 's/^/consul_bootstrap /' /etc/uwsgi-consul-fleet/bootstrap 2>/dev/null
 
 # Whom the packet filter lets in, as the disk and as the kernel has it.
 sed -n 's/^# host /admits /p' /etc/uwsgi-consul-fleet/firewall/fleet.nft 2>/dev/null
 /usr/sbin/nft list table inet uwsgi_consul_fleet 2>/dev/null |
     sed -n 's/^[[:space:]]*chain \(is_[0-9a-f]*\) {/filter \1/p'
-/sbin/ip -o address show scope global primary 2>/dev/null |
-    sed -n '/\/\(32\|128\) /!s/^[0-9]*: *\([^ ]*\) *inet6* *\([^/ ]*\).*/address \1 \2/p'
-for far in 192.0.2.1 2001:db8::1; do
-    /sbin/ip -o route get $far 2>/dev/null | sed -n 's/.* src \([^ ]*\).*/source \1/p'
-done
+# Where it has no way to such an address, it says so and goes on.
+/sbin/ip -force -o -batch - 2>/dev/null <<END |
+address show scope global primary
+route get 192.0.2.1
+route get 2001:db8::1
+END
+    sed -n '/\/\(32\|128\) /!s/^[0-9]*: *\([^ ]*\) *inet6* *\([^/ ]*\).*/address \1 \2/p
+        s/.* src \([^ ]*\).*/source \1/p'
 
 for binary in /opt/uwsgi-consul-fleet/consul/*/consul; do
     if [ -x "$binary" ]; then binary=${binary%/consul}; echo "consul_binary ${binary##*/}"; fi
@@ -101,14 +105,21 @@ if [ -L /usr/local/bin/consul ]; then
 fi
 
 # Whichever applications of ours are here, and their ports.
-recorded=$(printf %s "$made" | tr ',' '\n' | sed -n 's/.*"app:\([^"]*\)".*/\1/p')
-recorded="$recorded $(printf %s "$marks" | sed 's/app://g')"
+recorded='' rest=$made
+while [ "$rest" != "${rest#*'"app:'}" ]; do
+    rest=${rest#*'"app:'}
+    recorded="$recorded ${rest%%\"*}"
+done
+for mark in $marks; do recorded="$recorded ${mark#app:}"; done
 for name in $recorded; do
-    sockets=$(cd /etc/systemd/system && ls -d "$name"-*.socket 2>/dev/null)
-    ports=$(echo "$sockets" | sed -n "s/^$name-\([0-9]*\)\.socket$/\1/p" | tr '\n' ' ')
+    ports=''
+    for socket in "/etc/systemd/system/$name"-*.socket; do
+        port=${socket#"/etc/systemd/system/$name-"} port=${port%.socket}
+        case $port in *[!0-9]*) ;; *) ports="$ports $port" ;; esac
+    done
     # What a host keeps of one that is gone has no user any more.
     if getent passwd "$name" >/dev/null || [ -e "/etc/uwsgi-consul-fleet/$name.conf" ]; then
-        echo "application $name $ports"
+        echo "application $name$ports"
         sed -n "s/^ *\"id\": \"\(.*\)\",*$/id $name \1/p" "/srv/$name/current/release.json" 2>/dev/null
     elif [ -n "$(find "/srv/$name" -mindepth 1 -maxdepth 1 ! -name shared 2>/dev/null)" ]; then
         echo "kept $name"
@@ -124,31 +135,46 @@ if is_ours "$unit" && grep -q -e '-config-dir=/etc/consul.d$' "$unit"; then
     done
 fi
 
-grep -ohs '/etc/uwsgi-consul-fleet/agent/[a-z0-9./-]*' /srv/*/releases/*/*.ini | sed 's/^/agent_file /'
+grep -ohs '/etc/uwsgi-consul-fleet/agent/[a-z0-9./-]*' /srv/*/releases/*/*.ini
+
+# print_releases APP RELEASE.JSON...: each on one line.
+print_releases() {
+    awk 'BEGIN {
+        ORS = ""
+        for (i = 2; i < ARGC; i++) {
+            split(ARGV[i], at, "/")
+            print "of " ARGV[1] " generation " at[5] " "
+            while ((getline line <ARGV[i]) > 0) print line
+            close(ARGV[i])
+            print "\n"
+        }
+    }' "$@"
+}
 
 look_at_releases() {
-    for place in "/srv/$1/releases"/*; do
-        if [ -e "$place/release.json" ]; then
-            # As it is: some shells' echo takes out backslashes.
-            printf 'generation %s %s\n' "${place##*/}" "$(tr -d '\n' 2>/dev/null <"$place/release.json")"
-        fi
+    for place in "/srv/$1/releases"/*/release.json; do
+        if [ -e "$place" ]; then print_releases "$1" "/srv/$1/releases"/*/release.json; fi
+        break
     done
     for place in "/srv/$1/resolutions"/*/*/requirements.txt; do
-        if [ -e "$place" ]; then echo "resolution_kept ${place#"/srv/$1/resolutions/"}"; fi
+        if [ -e "$place" ]; then echo "of $1 resolution_kept ${place#"/srv/$1/resolutions/"}"; fi
     done
     # The one drop-in of all its sockets; see host/store.py.
     current=$(sed -n 's/^Service=%N@\(.*\)\.service$/\1/p' "/etc/uwsgi-consul-fleet/$1.conf" 2>/dev/null)
     if [ "$current" ]; then
-        echo "current_generation $current"
-        echo "current_plugin $(readlink "/srv/$1/releases/$current/consul_plugin.so")"
-        printf 'last_switch %s\n' "$(tail -n 1 "/srv/$1/history" 2>/dev/null)"
-        sed 's/^/writable /' "/srv/$1/writable" 2>/dev/null
+        echo "of $1 current_generation $current"
+        echo "of $1 current_plugin $(readlink "/srv/$1/releases/$current/consul_plugin.so")"
+        # As it is: some shells' echo takes out backslashes.
+        printf 'of %s last_switch %s\n' "$1" "$(tail -n 1 "/srv/$1/history" 2>/dev/null)"
+        if [ -e "/srv/$1/writable" ]; then sed "s/^/of $1 writable /" "/srv/$1/writable"; fi
     fi
 }
 set -- consul.service uwsgi-consul-fleet-firewall.service uwsgi-consul-fleet-expiry.timer
-# shellcheck disable=SC2086 # as above
-for name in $(printf '%s\n' $wanted $recorded | sort -u); do
-    look_at_releases "$name" | sed "s/^/of $name /"
+looked=' '
+for name in $wanted $recorded; do
+    case $looked in *" $name "*) continue ;; esac
+    looked="$looked$name "
+    look_at_releases "$name"
     set -- "$@" "$name.target" "$name-*.socket" "$name-*@*.service" "$name.*@*.service"
 done
 
@@ -156,12 +182,13 @@ done
 # ended, as where it fails again and again, does not say: then what it would be started with.
 print_agent() {
     started=
-    if [ "$(cat "/proc/$1/comm" 2>/dev/null)" = consul ]; then
+    if read -r comm 2>/dev/null <"/proc/$1/comm" && [ "$comm" = consul ]; then
         started=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ")
     fi
     if [ "$started" ]; then
-        echo "$started" |
-            sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p; s/^ROUND=/consul_round /p'
+        sed -n 's/^CONFIGURATION_DIGEST=/consul_running /p; s/^ROUND=/consul_round /p' <<END
+$started
+END
     else
         sed -n 's/^Environment=ROUND=/consul_round /p' /etc/systemd/system/consul.service 2>/dev/null
     fi
