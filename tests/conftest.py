@@ -69,11 +69,29 @@ def _make_base_trees(run: Path) -> None:
 
 class FilesTogether(LoadScopeScheduling):
     """Hands out the tests of a lab file together, all others one by one, in their order; but for
-    those that share an installed wheel."""
+    those that share an installed wheel. Of three workers and more the last one has no lab: what
+    needs none mostly waits, and so takes little from those that are busy with machines."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         return path if path.startswith(("tests/lab/", "tests/unit/test_wheel")) else nodeid
+
+    def _reschedule(self, node: Any) -> None:
+        if self._has_lab(node) or self._first_without_lab():
+            super()._reschedule(node)
+        else:
+            node.shutdown()
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if not self._has_lab(node) and (scope := self._first_without_lab()):
+            self.workqueue.move_to_end(scope, last=False)
+        super()._assign_work_unit(node)
+
+    def _has_lab(self, node: Any) -> bool:
+        return self.numnodes < 3 or node.gateway.id != f"gw{self.numnodes - 1}"
+
+    def _first_without_lab(self) -> str | None:
+        return next((each for each in self.workqueue if not each.startswith("tests/lab/")), None)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -19,7 +19,7 @@ from fleet_commands import changed, output
 from lab_commands import Lab
 from shared_fleet import SharedFleet
 
-pytestmark = pytest.mark.takes(90)
+pytestmark = pytest.mark.takes(180)
 
 STREAM = """
 import time

@@ -9,7 +9,7 @@ import pytest
 from checkout import ROOT
 from fleet_commands import Fleet
 
-pytestmark = pytest.mark.takes(170)
+pytestmark = pytest.mark.takes(270)
 
 
 def once(name: str) -> str:

@@ -25,7 +25,7 @@ from uwsgi_consul_fleet.lock import lock
 from uwsgi_consul_fleet.lock.lock import Lock
 from uwsgi_consul_fleet.ssh import options
 
-pytestmark = [pytest.mark.takes(360), pytest.mark.usefixtures("fresh")]
+pytestmark = [pytest.mark.takes(600), pytest.mark.usefixtures("fresh")]
 
 MACHINES = ("drakar", "cheetah", "ormen", "skeid")
 APPS = ["drakar", "cheetah", "skeid"]

@@ -12,7 +12,7 @@ import pytest
 from consul_processes import until
 from fleet_commands import Fleet, output, run
 
-pytestmark = pytest.mark.takes(150)
+pytestmark = pytest.mark.takes(230)
 
 PID = "$(systemctl show --property MainPID --value consul)"
 STARTED = "systemctl show --property MainPID,ActiveEnterTimestamp consul"

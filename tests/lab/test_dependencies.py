@@ -17,7 +17,7 @@ from lab_commands import Lab
 from load import SERVICE
 from shared_fleet import SharedFleet
 
-pytestmark = pytest.mark.takes(100)
+pytestmark = pytest.mark.takes(170)
 
 REQUIREMENTS = """
 --extra-index-url http://me:${AHOY_PASSWORD}@127.0.0.1:8099/

@@ -15,7 +15,7 @@ from fleet_commands import Fleet, output, run
 from lab_commands import Lab
 from owned_machine import BESIDE, EMPEROR, PackagedConsul, missing, state
 
-pytestmark = pytest.mark.takes(90)
+pytestmark = pytest.mark.takes(130)
 
 KEYS = "uwsgi-consul-fleet/fleets/guest/"
 

@@ -31,7 +31,7 @@ from releasing import Releases
 from shared_fleet import HOSTS
 from terminal import Terminal
 
-pytestmark = pytest.mark.takes(80)
+pytestmark = pytest.mark.takes(160)
 
 # Of each request, which the example's ini does not log.
 LOGGING = """

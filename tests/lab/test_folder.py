@@ -18,7 +18,7 @@ from checkout import BIN, ROOT
 from fleet_commands import changed
 from lab_commands import Lab
 
-pytestmark = pytest.mark.takes(90)
+pytestmark = pytest.mark.takes(140)
 
 SHOP = """
 from flask import Flask

@@ -23,7 +23,7 @@ from releasing import UNITS
 from shared_fleet import SharedFleet
 from uv import find_uv_bin
 
-pytestmark = pytest.mark.takes(200)
+pytestmark = pytest.mark.takes(310)
 
 FASTAPI = {
     "shop/wsgi.py": """

@@ -18,7 +18,7 @@ from load import SERVICE, Load
 from releasing import Releases
 from shared_fleet import SharedFleet
 
-pytestmark = pytest.mark.takes(110)
+pytestmark = pytest.mark.takes(160)
 
 SOON = ("--data", "health_timeout=4")
 

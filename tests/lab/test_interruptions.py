@@ -10,7 +10,7 @@ from interrupting import KINDS, REBOOTS, STAGES, interrupted, rebooted
 from load import Load
 from releasing import Releases
 
-pytestmark = pytest.mark.takes(280)
+pytestmark = pytest.mark.takes(310)
 
 
 @pytest.mark.parametrize("how", KINDS)

@@ -18,7 +18,7 @@ from consul_processes import until
 from lab_commands import Lab
 from lab_host import Host, clone_id, kill_python, kill_up
 
-pytestmark = pytest.mark.takes(240)
+pytestmark = pytest.mark.takes(290)
 
 CACHE = Path(os.environ.get("UWSGI_CONSUL_FLEET_CACHE", "/var/cache/uwsgi-consul-fleet"))
 DISKS = Path("/var/lib/uwsgi-consul-fleet/lab")

@@ -22,7 +22,7 @@ from load import Load
 from registries import PHP_FOLDER, PROJECTS, SETTINGS, packages
 from shared_fleet import SharedFleet
 
-pytestmark = pytest.mark.takes(150)
+pytestmark = pytest.mark.takes(200)
 
 ALL = f"""\
 ssh_config_file = "{ROOT}/.lab/ssh_config"

@@ -25,7 +25,7 @@ from uwsgi_consul_fleet.commands.command import read
 from uwsgi_consul_fleet.errors import LockedError
 from uwsgi_consul_fleet.releases import releases, rollback
 
-pytestmark = pytest.mark.takes(220)
+pytestmark = pytest.mark.takes(380)
 
 SERVICE = "consul-demo-server"
 LOCK = "kv get uwsgi-consul-fleet/lock"

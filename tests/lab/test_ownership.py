@@ -18,7 +18,7 @@ from owned_machine import BESIDE
 
 from uwsgi_consul_fleet.lab.network import ipv6
 
-pytestmark = pytest.mark.takes(160)
+pytestmark = pytest.mark.takes(260)
 
 HOSTS = ("skeid", "ormen")
 RECORD = "/etc/uwsgi-consul-fleet/fleet.json"

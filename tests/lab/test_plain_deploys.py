@@ -17,7 +17,7 @@ from fleet_commands import changed, output
 from lab_commands import Lab
 from shared_fleet import HOSTS, SharedFleet
 
-pytestmark = pytest.mark.takes(150)
+pytestmark = pytest.mark.takes(200)
 
 APP = "consul-demo-server"
 NEW = "ormen"

@@ -15,7 +15,7 @@ import pytest
 from checkout import ROOT
 from lab_commands import Lab
 
-pytestmark = pytest.mark.takes(150)
+pytestmark = pytest.mark.takes(210)
 
 DEMO = "script/demo"
 # These tests are what it runs.

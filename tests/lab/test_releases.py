@@ -31,7 +31,7 @@ from uwsgi_consul_fleet.inventory import reading
 from uwsgi_consul_fleet.lock.lock import Lock
 from uwsgi_consul_fleet.ssh import options
 
-pytestmark = pytest.mark.takes(400)
+pytestmark = pytest.mark.takes(460)
 
 # What is not yet healthy after so long is bad: the default of 30 s would only be waited for.
 SOON = ("--data", "health_timeout=5")

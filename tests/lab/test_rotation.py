@@ -23,7 +23,7 @@ from uwsgi_consul_fleet.inventory.vault import FOLDER
 from uwsgi_consul_fleet.secrets import certificates, tokens
 from uwsgi_consul_fleet.secrets.document import Secrets
 
-pytestmark = pytest.mark.takes(150)
+pytestmark = pytest.mark.takes(400)
 
 SERVERS = ("drakar", "cheetah", "ormen")
 SERVING = ("drakar", "cheetah")

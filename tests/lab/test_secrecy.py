@@ -33,7 +33,7 @@ from uwsgi_consul_fleet.inventory.vault import FOLDER
 from uwsgi_consul_fleet.secrets import tokens
 from uwsgi_consul_fleet.secrets.document import Secrets
 
-pytestmark = pytest.mark.takes(120)
+pytestmark = pytest.mark.takes(250)
 
 HOSTS = ("drakar", "cheetah")
 APP = "consul-demo-server"

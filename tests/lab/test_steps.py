@@ -16,7 +16,7 @@ from fleet_commands import output
 from lab_commands import Lab
 from shared_fleet import HOSTS, SharedFleet
 
-pytestmark = pytest.mark.takes(180)
+pytestmark = pytest.mark.takes(300)
 
 APP = "consul-demo-server"
 SHARED = f"/srv/{APP}/shared"
