@@ -164,14 +164,17 @@ CHANGES = {
 }
 # A client's agent only says where to ask, or that it was not answered.
 OF_A_SERVER = {"list gossip keys", "choose a gossip key", "take a snapshot"}
-# What Consul answers whoever asks.
+# What Consul answers whoever asks, the last two from 1.9 on.
 OPEN = {
     what: Request("GET", path)
     for what, path in {
         "who leads": "status/leader",
         "which servers": "status/peers",
         "which datacenters": "catalog/datacenters",
+        "how far servers are": "coordinate/datacenters",
+        "whether tokens are copied": "acl/replication",
         "which version": "agent/version",
+        "Connect's authority": "connect/ca/roots",
     }.items()
 }
 # What there is for each of them to find.
