@@ -202,7 +202,8 @@ def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load,
     audit = run("invoke", "audit", "--json", "--last", "2", "--inventory", str(fleet.path))
     told = [(entry["what"], entry["outcome"]) for entry in json.loads(audit.stdout)]
     assert told == [("rollback", "ok"), ("test", "ok")]
-    window = load.window(begin)
+    # A server that has just started may tell of hosts of long ago, until it has read its log.
+    window = load.window(begin).at(load.fixed)
     print(f"\n{window}")
     assert not window.failed
 
