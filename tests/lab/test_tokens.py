@@ -208,8 +208,12 @@ def test_gossip(lab: Lab, there: Asked, former: Former) -> None:
     names = {what: f"{MARK}{what}" for what in keys}
     got_in = spoken.join(lab, "cheetah", "drakar", {names[what]: keys[what] for what in keys})
     assert {name for name, is_in in got_in.items() if is_in} == {names["now"]}
-    listed = lab.consul("drakar", "members").stdout.split()
-    assert {word for word in listed if word.startswith(MARK)} == {names["now"]}
+
+    def seen() -> dict[str, str]:
+        rows = map(str.split, lab.consul("drakar", "members").stdout.splitlines())
+        return {name: status for name, _, status, *_ in rows if name.startswith(MARK)}
+
+    until(lambda: seen() == {names["now"]: "left"}, "it has left", 30)
 
 
 def test_who_may_is_refused_nothing(there: Asked, fleet: SharedFleet) -> None:

@@ -58,12 +58,13 @@ LEADER = [{"ServiceMethod": "Status.Leader", "Seq": 1}, {}]
 # Of no term that there ever was: it changes nothing. The first byte says which of Raft's it is.
 APPEND = [0, {"ProtocolVersion": 3, "Term": 0, "Leader": "", "PrevLogEntry": 0}]
 # usage: bash -c GOSSIP gossip NAME PORT KEY ADDRESS SERVER: an agent, which says whether it got in,
-# and is interrupted then.
+# and is interrupted then, once: without --foreground timeout would do it twice, and who is
+# interrupted twice does not say goodbye.
 GOSSIP = r"""
 cd "$(mktemp -d)"
-exec {said}< <(timeout 30 consul agent -data-dir . -node "$1" -bind "$4" -serf-lan-port "$2" \
-    -http-port -1 -dns-port -1 -grpc-port -1 -retry-join "$5:8301" -retry-interval 1s \
-    ${3:+-encrypt "$3"} 2>&1)
+exec {said}< <(timeout --foreground 30 consul agent -data-dir . -node "$1" -bind "$4" \
+    -serf-lan-port "$2" -http-port -1 -dns-port -1 -grpc-port -1 \
+    -retry-join "$5:8301" -retry-interval 1s ${3:+-encrypt "$3"} 2>&1)
 agent=$!
 echo "$1 $(grep --max-count 1 --only-matching "(LAN) joined\|(LAN) couldn't join" <&$said)"
 kill -INT $agent
