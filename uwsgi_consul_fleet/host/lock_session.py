@@ -378,8 +378,9 @@ def messages(stream: TextIO, timeout: float) -> Iterator[Message | None]:
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
-        for line in stream:
-            lines.put(line)
+        with suppress(OSError):  # as of a socket whose other end was killed before it had read all
+            for line in stream:
+                lines.put(line)
         lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
