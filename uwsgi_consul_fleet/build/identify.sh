@@ -14,7 +14,7 @@ identify_uwsgi() {
     # lies in /run is root's.
     known=$(stat --dereference --printf '%d-%i %s-%Z ' "$uwsgi" /etc/ld.so.cache 2>/dev/null) || known=
     key="$uwsgi $known" kept=/run/uwsgi-consul-fleet.identity-${known%% *}
-    if [ "$known" ] && [ -r "$kept" ]; then
+    if [ "$known" ] && [ -r "$kept" ] && [ "$(stat --format %u "$kept")" = 0 ]; then
         {
             IFS= read -r first
             if [ "$first" = "$key" ]; then
