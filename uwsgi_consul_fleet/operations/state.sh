@@ -137,25 +137,20 @@ fi
 
 grep -ohs '/etc/uwsgi-consul-fleet/agent/[a-z0-9./-]*' /srv/*/releases/*/*.ini
 
-# print_releases APP RELEASE.JSON...: each on one line.
-print_releases() {
+look_at_releases() {
+    # Each on one line; without one, the pattern names no file.
     awk 'BEGIN {
         ORS = ""
         for (i = 2; i < ARGC; i++) {
+            more = getline line <ARGV[i]
+            if (more < 0) continue
             split(ARGV[i], at, "/")
             print "of " ARGV[1] " generation " at[5] " "
-            while ((getline line <ARGV[i]) > 0) print line
-            close(ARGV[i])
+            for (; more > 0; more = getline line <ARGV[i]) print line
             print "\n"
+            close(ARGV[i])
         }
-    }' "$@"
-}
-
-look_at_releases() {
-    for place in "/srv/$1/releases"/*/release.json; do
-        if [ -e "$place" ]; then print_releases "$1" "/srv/$1/releases"/*/release.json; fi
-        break
-    done
+    }' "$1" "/srv/$1/releases"/*/release.json
     for place in "/srv/$1/resolutions"/*/*/requirements.txt; do
         if [ -e "$place" ]; then echo "of $1 resolution_kept ${place#"/srv/$1/resolutions/"}"; fi
     done
