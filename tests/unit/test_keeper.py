@@ -3,8 +3,6 @@
 import json
 import select
 import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 from threading import Thread
 from types import SimpleNamespace
@@ -15,23 +13,19 @@ import pytest
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.lock import keeper
 from uwsgi_consul_fleet.lock import lock as locks
+from uwsgi_consul_fleet.lock.handle import Handle
 
 
 def test_it_ends_with_a_run_that_is_killed_before_it_has_read_the_last_answer() -> None:
     """Else it would go on saying that the lock is wanted, for ever."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        words = [sys.executable, "-m", "uwsgi_consul_fleet.lock.keeper"]
-        process = subprocess.Popen(
-            words, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL
-        )
+    run = Handle()
     try:
-        ours.sendall(json.dumps({"do": "check", "number": 1}).encode() + b"\n")
-        assert select.select([ours], [], [], 30)[0], "it answers"
-        ours.close()
-        process.wait(10)
+        run.send({"do": "check", "number": 1})
+        assert select.select([run._socket], [], [], 30)[0], "it answers"
+        run._socket.close()
+        run._process.wait(10)
     finally:
-        process.kill()
+        run._process.kill()
 
 
 def test_a_server_that_is_lost_before_it_was_told_anything(monkeypatch: pytest.MonkeyPatch) -> None:

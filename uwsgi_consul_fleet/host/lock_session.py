@@ -378,10 +378,11 @@ def messages(stream: TextIO, timeout: float) -> Iterator[Message | None]:
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
-        with suppress(OSError):  # as of a socket whose other end was killed before it had read all
+        try:
             for line in stream:
                 lines.put(line)
-        lines.put("")
+        finally:  # also of a socket whose other end was killed before it had read all
+            lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
     while True:
