@@ -70,7 +70,7 @@ def demote(here: Here, source: Source) -> Generator[Any, None, None]:
     if not remover:
         yield fail(f"{me.name}: no Consul server that stays can be reached, to remove it")
         return
-    if harm := running.why_not_restart(here):
+    if harm := running.harm_of_restart(here):
         yield fail(f"{me.name}: still a Consul server: {harm}")
         return
     peer = cluster.seen_by(run, remover).peer(me)

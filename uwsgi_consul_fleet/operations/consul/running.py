@@ -99,7 +99,7 @@ def refuse_restart(here: Here, source: Source) -> None:
 def _restart_unless(here: Here, label: str) -> Generator[Any, None, None]:
     """Where a host that is down stops the rounds, what the others do not agree to is put off."""
     me = here.me
-    if harm := why_not_restart(here):
+    if harm := harm_of_restart(here):
         yield fail(f"{me.name}: {harm}")
     elif not (alone := _why_not_agree(here)):
         yield from restart(here, label)
@@ -111,7 +111,7 @@ def _restart_unless(here: Here, label: str) -> Generator[Any, None, None]:
 
 
 def restart(here: Here, label: str) -> Generator[Any, None, None]:
-    """Start the agent anew; where it does not come back, no other is: see :func:`why_not_restart`.
+    """Start the agent anew; where it does not come back, no other is: see :func:`harm_of_restart`.
 
     :param label: of the binary
     """
@@ -140,8 +140,8 @@ def _why_not_agree(here: Here) -> str:
     return cluster.why_not_restart(here.run, here.me) if running else ""
 
 
-def why_not_restart(here: Here) -> str:
-    """Why it would do harm, or ''. What has just gone wrong on another host would go wrong here,
+def harm_of_restart(here: Here) -> str:
+    """What harm a restart would do, or ''. What has just gone wrong on another host would go wrong here,
     on one server after the other."""
     change, known, lost = cluster.change(here.run), here.known, here.run.lost_agents
     if known.consul_running and change.hung:
