@@ -21,6 +21,7 @@ import prepared  # noqa: E402
 from uwsgi_consul_fleet.lab import base  # noqa: E402
 
 LAB = Path(__file__).with_name("lab")
+OF_THE_LAB = "tests/lab/"  # what the ids of its tests begin with
 
 
 def is_controller(config: pytest.Config) -> bool:
@@ -74,7 +75,7 @@ class FilesTogether(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return path if path.startswith(("tests/lab/", "tests/unit/test_wheel")) else nodeid
+        return path if path.startswith((OF_THE_LAB, "tests/unit/test_wheel")) else nodeid
 
     def _reschedule(self, node: Any) -> None:
         if self._has_lab(node) or self._first_without_lab():
@@ -91,7 +92,7 @@ class FilesTogether(LoadScopeScheduling):
         return self.numnodes < 3 or node.gateway.id != f"gw{self.numnodes - 1}"
 
     def _first_without_lab(self) -> str | None:
-        return next((each for each in self.workqueue if not each.startswith("tests/lab/")), None)
+        return next((each for each in self.workqueue if not each.startswith(OF_THE_LAB)), None)
 
 
 @pytest.hookimpl(optionalhook=True)
