@@ -141,8 +141,8 @@ def _why_not_agree(here: Here) -> str:
 
 
 def harm_of_restart(here: Here) -> str:
-    """What harm a restart would do, or ''. What has just gone wrong on another host would go wrong here,
-    on one server after the other."""
+    """What harm a restart would do, or ''. What has just gone wrong on another host would go wrong
+    here, on one server after the other."""
     change, known, lost = cluster.change(here.run), here.known, here.run.lost_agents
     if known.consul_running and change.hung:
         return f"Consul was not restarted, because {change.not_asked()}; mend that and deploy again"
