@@ -243,7 +243,8 @@ import sys, time
 from uwsgi_consul_fleet.ssh import terminal
 with terminal._raw():
     print("raw", flush=True)
-    time.sleep(60)
+    for _ in range(600):  # Python handles a signal that comes just before a sleep after it
+        time.sleep(0.1)
 """
 
 
