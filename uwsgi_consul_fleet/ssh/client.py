@@ -19,6 +19,11 @@ from uwsgi_consul_fleet.ssh.options import Options
 
 # What befalls a connection, as paramiko says it.
 LOST = (OSError, EOFError, paramiko.SSHException)
+AT_ONCE = 2  # seconds; who is silent for longer is not waited for twice
+
+
+class JumpError(paramiko.SSHException):
+    """A jump host can't be reached, or does not reach what lies behind it."""
 
 
 class Client(paramiko.SSHClient):
@@ -41,23 +46,35 @@ _silent: dict[Options, UnreachableError] = {}
 
 
 def connect(options: Options) -> Client:
-    """Open a connection, by way of others where it needs them.
+    """Open a connection, by way of others where it needs them; once more where a host is there
+    and breaks off at once.
 
     :raises UnreachableError: naming the host, why, and what to look at
     """
-    retries = options.retries
+    retries, may_break_off = options.retries, True
     if (reason := _silent.pop(options, None)) and not retries:
         raise reason
     while True:
+        began = time.monotonic()
         try:
             return _connect(options)
         except (HostKeyError, paramiko.AuthenticationException) as error:
             raise _unreachable(options, str(error)) from error
         except LOST as error:
-            if not retries:
+            if may_break_off and _broke_off(error, time.monotonic() - began):
+                may_break_off = False
+            elif retries:
+                retries -= 1
+            else:
                 raise _unreachable(options, _reason(error)) from error
-        retries -= 1
         time.sleep(random.uniform(*options.retry_delay))  # noqa: S311 - not for secrets
+
+
+def _broke_off(error: Exception, seconds: float) -> bool:
+    """Whether a host was there and would be again: as where sshd drops some of many that come at
+    the same time (MaxStartups in sshd_config(5))."""
+    is_other = isinstance(error, OSError) and not isinstance(error, ConnectionResetError)
+    return seconds < AT_ONCE and not is_other and not isinstance(error, JumpError)
 
 
 def shown_key(options: Options) -> paramiko.PKey | None:
@@ -178,7 +195,7 @@ _jumps: dict[Options, _Jump] = {}
 
 
 def _through(options: Options, target: Options) -> paramiko.Channel:
-    """:raises SSHException: where the jump host can't be reached, or does not reach the target"""
+    """:raises JumpError: where the jump host can't be reached, or does not reach the target"""
     jump = _jumps.setdefault(options, _Jump(options))
     where = (target.host, target.port)
     try:
@@ -186,7 +203,7 @@ def _through(options: Options, target: Options) -> paramiko.Channel:
             "direct-tcpip", where, ("127.0.0.1", 0), timeout=target.timeout
         )
     except UnreachableError as error:
-        raise paramiko.SSHException(f"by way of {error}") from error
+        raise JumpError(f"by way of {error}") from error
     except paramiko.ChannelException as error:
         reason = f"by way of {options.name}, which can't reach {target.host} port {target.port}"
-        raise paramiko.SSHException(f"{reason}: {error.text}") from error
+        raise JumpError(f"{reason}: {error.text}") from error
