@@ -1,6 +1,9 @@
 """Whose a host is, decided without one."""
 
 import json
+import os
+import socket
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +135,23 @@ def test_what_a_host_that_retired_kept_is_no_strangers(
         machine.put(f"/srv/shop/{more}")
     found = parse(machine.run(f"{LOOK}look_around\nlook_for shop ''").splitlines())
     assert found.strangers.get("app:shop") == (None if is_ours else ["/srv/shop"])
+
+
+def test_who_listens_on_a_port_is_seen_by_either_protocol() -> None:
+    ends = [
+        socket.create_server(("127.0.0.1", 0)),
+        socket.create_server(("::1", 0), family=socket.AF_INET6),
+    ]
+    ports = [str(end.getsockname()[1]) for end in ends]
+    free = socket.socket()
+    free.bind(("127.0.0.1", 0))
+    asked = [*ports, str(free.getsockname()[1])]
+    words = ["sh", "-c", f'{LOOK}listening "$@"', "look", *asked]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    for end in [*ends, free]:
+        end.close()
+    assert [line.split()[0] for line in told] == ports
+    assert all(f"(process {os.getpid()})" in line for line in told)
 
 
 def test_one_that_is_handed_over_is_no_fleets_yet() -> None:
