@@ -38,8 +38,8 @@ def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = Fals
     part.unlink(missing_ok=True)
     part.symlink_to(binary)
     part.replace(COMMAND)
+    systemd.systemctl("enable", "--no-reload", UNIT)
     systemd.systemctl("daemon-reload")
-    systemd.systemctl("enable", UNIT)
     if first:
         with suppress(UnavailableError):  # what is down lapses anyhow
             lapse.put_off(consul)

@@ -25,7 +25,8 @@ def watch(here: Here) -> Generator[Any, None, None]:
         return
     yield from converge(here, wanted)
     yield StringCommand(
-        f"systemctl daemon-reload && systemctl --quiet enable {TIMER} && systemctl restart {TIMER}"
+        f"systemctl --quiet --no-reload enable {TIMER} && systemctl daemon-reload && "
+        f"systemctl restart {TIMER}"
     )
     here.changed()
 

@@ -56,7 +56,9 @@ def _run(here: Here, label: str, number: int) -> Generator[Any, None, None]:
         yield from _restart_unless(here, label)
     elif known.units["consul.service"] != RUNNING:
         # As after a change that was taken back before it was made.
-        yield StringCommand("systemctl daemon-reload && systemctl --quiet enable consul")
+        yield StringCommand(
+            "systemctl --quiet --no-reload enable consul && systemctl daemon-reload"
+        )
         here.changed()
     elif here.me.name in change.silent:
         yield fail(

@@ -41,6 +41,6 @@ printf '%s\n' '# Written by uwsgi-consul-fleet: changes are overwritten.' '[Serv
 stale=$(systemctl show --property NeedDaemonReload "$service" nftables.service)
 place "$new/unit" "/etc/systemd/system/$service"
 place "$new/drop-in" /etc/systemd/system/nftables.service.d/uwsgi-consul-fleet.conf
+systemctl --quiet --no-reload enable "$service"
 case $stale in *yes*) systemctl daemon-reload ;; esac
-systemctl --quiet enable "$service"
 systemctl restart "$service"
