@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ class Run:
         self.lost_agents: set[str] = set()
         self._done: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
         self._known: dict[tuple[str, bool], HostState] = {}
+        self._together: dict[str, bool] = {}
         self._made: dict[Hashable, Any] = {}
         self._one_at_a_time: defaultdict[Hashable, Lock] = defaultdict(Lock)
 
@@ -72,7 +74,20 @@ class Run:
 
     def forget(self, name: str) -> None:
         """Something was changed on a host: what was read before no longer holds."""
-        self._known.pop(self._key(name), None)
+        if name in self._together:
+            self._together[name] = True
+        else:
+            self._known.pop(self._key(name), None)
+
+    @contextmanager
+    def together(self, name: str) -> Iterator[None]:
+        """What is changed on a host meanwhile counts as one change, also where it ends early."""
+        self._together[name] = False
+        try:
+            yield
+        finally:
+            if self._together.pop(name):
+                self.forget(name)
 
     def _key(self, name: str) -> tuple[str, bool]:
         # Between the preparation and the execution an operator may look at the proposed

@@ -22,4 +22,4 @@ def system_user(here: Here, name: str) -> Generator[Any, None, None]:
             ensure_home=False,
             shell=NOLOGIN,
         )
-        here.changed()
+        here.known.users.add(name)  # nothing else of what is known has changed

@@ -76,13 +76,24 @@ def configure(here: Here, source: Source, number: int) -> Generator[Any, None, N
     except FleetError as error:
         yield fail(f"{here.me.name}: left as it was: {error}")
         return
+    number = rounds.number(here, number)
+    with here.run.together(here.me.name):
+        told = yield from _configure(here, source, number)
+    if told and here.known.consul_round and not running.must_restart(here, source.label, number):
+        yield program.command(here, "consul", "reload")
+
+
+def _configure(
+    here: Here, source: Source, number: int
+) -> Generator[Any, None, list[StringCommand]]:
+    """Piece by piece, of which none has to know what another one has changed; returns the commands
+    after which a running agent has to read its files."""
     yield from system_user(here, "consul")
     # Before the unit, which reads them from then on.
     for path in sorted(_not_ours(here)):
         host.log(f"{path}: the agent reads a copy of it in {CONFIGURATION} from now on")
         folder = StringCommand("mkdir", "-p", CONFIGURATION)
         yield StringCommand(folder, "&&", "cp", "--preserve", QuoteString(path), CONFIGURATION)
-    number = rounds.number(here, number)
     told = [*secretly(here, secrets.of_tls(here))] if number else []
     yield from told
     wanted = configuration.files(here.me, here.run.fleet, source.label, number)
@@ -91,8 +102,7 @@ def configure(here: Here, source: Source, number: int) -> Generator[Any, None, N
         yield from expiry.watch(here)
         told += (last := [*secretly(here, secrets.of_agent(here))])
         yield from last
-    if told and here.known.consul_round and not running.must_restart(here, source.label, number):
-        yield program.command(here, "consul", "reload")
+    return told
 
 
 def _not_ours(here: Here) -> set[str]:
