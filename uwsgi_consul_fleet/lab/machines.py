@@ -34,6 +34,8 @@ BOOT_TIMEOUT = 120  # seconds until ssh answers; a dozen that boot side by side 
 SYSTEMD = Path("/run/systemd/system")  # there where systemd is this host's init
 CHECKOUTS = MACHINES.with_name("checkouts")  # which clone is where
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
+# As on the smallest machine that can be rented; some dozen share this host's cores.
+ONE_CORE = "[Manager]\nDefaultEnvironment=GOMAXPROCS=1\n"
 # Of systemd's generators, which run at each daemon-reload: the others find nothing in a container.
 GENERATORS = ("systemd-fstab-generator", "systemd-sysv-generator")
 
@@ -166,6 +168,7 @@ def _prepare(machine: Machine, plugged: Network, proxy_url: str) -> None:
         f"Address={machine.address}/{plugged.addresses.prefixlen}\nGateway={plugged.gateway.ip}\n"
         f"Address={machine.address_6}/{LENGTH_6}\n",
     )
+    write(root / "etc/systemd/system.conf.d/80-lab.conf", ONE_CORE)
     _mask_generators(root)
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     shutil.copyfile(base.resolver(), root / "etc/resolv.conf")
