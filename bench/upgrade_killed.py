@@ -35,6 +35,7 @@ SERVERS = ("drakar", "cheetah", "ormen")
 HOST = "skeid"
 SERVING = ("drakar", "cheetah", HOST)
 WATCHES, OUTSIDE = "ormen", "knarr"  # where clients are
+PAUSE = 0.25  # seconds from one request of a client to its next
 LOG = ROOT / ".lab/upgrade_killed.log"
 
 BEGINS = r"Starting (serial )?operation: Consul, round"
@@ -118,7 +119,10 @@ class Upgrade:
     def load(self) -> Iterator[tuple[Load, Load]]:
         """Clients of all that serve, on a member and outside."""
         fixed = instances(self.lab, *SERVING)
-        with Load(self.lab, fixed, on=WATCHES) as near, Load(self.lab, fixed, on=OUTSIDE) as far:
+        with (
+            Load(self.lab, fixed, on=WATCHES, pause=PAUSE) as near,
+            Load(self.lab, fixed, on=OUTSIDE, pause=PAUSE) as far,
+        ):
             yield near, far
 
     def unnoticed(self, loads: tuple[Load, Load], hosts: Iterable[str], passing: int) -> None:

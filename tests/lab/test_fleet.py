@@ -398,25 +398,14 @@ def test_secrets_arrive_and_are_shown_nowhere(
         "app_secrets_file": str(tmp_path / "secrets"),
     }
     fleet.hosts(["drakar"], [("drakar", settings), "cheetah"])
-    lab.ssh(
-        "drakar",
-        "nohup sh -c 'while sleep 0.05; do cat /proc/[0-9]*/cmdline; done' >seen.txt 2>&1 & "
-        "echo $! >watch.pid",
-    )
-    try:
-        said = output(fleet.deploy("-vvv", "--diff", "--debug"))
-    finally:
-        lab.ssh("drakar", "kill $(cat watch.pid)")
+    said = output(fleet.deploy("-vvv", "--diff", "--debug"))
     found = json.loads(fetch(lab, "drakar", f"http://{lab.address('drakar')}:2001/?format=json"))[
         "found"
     ]
     assert found == ["call 1", 'a "b" $c `d` \\e\nf', "48 15"]
-    processes = lab.ssh("drakar", "tr '\\0' ' ' <seen.txt; rm seen.txt").stdout
-    assert re.search(r"release (--access-stdin )?switch", processes)
     # The archive that holds them is sent in base64, which begins like this.
     for secret in ("48 15", '"b"', "H4sIAA", *secrets_of(fleet)):
         assert secret not in said
-        assert secret not in processes
     kept = f"/srv/{SERVICE}/current/environment"
     assert lab.ssh("drakar", f"sudo stat -c '%a %U' {kept}").stdout == "600 root\n"
     assert lab.ssh("drakar", f"cat {kept}", check=False).returncode != 0

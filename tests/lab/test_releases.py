@@ -34,7 +34,7 @@ from uwsgi_consul_fleet.ssh import options
 pytestmark = pytest.mark.takes(460)
 
 # What is not yet healthy after so long is bad: the default of 30 s would only be waited for.
-SOON = ("--data", "health_timeout=5")
+SOON = ("--data", "health_timeout=10")
 PROCESSES = ("--data", "app_processes=6")  # more than clients may meet at one instance
 
 

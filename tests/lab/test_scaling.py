@@ -46,7 +46,7 @@ def test_nobody_retires_before_their_replacement_is_there(fleet: SharedFleet, la
 def test_one_host_takes_over_from_another(fleet: SharedFleet, lab: Lab) -> None:
     """Both in one edit: the new one serves before the old one goes."""
     fleet.hosts(["drakar"], ["drakar", "ormen"], ["cheetah"])
-    with Load(lab, instances(lab, "drakar"), pause=0.2) as load:
+    with Load(lab, instances(lab, "drakar")) as load:
         load.mark("cheetah for ormen")
         fleet.deploy()
         window = load.window("cheetah for ormen")
@@ -59,7 +59,7 @@ def test_a_consul_server_that_serves_no_more_stays_a_server(fleet: SharedFleet, 
     agent = "systemctl show --property MainPID,ActiveEnterTimestamp consul"
     before = lab.ssh("drakar", agent).stdout
     fleet.hosts(["drakar"], ["ormen"])
-    with Load(lab, instances(lab, "ormen"), pause=0.2) as load:
+    with Load(lab, instances(lab, "ormen")) as load:
         load.mark("drakar serves no more")
         changes = fleet.changes()
         assert changes.pop("Consul: forget secrets that nobody uses") == ["drakar"]  # its token

@@ -216,7 +216,7 @@ def test_a_kept_release_is_told_in_the_same_way(
         write(file, its.secret)
     until(lambda: guarded.passing(name), "it is registered")
     # What is registered it leaves as it is: it has to be switched before its token is deleted.
-    assert uwsgi.said_times(f"registered {name}") == 1
+    until(lambda: uwsgi.said_times(f"registered {name}") == 1, "it has heard of it")
     assert its.secret not in uwsgi.log
 
 

@@ -87,7 +87,7 @@ def of_fleet(gossip: str) -> str:
 
 def management(lab: Lab, host: str) -> str:
     """The management token of the fleet that a host is of; '' where its Consul knows none."""
-    process = lab.start("ssh", "-F", str(lab.config), "-o", "BatchMode=yes", host, LOOK)
+    process = lab.start("ssh", *lab.ssh_options, host, LOOK)
     found = process.communicate()[0]
     # Of a host that does not answer nothing is known, which whoever asks Consul next is told.
     gossip = json.loads(found or "{}").get("encrypt", "")

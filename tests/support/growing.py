@@ -56,7 +56,7 @@ def grow_and_shrink(fleet: Fleet, lab: Lab, stay: Sequence[str], more: Sequence[
     assert {name: lab.ssh(name, EMPTY).stdout for name in more} == dict.fromkeys(more, "")
     before = {name: lab.ssh(name, TOUCHED).stdout for name in stay}
     every = set(instances(lab, *stay, *more))
-    with Load(lab, instances(lab, *stay), on=stay[0], pause=0.2) as load:
+    with Load(lab, instances(lab, *stay), on=stay[0]) as load:
         fleet.hosts([stay[0]], [*stay, *more])
         load.mark("more hosts")
         _expect_changes(fleet, more)

@@ -1,10 +1,13 @@
 """The lab as an operator uses it: through its commands, in a checkout."""
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,8 @@ import acl_tokens
 import evidence
 from checkout import BIN
 from consul_processes import until
+
+from uwsgi_consul_fleet.lab import machines
 
 SUDO = [] if os.geteuid() == 0 else ["sudo"]
 
@@ -32,6 +37,10 @@ class Lab:
         self.config = checkout / ".lab/ssh_config"
         self.inside = inside
         self.environment = {**os.environ, **environment}
+        # A connection takes a machine as long as ten commands over one that is there. Their
+        # sockets are here: a socket's path may have a hundred characters, and a checkout's more.
+        self.connections = Path(tempfile.mkdtemp(prefix="ucf-"))
+        atexit.register(shutil.rmtree, self.connections, ignore_errors=True)
         evidence.labs.add(self)
 
     @property
@@ -53,7 +62,7 @@ class Lab:
 
     def fresh(self, *names: str) -> None:
         """Machines with nothing on them, whether they were there or not."""
-        there = self.status()
+        there = self.addresses()
         if old := [name for name in names if name in there]:
             self.rebuild(*old)
         if new := [name for name in names if name not in there]:
@@ -62,7 +71,8 @@ class Lab:
     def reboot(self, name: str) -> None:
         """As `systemctl reboot` does it: services are stopped first; returns when ssh answers."""
         self.ssh(name, "sudo systemctl reboot", check=False)  # which may end the session first
-        until(lambda: self.status()[name]["state"] == "stopped", f"{name} is down", 120)
+        (machine,) = (each for each in machines.known(self.clone) if each.name == name)
+        until(lambda: not machine.pids(), f"{name} is down", 120)
         self.up(name)
 
     @contextmanager
@@ -93,20 +103,34 @@ class Lab:
         return {row["name"]: row for row in rows}
 
     def address(self, name: str) -> str:
-        return str(self.status()[name]["address"])
+        return self.addresses()[name]
+
+    def addresses(self) -> dict[str, str]:
+        """As `status` has them; tests ask for them at every step, and its command takes 0.1 s."""
+        if self.inside:
+            return {name: row["address"] for name, row in self.status().items()}
+        return {machine.name: machine.address for machine in machines.known(self.clone)}
 
     def ssh(self, name: str, command: str, check: bool = True, options: str = "") -> Result:
-        words = [
-            "ssh",
-            "-F",
-            str(self.config),
-            "-o",
-            "BatchMode=yes",
-            *options.split(),
-            name,
-            command,
-        ]
-        return self.run(*words, check=check)
+        """
+        :param options: of ssh, which then makes a connection of its own
+        """
+        own = ["-o", "ControlPath=none", *options.split()] if options else []
+        return self.run("ssh", *own, *self.ssh_options, name, command, check=check)
+
+    @property
+    def ssh_options(self) -> list[str]:
+        """Of ssh and scp: by a connection that is there, or that stays for the next ones."""
+        path = f"ControlPath={self.connections}/%C"
+        kept = [path, "ControlMaster=auto", "ControlPersist=30", "ServerAliveInterval=10"]
+        words = [word for each in ["BatchMode=yes", *kept] for word in ("-o", each)]
+        return ["-F", str(self.config), *words]
+
+    def _hang_up(self) -> None:
+        """Before machines go, whose connections would have no end; what runs over one goes on."""
+        for path in self.connections.iterdir():
+            words = ["ssh", "-o", f"ControlPath={path}", "-O", "stop", "any"]
+            subprocess.run([*self.inside, *words], capture_output=True, check=False)
 
     def consul(self, name: str, words: str, check: bool = True) -> Result:
         """A command of Consul's on a machine, as who may do everything in its cluster."""
@@ -117,6 +141,8 @@ class Lab:
         return f"CONSUL_HTTP_TOKEN={acl_tokens.management(self, name)}"
 
     def command(self, *words: str, check: bool = True) -> Result:
+        if words[0] in ("kill", "down", "rebuild"):
+            self._hang_up()
         return self.run(sys.executable, "-m", "uwsgi_consul_fleet.lab", *words, check=check)
 
     def invoke(self, *words: str, check: bool = True) -> Result:

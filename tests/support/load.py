@@ -38,8 +38,8 @@ UNIT = "load.service"
 
 def instances(lab: Lab, *names: str, ports: Iterable[int] = (2001, 2002)) -> list[str]:
     """HOST:PORT of the instances on these machines."""
-    status = lab.status()
-    return [f"{status[name]['address']}:{port}" for name in names for port in ports]
+    addresses = lab.addresses()
+    return [f"{addresses[name]}:{port}" for name in names for port in ports]
 
 
 class Request(NamedTuple):
@@ -254,7 +254,7 @@ class Load:
         on: str = "drakar",
         service: str = SERVICE,
         clients: int = 16,
-        pause: float = 0.25,
+        pause: float = 0.4,
         timeout: float = 30,
     ) -> None:
         """
@@ -285,7 +285,7 @@ class Load:
             f"{self._write_fixed()}"
         )
         target = f"{self.on}:{FOLDER}/generator.py"
-        self.lab.run("scp", "-q", "-F", str(self.lab.config), str(GENERATOR), target)
+        self.lab.run("scp", "-q", *self.lab.ssh_options, str(GENERATOR), target)
         token = acl_tokens.lookups(self.lab, self.on)
         # Ahead of what it measures: a client that waits for a processor finds everybody slow.
         self._ssh(

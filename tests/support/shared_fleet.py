@@ -61,7 +61,7 @@ class SharedFleet(Fleet):
             self._put_back(*HOSTS, *more)
 
     def _put_back(self, *members: str) -> None:
-        others = [name for name in self.lab.status() if name not in members]
+        others = [name for name in self.lab.addresses() if name not in members]
         self.lab.up(*members, *others)
         for host in members:
             self.lab.ssh(host, CLEAR, check=False)
