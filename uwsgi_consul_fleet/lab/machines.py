@@ -36,8 +36,6 @@ CHECKOUTS = MACHINES.with_name("checkouts")  # which clone is where
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 # As on the smallest machine that can be rented; some dozen share this host's cores.
 ONE_CORE = "[Manager]\nDefaultEnvironment=GOMAXPROCS=1\n"
-# Of systemd's generators, which run at each daemon-reload: the others find nothing in a container.
-GENERATORS = ("systemd-fstab-generator", "systemd-sysv-generator")
 
 
 @dataclass(frozen=True)
@@ -181,10 +179,12 @@ def _prepare(machine: Machine, plugged: Network, proxy_url: str) -> None:
 
 
 def _mask_generators(root: Path) -> None:
+    """They run at each daemon-reload, and find nothing in a container whose packages all have units
+    of systemd's."""
     masked = root / "etc/systemd/system-generators"
     masked.mkdir(exist_ok=True)
     for path in (root / "usr/lib/systemd/system-generators").glob("systemd-*"):
-        if path.name not in GENERATORS and not (masked / path.name).is_symlink():
+        if not (masked / path.name).is_symlink():
             (masked / path.name).symlink_to("/dev/null")
 
 
