@@ -100,6 +100,12 @@ class Releases:
             for host, units in self.running().items()
         }
 
+    def pointed(self) -> dict[str, str]:
+        """The release that a boot of each host would start."""
+        look = f"sudo readlink /srv/{SERVICE}/current"
+        places = {host: self.lab.ssh(host, look).stdout.strip() for host in self.hosts}
+        return {host: Path(place).name.rpartition("-")[0] for host, place in places.items()}
+
     def settled(self) -> bool:
         """No host runs two releases, or tries one."""
         return all(
@@ -108,8 +114,8 @@ class Releases:
         )
 
     def expect_everywhere(self) -> None:
-        """Every host says that it is on the release, Consul says so, and nothing else runs."""
-        assert self.fleet.releases() == dict.fromkeys(self.hosts, self.serving)
+        """Every host is on the release, Consul says so, and nothing else runs."""
+        assert self.pointed() == dict.fromkeys(self.hosts, self.serving)
         report = json.loads(self.fleet.verify("--json", "--wait", "10").stdout)
         assert {row["release"] for row in report["rows"]} == {self.serving}
         assert self.names() == {host: {self.serving} for host in self.hosts}
