@@ -10,13 +10,13 @@ import checkout
 import consul_version
 import pytest
 import seed
-from lab_commands import Lab
 from xdist.scheduler import LoadScopeScheduling
 
 # In the process of a worker, before anything of ours is imported.
 checkout.enter()
 
 import prepared  # noqa: E402
+from lab_commands import Lab  # noqa: E402
 
 from uwsgi_consul_fleet.lab import base  # noqa: E402
 

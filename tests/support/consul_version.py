@@ -18,7 +18,10 @@ from pathlib import Path
 GIVEN = Path(os.environ["CONSUL"]).resolve() if os.environ.get("CONSUL") else None
 # What 1.8 says to a question that was at a server when that stopped, or came just behind; it does
 # not itself ask another one.
-CUT_OFF = r"rpc error (making call: EOF|getting client: .*: connection refused)$"
+CUT_OFF = (
+    r"rpc error (making call: EOF|getting client: .*: connection refused"
+    r"|getting client: .* lead thread didn't get connection)$"
+)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import acl_tokens
 import evidence
-from checkout import BIN
+from checkout import BIN, RUN
 from consul_processes import until
 
 from uwsgi_consul_fleet.lab import machines
@@ -39,7 +39,7 @@ class Lab:
         self.environment = {**os.environ, **environment}
         # A connection takes a machine as long as ten commands over one that is there. Their
         # sockets are here: a socket's path may have a hundred characters, and a checkout's more.
-        self.connections = Path(tempfile.mkdtemp(prefix="ucf-"))
+        self.connections = Path(tempfile.mkdtemp(prefix="ssh-", dir=RUN))
         atexit.register(shutil.rmtree, self.connections, ignore_errors=True)
         evidence.labs.add(self)
 
@@ -121,7 +121,7 @@ class Lab:
     @property
     def ssh_options(self) -> list[str]:
         """Of ssh and scp: by a connection that is there, or that stays for the next ones."""
-        path = f"ControlPath={self.connections}/%C"
+        path = f"ControlPath={self.connections}/%r@%h"
         kept = [path, "ControlMaster=auto", "ControlPersist=30", "ServerAliveInterval=10"]
         words = [word for each in ["BatchMode=yes", *kept] for word in ("-o", each)]
         return ["-F", str(self.config), *words]
