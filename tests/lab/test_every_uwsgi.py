@@ -45,11 +45,6 @@ NO_OVERLAY = r"""
 printf '#!/bin/sh\ncase $* in *overlay*) exit 1 ;; esac\nexec /bin/mount "$@"\n' >mount
 sudo install -m 755 mount /usr/local/sbin/
 """
-# Compiles in half of the time; how fast that uWSGI runs is not what this is about.
-FASTER = r"""
-printf '#!/bin/sh\nexec /usr/bin/gcc "$@" -O1 -g0\n' |
-    sudo install -m 755 /dev/stdin /usr/local/bin/gcc
-"""
 # A header that is found before the one that curl's own package brings.
 SPOIL = (
     "sudo mkdir /usr/local/include/curl && "
@@ -152,10 +147,8 @@ def test_a_plugin_for_each_of_debians_is_built(four: Fleet) -> None:
     assert result.stdout.count("up to date: ") == 1
 
 
-def test_pypis_is_built_on_its_host_and_a_plugin_for_it(four: Fleet, lab: Lab) -> None:
-    lab.ssh("cheetah", FASTER)
+def test_pypis_is_built_on_its_host_and_a_plugin_for_it(four: Fleet) -> None:
     result = four.build()
-    lab.ssh("cheetah", "sudo rm /usr/local/bin/gcc")
     assert result.stdout.count("built: ") == 1
     assert result.stdout.count("up to date: ") == 3
 

@@ -268,11 +268,10 @@ class Dropping:
 )
 def test_who_is_dropped_tries_once_more(ways: Ways, says: bytes) -> None:
     """As by an sshd that has more of them at the same time than it takes."""
-    ways.use(ways.section("*", "HostKeyAlias target"), {})
+    ways.use(ways.section("web", "HostName 127.0.0.1", "HostKeyAlias target"), {})
     with Dropping(ways.addresses[TARGET], says) as dropping:
         data = {"ssh_config_file": str(ways.config), "ssh_port": dropping.port}
-        found = options.of("web", {**data, "ssh_hostname": "127.0.0.1"})
-        client.connect(found).close()
+        client.connect(options.of("web", data)).close()
         assert dropping.met == 2
 
 
