@@ -92,16 +92,17 @@ def timed(fleet: Fleet, source: Path, release: str, *options: str) -> float:
 def measure(lab: Lab, fleet: Fleet, names: list[str], code: str, count: int, title: str) -> bool:
     """Release `count` times under load; whether no request failed and none was too slow.
 
-    Of one release alone the slowest request says nothing.
+    Of one release alone the slowest request says nothing: it takes place once, beside a load by
+    which it is seen whether one was lost.
     """
     options, shortest = (PROCESSES, SHORTEST) if code == SLOW_REQUESTS else ([], 0)
     took = []
     with tempfile.TemporaryDirectory(prefix="releases-") as folder:
         sources = revisions(Path(folder), code)
-        timed(fleet, next(sources), "r0", *options)
-        # Of the second of its kind: the first one also installs what the others have.
-        pause = timed(fleet, next(sources), "r1", *options)
-        with Load(lab, instances(lab, *names), pause=PAUSE) as load:
+        pause = timed(fleet, next(sources), "r0", *options)
+        if count > 1:  # of the second of its kind: the first one also installs what others have
+            pause = timed(fleet, next(sources), "r1", *options)
+        with Load(lab, instances(lab, *names), pause=PAUSE if count > 1 else 5 * PAUSE) as load:
             for number in range(2, count + 2):
                 load.mark(f"before r{number}")
                 time.sleep(max(pause, shortest))

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 MARK = "UWSGI_CONSUL_FLEET_SAMPLED"  # in the environment of what the tests start
-PAUSE = 0.015  # seconds between two looks
+PAUSE = 0.02  # seconds between two looks
 # One that was looked at so often and is as it was is looked at now and then.
 OLD, EACH = 10, 50
 

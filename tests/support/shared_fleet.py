@@ -43,11 +43,11 @@ class SharedFleet(Fleet):
         settings.write_text("".join(f"{key} = {value!r}\n" for key, value in SETTINGS.items()))
 
     def more(self, *names: str) -> None:
-        """Start more machines, of :data:`SPARE`; `reset` empties them."""
+        """Start more machines, of :data:`SPARE`; `reset` removes them."""
         self.lab.up(*names)
 
     def reset(self, *more: str) -> None:
-        """Put the fleet into the state above, and every other machine into that of a fresh one.
+        """Put the fleet into the state above, and let every other machine leave it and go.
 
         By a deploy; where that fails, the machines are made anew.
 
@@ -73,8 +73,11 @@ class SharedFleet(Fleet):
         if "which was rolled back from" in output(result):  # by a test, so it takes a name
             result = self._deploy("--data", "release=checkout")
         assert result.returncode == 0, output(result)
-        # Else a run would be about them as well, or not, by which tests came before.
+        # Else a run would be about them as well, or not, by which tests came before; and to keep
+        # them for whoever starts them next takes more than to make them.
         self.hosts(["drakar"], list(members))
+        if others:
+            self.lab.down(*others)
         self.verify("--wait", "10")
 
     def _deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
