@@ -131,17 +131,11 @@ look_for_ports() {
 
 # listening PORT ...: those on which something listens, and who, where ss can tell.
 listening() {
-    wanted=$(for port; do printf ':%04X=%s ' "$port" "$port"; done)
     # Read once: for each reading the kernel goes through its whole table of connections.
-    cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v wanted="$wanted" '
-        $4 == "0A" { found[substr($2, length($2) - 4)] }
-        END {
-            last = split(wanted, each, " ")
-            for (i = 1; i <= last; i++) {
-                split(each[i], port, "=")
-                if (port[1] in found) print port[2]
-            }
-        }' | while read -r port; do
+    open=$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
+        awk '$4 == "0A" { print substr($2, length($2) - 4) }')
+    for port; do
+        case $open in *$(printf ':%04X' "$port")*) ;; *) continue ;; esac
         who=$(ss -Hltnp "sport = :$port" 2>/dev/null |
             sed -n 's/.*users:(("\([^"]*\)",pid=\([0-9]*\).*/\1 (process \2)/p' | head -n 1)
         echo "$port $who"
