@@ -10,17 +10,17 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from threading import Thread
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from checkout import ROOT
 from consul_processes import until
 from fleet_commands import Fleet, output, run
 from lab_commands import Lab
+from leading import leading_to
 from terminal import Terminal
 
 from uwsgi_consul_fleet.errors import UnreachableError
@@ -224,55 +224,24 @@ done
 """
 
 
-class Dropping:
-    """A port before a host's, which breaks off the first of its connections in some way."""
-
-    def __init__(self, address: str, says: bytes) -> None:
-        self._address, self._says = address, says
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.met = 0
-
-    def __enter__(self) -> Self:
-        Thread(target=self._listen, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _listen(self) -> None:
-        with suppress(OSError):  # when it is closed
-            while True:
-                caller, _ = self._listener.accept()
-                self.met += 1
-                if self.met == 1:
-                    caller.sendall(self._says)
-                    caller.close()
-                else:
-                    self._let_through(caller, socket.create_connection((self._address, 22)))
-
-    def _let_through(self, *ends: socket.socket) -> None:
-        for one, other in (ends, ends[::-1]):
-            Thread(target=self._pass_on, args=(one, other), daemon=True).start()
-
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):
-            while data := one.recv(65536):
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
-
-
 @pytest.mark.parametrize(
     "says", [b"", b"Not allowed at this time\r\n", b"SSH-2.0-x\r\n\0\0\0\0\0\0\0\0"]
 )
 def test_who_is_dropped_tries_once_more(ways: Ways, says: bytes) -> None:
     """As by an sshd that has more of them at the same time than it takes."""
     ways.use(ways.section("web", "HostName 127.0.0.1", "HostKeyAlias target"), {})
-    with Dropping(ways.addresses[TARGET], says) as dropping:
-        data = {"ssh_config_file": str(ways.config), "ssh_port": dropping.port}
+    met = []
+
+    def drop_the_first(caller: socket.socket) -> bool:
+        met.append(caller)
+        if len(met) == 1:
+            caller.sendall(says)
+        return len(met) > 1
+
+    with leading_to((ways.addresses[TARGET], 22), drop_the_first) as port:
+        data = {"ssh_config_file": str(ways.config), "ssh_port": port}
         client.connect(options.of("web", data)).close()
-        assert dropping.met == 2
+    assert len(met) == 2
 
 
 def test_a_tunnel_outlives_a_restart_of_what_it_leads_to(ways: Ways) -> None:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from consul_processes import until
+from leading import leading_to
 from uwsgi_processes import Agent, FakeAgent, Uwsgi
 
 Start = Callable[..., Uwsgi]
@@ -461,36 +461,17 @@ def test_only_the_given_authority_is_believed(
 @pytest.fixture
 def far_away(secure_agent: Agent) -> Iterator[Callable[[float], int]]:
     """Ports that lead to the agent's HTTPS, where what was first said takes so many seconds."""
-    listeners = []
     https_port = int((place(secure_agent) / "https_port").read_text())
+    with contextlib.ExitStack() as stack:
 
-    def pass_on(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+        def make(delay: float) -> int:
+            def wait(_client: socket.socket) -> bool:
+                time.sleep(delay)
+                return True
 
-    def serve(listener: socket.socket, delay: float) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                threading.Thread(target=join, args=(client, delay), daemon=True).start()
+            return stack.enter_context(leading_to(("127.0.0.1", https_port), wait))
 
-    def join(client: socket.socket, delay: float) -> None:
-        time.sleep(delay)
-        with contextlib.suppress(OSError):
-            agent = socket.create_connection(("127.0.0.1", https_port))
-            threading.Thread(target=pass_on, args=(client, agent), daemon=True).start()
-            pass_on(agent, client)
-
-    def make(delay: float) -> int:
-        listeners.append(socket.create_server(("127.0.0.1", 0)))
-        threading.Thread(target=serve, args=(listeners[-1], delay), daemon=True).start()
-        return int(listeners[-1].getsockname()[1])
-
-    yield make
-    for listener in listeners:
-        listener.close()
+        yield make
 
 
 def test_a_slow_handshake(
