@@ -35,11 +35,10 @@ from interrupting import (  # noqa: E402
     rebooted,
 )
 from lab_commands import Lab  # noqa: E402
-from load import Load, instances  # noqa: E402
+from load import CLOSE, Load, instances  # noqa: E402
 from releasing import Releases  # noqa: E402
 from shared_fleet import HOSTS, SharedFleet  # noqa: E402
 
-PAUSE = 0.25  # seconds from one request of a client to its next
 LATEST = 12  # seconds after which a first deploy is killed, at most
 
 
@@ -86,7 +85,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="interruptions-") as folder:
         releases = Releases(fleet, lab, Path(folder))
         releases.deploy()
-        with Load(lab, instances(lab, *HOSTS), pause=PAUSE) as load:
+        with Load(lab, instances(lab, *HOSTS), pause=CLOSE) as load:
             rng = random.Random(options.seed)
             for how in itertools.islice(kinds, options.moments):
                 releases.ensure()

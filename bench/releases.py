@@ -92,8 +92,8 @@ def timed(fleet: Fleet, source: Path, release: str, *options: str) -> float:
 def measure(lab: Lab, fleet: Fleet, names: list[str], code: str, count: int, title: str) -> bool:
     """Release `count` times under load; whether no request failed and none was too slow.
 
-    Of one release alone the slowest request says nothing: it takes place once, beside a load by
-    which it is seen whether one was lost.
+    Of one release alone the slowest request says nothing: with less load it only shows whether one
+    was lost.
     """
     options, shortest = (PROCESSES, SHORTEST) if code == SLOW_REQUESTS else ([], 0)
     took = []

@@ -20,12 +20,11 @@ import checkout  # noqa: E402
 import figures  # noqa: E402
 from fleet_commands import Fleet  # noqa: E402
 from lab_commands import Lab  # noqa: E402
-from load import Load, instances  # noqa: E402
+from load import CLOSE, Load, instances  # noqa: E402
 from releasing import starts  # noqa: E402
 from versions import Version  # noqa: E402
 
 HOSTS = ("drakar", "cheetah")
-PAUSE = 0.25  # seconds from one request of a client to its next
 # The last one with a single application, of Python's.
 BEFORE = "309c9f4"
 ENTRY_POINT = "uwsgi_consul_fleet.pyinfra_cli:accept_folders"
@@ -47,7 +46,7 @@ def main() -> int:
         version.run("pyinfra", "-y", "--data", "release=before", str(fleet.path), "deploy/")
     fleet.build()
     before = starts(lab, HOSTS)
-    with Load(lab, instances(lab, *HOSTS), pause=PAUSE) as load:
+    with Load(lab, instances(lab, *HOSTS), pause=CLOSE) as load:
         load.mark(f"from {options.before}")
         fleet.deploy("--data", "release=now")
         fleet.verify("--wait", "10", "--probe")

@@ -28,14 +28,13 @@ import figures  # noqa: E402
 from fleet_commands import Fleet, output  # noqa: E402
 from interrupting import killed_at, killed_at_the_end  # noqa: E402
 from lab_commands import Lab  # noqa: E402
-from load import Load, instances  # noqa: E402
+from load import CLOSE, Load, instances  # noqa: E402
 from versions import before, rounds  # noqa: E402
 
 SERVERS = ("drakar", "cheetah", "ormen")
 HOST = "skeid"
 SERVING = ("drakar", "cheetah", HOST)
 WATCHES, OUTSIDE = "ormen", "knarr"  # where clients are
-PAUSE = 0.25  # seconds from one request of a client to its next
 LOG = ROOT / ".lab/upgrade_killed.log"
 
 BEGINS = r"Starting (serial )?operation: Consul, round"
@@ -120,8 +119,8 @@ class Upgrade:
         """Clients of all that serve, on a member and outside."""
         fixed = instances(self.lab, *SERVING)
         with (
-            Load(self.lab, fixed, on=WATCHES, pause=PAUSE) as near,
-            Load(self.lab, fixed, on=OUTSIDE, pause=PAUSE) as far,
+            Load(self.lab, fixed, on=WATCHES, pause=CLOSE) as near,
+            Load(self.lab, fixed, on=OUTSIDE, pause=CLOSE) as far,
         ):
             yield near, far
 

@@ -34,6 +34,8 @@ SERVICE = "consul-demo-server"
 GENERATOR = Path(__file__).with_name("load_generator.py")
 FOLDER = "/var/tmp/load"
 UNIT = "load.service"
+# Seconds from one request of a client to its next: in the suite, and where benchmarks look closer.
+PAUSE, CLOSE = 0.4, 0.25
 
 
 def instances(lab: Lab, *names: str, ports: Iterable[int] = (2001, 2002)) -> list[str]:
@@ -254,7 +256,7 @@ class Load:
         on: str = "drakar",
         service: str = SERVICE,
         clients: int = 16,
-        pause: float = 0.4,
+        pause: float = PAUSE,
         timeout: float = 30,
     ) -> None:
         """
