@@ -141,10 +141,8 @@ def agents(lab: Lab, *names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def grown(fleet: SharedFleet, lab: Lab) -> None:
+def grown(fleet: SharedFleet) -> None:
     """A third host with the application, and a machine to which nothing was deployed yet."""
-    if "ormen" in lab.addresses():
-        lab.down("ormen")
     fleet.more("ormen", "skeid")
     fleet.hosts(["drakar"], APPS)
     fleet.deploy()

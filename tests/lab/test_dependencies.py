@@ -85,7 +85,7 @@ def options(
     (index / "ahoy").mkdir(parents=True)
     (index / "index.py").write_text(INDEX)
     (index / "ahoy" / "ahoy-1.tar.gz").write_bytes(sources("ahoy"))
-    lab.run("scp", "-q", "-r", "-F", str(lab.config), str(index), "drakar:index")
+    lab.run("scp", "-q", "-r", *lab.ssh_options, str(index), "drakar:index")
     run = "sudo systemd-run --quiet --unit=index --working-directory=$HOME/index sh -c"
     lab.ssh("drakar", f"echo {PASSWORD} >password; {run} 'exec python3 index.py <../password'")
     lab.ssh("drakar", f"echo {OLD} | sudo tee /etc/old; {configured('constraint = /etc/old')}")

@@ -84,11 +84,10 @@ def manifests() -> dict[str, dict[str, Any]]:
 
 def copy(lab: Lab, source: str, target: str) -> None:
     """A file of this machine or of one of the lab, to one of the lab."""
-    words = ["-q", "-3", "-F", str(lab.config)]
     if ":" in source:
         host, _, path = source.partition(":")
         source = f"{host}:{lab.ssh(host, f'echo {path}').stdout.strip()}"
-    lab.run("scp", *words, source, target)
+    lab.run("scp", "-q", "-3", *lab.ssh_options, source, target)
 
 
 def journal_of(lab: Lab, name: str, *options: str) -> str:

@@ -113,7 +113,7 @@ class Folder:
 @pytest.fixture(scope="module")
 def own(fleet: SharedFleet, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
     folder = tmp_path_factory.mktemp("own")
-    copy = ["scp", "-q", "-r", "-F", str(lab.config)]
+    copy = ["scp", "-q", "-r", *lab.ssh_options]
     lab.run(*copy, f"drakar:{GEMS}/rack-*", str(folder))
     (rack,) = folder.glob("rack-*")
     for path, content in packages(rack).items():

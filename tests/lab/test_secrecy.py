@@ -167,7 +167,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Iterator[Told]:
 
 def given(lab: Lab, host: str, command: str, text: str) -> None:
     """Run a command on a host, with what it may not be seen with on its standard input."""
-    words = ["ssh", "-F", str(lab.config), host, command]
+    words = ["ssh", *lab.ssh_options, host, command]
     subprocess.run(words, input=text, text=True, check=True)
 
 

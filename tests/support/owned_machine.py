@@ -117,7 +117,7 @@ def missing(before: list[str], now: list[str]) -> set[str]:
 def copy(lab: Lab, host: str, source: Path, target: str) -> None:
     """Send a file to a machine."""
     with source.open("rb") as file:
-        command = ["ssh", "-F", str(lab.config), host, f"sudo sh -c 'cat >{target}'"]
+        command = ["ssh", *lab.ssh_options, host, f"sudo sh -c 'cat >{target}'"]
         subprocess.run(command, stdin=file, check=True)
 
 

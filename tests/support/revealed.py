@@ -71,7 +71,7 @@ class Secret:
         :param since: those that were changed since then, in seconds
         """
         words = shlex.join(["sudo", "python3", "-c", FIND, str(since), *folders])
-        return self._found(["ssh", "-F", str(lab.config), host, words])
+        return self._found(["ssh", *lab.ssh_options, host, words])
 
     def in_files_here(self, since: float, *folders: Path) -> dict[str, set[str]]:
         """As :meth:`in_files`, of this machine."""
