@@ -131,8 +131,9 @@ def _say_what_auto_has(run: Run) -> None:
     """In each run, since it stays so until somebody decides."""
     version = run.fleet.hosts[0].settings.consul_version
     logger.warning(
-        '    Consul: "auto" stays with Debian\'s 1.8.7 (2020): the release site did not answer at '
-        f'the first deploy: consul_source = "release" takes {version}, "debian" confirms it'
+        '    Consul: "auto" stays with Debian\'s 1.8.7 (2020), since the release site did not '
+        "answer at the first deploy; "
+        f'consul_source = "release" takes {version}, "debian" confirms it'
     )
 
 
