@@ -7,6 +7,7 @@ from pathlib import Path
 import evidence
 import prepared
 import pytest
+import warm
 from checkout import ROOT
 from lab_commands import Lab
 from load import Load, instances
@@ -33,6 +34,12 @@ def pytest_runtest_makereport(
         except Exception as error:  # it must not hide why the test failed
             report.sections.append((title, f"could not be collected: {error!r}"))
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_commands() -> Iterator[None]:
+    with warm.commands():
+        yield
 
 
 @pytest.fixture(scope="session")

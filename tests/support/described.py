@@ -7,7 +7,7 @@ from typing import Any
 import acl_tokens
 import consul_version
 from checkout import ROOT
-from fleet_commands import changed, finish, start
+from fleet_commands import changed, run, start
 from shared_fleet import SharedFleet
 
 DEMO = "consul-demo-server"
@@ -47,18 +47,25 @@ class Described:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """One of the commands, over the groups as they are now; :func:`finish` waits for it."""
-        lines = (f"{name} = {hosts!r}\n" for name, hosts in self.groups.items())
-        (self.folder / "inventory.py").write_text("".join(lines))
+        self._write_groups()
         return start(*words, cwd=self.folder, own_group=True)
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return finish(self.start(*words), check=check)
+        self._write_groups()
+        return run(*words, cwd=self.folder, check=check)
+
+    def _write_groups(self) -> None:
+        lines = (f"{name} = {hosts!r}\n" for name, hosts in self.groups.items())
+        (self.folder / "inventory.py").write_text("".join(lines))
 
     def start_deploy(self, *options: str) -> subprocess.Popen[str]:
-        return self.start("pyinfra", "-y", *options, "inventory.py", f"{ROOT}/deploy/")
+        return self.start(*self._deploy(*options))
 
     def deploy(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return finish(self.start_deploy(*options), check=check)
+        return self.run(*self._deploy(*options), check=check)
+
+    def _deploy(self, *options: str) -> list[str]:
+        return ["pyinfra", "-y", *options, "inventory.py", f"{ROOT}/deploy/"]
 
     def changes(self, *options: str) -> dict[str, list[str]]:
         return changed(self.deploy("--json", *options))

@@ -11,6 +11,7 @@ from typing import Any
 
 import acl_tokens
 import evidence
+import warm
 from checkout import BIN, ROOT, locked
 
 
@@ -22,10 +23,9 @@ def start(
     :param environment: variables beside those of this process
     """
     return subprocess.Popen(
-        [str(BIN / command[0]), *command[1:]],
+        _words(command),
         cwd=cwd,
-        # As wide as a log: what is tested is what it says, not how it is broken into lines.
-        env={**os.environ, "COLUMNS": "200", **environment},
+        env={**_environment(), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -33,21 +33,39 @@ def start(
     )
 
 
+def _words(command: Sequence[str]) -> list[str]:
+    return [str(BIN / command[0]), *command[1:]]
+
+
+def _environment() -> dict[str, str]:
+    # As wide as a log: what is tested is what it says, not how it is broken into lines.
+    return {**os.environ, "COLUMNS": "200"}
+
+
 def finish(process: subprocess.Popen[str], *, check: bool) -> subprocess.CompletedProcess[str]:
     """What it printed and how it ended."""
     stdout, stderr = process.communicate()
     words = process.args
     assert isinstance(words, list)
-    said = f"{' '.join(words)} exited with {process.returncode}:\n{stdout}{stderr}"
-    evidence.ran(words, process.returncode, stdout + stderr)
-    # A line of our own: an application that fails may well have printed one, after its host.
-    assert not re.search("^Traceback", said, re.MULTILINE), said
-    assert not check or process.returncode == 0, said
-    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+    ended = subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+    return _checked(ended, check=check)
 
 
 def run(*command: str, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    if ended := warm.run(_words(command), cwd, _environment()):
+        return _checked(ended, check=check)
     return finish(start(*command, cwd=cwd), check=check)
+
+
+def _checked(
+    ended: subprocess.CompletedProcess[str], *, check: bool
+) -> subprocess.CompletedProcess[str]:
+    said = f"{' '.join(ended.args)} exited with {ended.returncode}:\n{output(ended)}"
+    evidence.ran(ended.args, ended.returncode, output(ended))
+    # A line of our own: an application that fails may well have printed one, after its host.
+    assert not re.search("^Traceback", said, re.MULTILINE), said
+    assert not check or ended.returncode == 0, said
+    return ended
 
 
 def output(result: subprocess.CompletedProcess[str]) -> str:
