@@ -1,6 +1,7 @@
 """The run of pyinfra in which our operations are: what of its inside we read and touch.
 
-Nothing else here does, so this is what a new version of pyinfra is held against.
+Nothing else touches a run. A new version of pyinfra is held against this, and against
+ssh/connector.py and pyinfra_cli.py.
 """
 
 import sys
