@@ -92,13 +92,13 @@ def make_tokens(here: Here, number: int) -> Generator[Any, None, None]:
         # Who may look services up today is told to who has one of these.
         first = _as_json(tokens.to_begin_with(should))
         yield telling(here, {**NOTHING, **first, "reset": lost}, "consul", "acl")
-        here.changed()
+        secrets.ask_again(run)
         should = wanted(run, number)
     if _is_so(here.known.consul_acl, should):
         host.noop("Consul has every token")
         return
     yield telling(here, {**NOTHING, **_as_json(should), "reset": lost}, "consul", "acl")
-    here.changed()
+    secrets.ask_again(run)
 
 
 def _make_beyond(here: Here) -> Generator[Any, None, None]:

@@ -86,8 +86,7 @@ def owe_key(here: Here) -> Generator[Any, None, None]:
 def _why_not_now(run: Run) -> str:
     """Why not every member can be told of a new secret, or ''."""
     if run.pyinfra.is_executing:
-        for name, _ in secrets.servers(run):  # who has left since
-            run.forget(name)
+        secrets.ask_again(run)  # who has left since
     if down := rounds.down(run):
         return f"the agent of {', '.join(down)} is down; start it, or move it to retired"
     return rounds.why_not_all(run)
@@ -139,7 +138,7 @@ def rekey(here: Here) -> Generator[Any, None, None]:
         return
     said = {"key": its.gossip, "before": its.gossip_before}
     yield acl.telling(here, said, "consul", "rekey")
-    here.changed()
+    secrets.ask_again(run)
 
 
 @operation()
@@ -215,7 +214,7 @@ def settle(here: Here) -> Generator[Any, None, None]:
             policies = [tokens.node_policy(each.node) for each in run.fleet.retired]
             said = {"gone": gone, "gone_policies": policies}
             yield acl.telling(here, {**acl.NOTHING, **said}, "consul", "acl")
-            here.changed()
+            secrets.ask_again(run)
     try:
         its.become(_settled(run, its.secrets))
     except FleetError as error:

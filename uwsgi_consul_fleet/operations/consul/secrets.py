@@ -122,6 +122,12 @@ def servers(run: Run) -> list[tuple[str, HostState]]:
     return [(name, its) for name, its in states if its.consul_round and its.consul_running]
 
 
+def ask_again(run: Run) -> None:
+    """What Consul knows has changed, or may have: what any server said of it does not hold."""
+    for server in run.fleet.consul_servers:
+        run.forget(server.name)
+
+
 def _left_out(run: Run) -> list[tuple[str, HostState]]:
     """Those that --limit leaves out, where it leaves out all of them."""
     found = run.once(left_out.servers)
