@@ -28,9 +28,6 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == "fleet.transport":
             print(WORD, file=sys.stderr)

@@ -115,7 +115,7 @@ def test_a_restart_that_would_lose_the_quorum(peers: dict[str, bool], need: str)
 def seen(**answer: object) -> cluster.Cluster:
     """As the host program tells it."""
     told = {"servers": [], "members": {}, "nodes": [], **answer}
-    return cluster.ClusterFact().process([json.dumps(told)])
+    return cluster.parse(json.dumps(told))
 
 
 def test_the_cluster_is_read_from_an_agents_answers() -> None:
@@ -129,4 +129,4 @@ def test_the_cluster_is_read_from_an_agents_answers() -> None:
 
 def test_an_agent_that_could_not_say_everything() -> None:
     assert seen(members={"a": True}, problem="no leader").problem == "no leader"
-    assert cluster.ClusterFact.default().problem
+    assert cluster.parse("").problem

@@ -6,11 +6,12 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from uwsgi_consul_fleet.build.identity import HERE, PLUGIN_FOLDER
 from uwsgi_consul_fleet.errors import FleetError
@@ -68,13 +69,21 @@ class Source:
 
     def archive(self) -> bytes:
         """The files as a .tar.gz."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-            for path, content in self.files.items():
-                member = tarfile.TarInfo(path)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-        return buffer.getvalue()
+        return packed(self.files, "w:gz")
+
+
+def packed(files: Mapping[str, bytes], mode: Literal["w", "w:gz"]) -> bytes:
+    """An archive of them, by their paths.
+
+    :param mode: of :func:`tarfile.open`
+    """
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for path, content in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def own() -> Source:

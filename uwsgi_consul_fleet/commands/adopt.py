@@ -1,10 +1,6 @@
 """invoke adopt"""
 
-import sys
-
-from invoke import Exit
-
-from uwsgi_consul_fleet.commands.command import Fleet, command
+from uwsgi_consul_fleet.commands.command import Fleet, command, expect
 from uwsgi_consul_fleet.errors import FleetError
 
 
@@ -38,15 +34,12 @@ def adopt(fleet: Fleet, host: str, yes: bool = False) -> None:
         return
     if any(what.startswith("port:") for what in found.strangers):
         raise FleetError("free these ports, or give the instances others: nothing was changed")
-    if not yes and not sys.stdin.isatty():
-        raise FleetError("nothing was changed: without a terminal to ask at, say --yes")
     if not yes:
-        if hosts.stops_consul(me, found):
-            print("Its Consul is stopped now and forgets its cluster.")
-        print("The next deploy overwrites what is in its way.")
-        print("If you mean it, type the host's name: ", end="")
-        sys.stdout.flush()
-        if sys.stdin.readline().strip() != host:
-            raise Exit("nothing was changed", 1)
+        stops = "Its Consul is stopped now and forgets its cluster.\n"
+        question = (
+            f"{stops if hosts.stops_consul(me, found) else ''}"
+            "The next deploy overwrites what is in its way.\nIf you mean it, type the host's name:"
+        )
+        expect(question, host, otherwise="nothing was changed")
     hosts.adopt(me, found)
     print(f"{host}: is handed over; next: pyinfra inventory.py deploy/")

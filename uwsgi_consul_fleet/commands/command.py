@@ -144,6 +144,21 @@ def described(inventory: str) -> Fleet:
     return reading.read(inventory, options.address)
 
 
+def expect(question: str, *answers: str, otherwise: str) -> None:
+    """Go on where one of these is the answer.
+
+    :param otherwise: what is so where it is another one, such as "nothing was changed"
+    :raises FleetError: where nobody can be asked
+    :raises Exit: where the answer is another one
+    """
+    if not sys.stdin.isatty():
+        raise FleetError(f"{otherwise}: without a terminal to ask at, say --yes")
+    print(f"{question} ", end="", flush=True)
+    typed = sys.stdin.readline().strip()
+    if not {typed, typed.lower()} & {*answers}:
+        raise Exit(otherwise, 1)
+
+
 def of_inventory(inventory: str) -> str:
     """What is typed behind a command for it to take the same inventory."""
     return "" if inventory == INVENTORY else f" --inventory {inventory}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from invoke import Exit
 
-from uwsgi_consul_fleet.commands.command import Fleet, command
+from uwsgi_consul_fleet.commands.command import Fleet, command, expect
 from uwsgi_consul_fleet.commands.execute import began, noted, typed
 from uwsgi_consul_fleet.errors import FleetError
 
@@ -60,13 +60,9 @@ def expect_agreed(fleet: Fleet, name: str, yes: bool) -> None:
         raise FleetError(
             "--management: this Consul is not the fleet's, and neither is its management token"
         )
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise FleetError("nothing was run as management: without a terminal to ask at, say --yes")
-    print(f"consul {name} as management, which may do everything? [yes/no] ", end="", flush=True)
-    if sys.stdin.readline().strip().lower() != "yes":
-        raise Exit("nothing was run", 1)
+    if not yes:
+        question = f"consul {name} as management, which may do everything? [yes/no]"
+        expect(question, "yes", otherwise="nothing was run")
 
 
 @command(

@@ -1,11 +1,6 @@
 """invoke unlock"""
 
-import sys
-
-from invoke import Exit
-
-from uwsgi_consul_fleet.commands.command import Fleet, command
-from uwsgi_consul_fleet.errors import FleetError
+from uwsgi_consul_fleet.commands.command import Fleet, command, expect
 
 
 @command(failure=2, help={"yes": "do not ask"})
@@ -18,11 +13,8 @@ def unlock(fleet: Fleet, yes: bool = False) -> None:
         print("There is no lock.")
         return
     print(lock.told(held))
-    if not yes and not sys.stdin.isatty():
-        raise FleetError("nothing removed: without a terminal to ask at, say --yes")
     if not yes:
-        print("Remove it? If that run still goes on, it stops. [y/N] ", end="", flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise Exit("nothing removed", 1)
+        question = "Remove it? If that run still goes on, it stops. [y/N]"
+        expect(question, "y", "yes", otherwise="nothing removed")
     lock.unlock(fleet, held)
     print("removed")

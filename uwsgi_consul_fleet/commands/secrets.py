@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from invoke import Exit
 
-from uwsgi_consul_fleet.commands.command import Fleet, command
+from uwsgi_consul_fleet.commands.command import Fleet, command, expect
 from uwsgi_consul_fleet.errors import FleetError
 
 if TYPE_CHECKING:
@@ -44,18 +44,13 @@ def recover(fleet: Fleet, yes: bool = False) -> None:
     from uwsgi_consul_fleet.secrets import store
 
     vault = _vault(fleet)
-    if not yes and not sys.stdin.isatty():
-        raise FleetError("nothing was changed: without a terminal to ask at, say --yes")
     if not yes:
-        print(
+        question = (
             "New tokens and certificates are made, and the old ones hold no more: whoever has "
             f"those can't deploy with them. They are looked for in {store.place(vault)}.\n"
-            "If they are really lost, type: recover ",
-            end="",
-            flush=True,
+            "If they are really lost, type: recover"
         )
-        if sys.stdin.readline().strip() != "recover":
-            raise Exit("nothing was changed", 1)
+        expect(question, "recover", otherwise="nothing was changed")
     recovery.begin(fleet)
     raise Exit(code=_run(fleet, "recover"))
 

@@ -37,9 +37,7 @@ def fingerprints(data: Path = DATA) -> list[str]:
 def _keys(file: Path) -> list[str]:
     try:
         return [str(each) for each in json.loads(file.read_text())]
-    except FileNotFoundError:
-        return []
-    except ValueError:  # the agent's own business, which it complains about
+    except (FileNotFoundError, ValueError):  # what is no JSON its agent complains about
         return []
 
 

@@ -22,13 +22,12 @@ FAILURE = re.compile(
 )
 
 
-def systemctl(*arguments: str) -> str:
+def systemctl(*arguments: str) -> None:
     """:raises ReleaseError: with what it says"""
     words = ["systemctl", "--quiet", *arguments]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     if result.returncode:
         raise ReleaseError(f"{' '.join(words)}: {result.stderr.strip()}")
-    return result.stdout
 
 
 def start(units: list[str], seconds: float | None = None, alone: bool = False) -> None:

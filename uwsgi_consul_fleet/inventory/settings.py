@@ -647,7 +647,7 @@ class Parsed(Generic[S]):
     missing: frozenset[str] = frozenset()
 
 
-def unknown(where: str, data: Iterable[str], known: frozenset[str] = KNOWN_KEYS) -> list[str]:
+def unknown(where: str, data: Iterable[str], known: frozenset[str]) -> list[str]:
     """A line for each key that is none of these."""
     return [
         f"{where}: unknown setting {key!r}{nearest(key, known)}" for key in data if key not in known

@@ -210,12 +210,12 @@ class Lock:
         message = {"do": "expect", "releases": dict(releases), "contents": contents or {}}
         self._note(message, "the releases")
 
-    def begin(self, service: str, release: Message, host: str, state: str = "begun") -> Message:
+    def begin(self, service: str, release: Message, host: str, state: str) -> Message:
         """Write down that app_release begins on a host. Where it was done for this release, or was
         begun and nobody knows how it ended, nothing is written.
 
         :param release: its ``release`` and its ``content``
-        :param state: ``done`` where it is not to run
+        :param state: ``begun``, or ``done`` where it is not to run
         :returns: the record of that: its ``state`` (done, begun), ``host`` and ``since``; else
             nothing
         :raises LostLockError: where the lock is gone

@@ -15,7 +15,7 @@ from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import packages
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.run import Here, Run
-from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.operations.state import HostState, Said
 from uwsgi_consul_fleet.ssh.client import LOST
 
 
@@ -40,6 +40,16 @@ def command(here: Here, *words: str, role: Role = "deploy", more: str = "") -> S
     :param more: what it reads behind that
     """
     return _command(here.me, here.known, words, role, more)
+
+
+def said(run: Run, me: Host, of: str, more: str = "") -> str:
+    """What it answers now to a question about Consul on a host that was reached; '' where it can't.
+
+    :param more: what it reads behind the token
+    """
+    shown = access(me)
+    words = (*shown.words, "consul", of)
+    return str(run.pyinfra.host(me.name).get_fact(Said, words, _stdin=shown.stdin + more))
 
 
 def on(run: Run, name: str, *words: str) -> str | None:

@@ -199,15 +199,15 @@ class State(FactBase[HostState]):
         return parse(output)
 
 
-class ConsulStatus(FactBase[str]):
-    """What the host program says of Consul, where it has to be brought along."""
+class Said(FactBase[str]):
+    """What the host program, which is brought along, answers to some words; '' for nothing."""
 
     @staticmethod
     def default() -> str:
         return ""
 
-    def command(self, ask: str) -> str:
-        return shlex.join([*host_program.carried(), *ask.split()])
+    def command(self, words: tuple[str, ...]) -> str:
+        return shlex.join([*host_program.carried(), *words])
 
     def process(self, output: list[str]) -> str:
         return output[-1]
@@ -232,66 +232,79 @@ def parse(output: list[str]) -> HostState:
     said: defaultdict[str, list[str]] = defaultdict(list)
     for line in output:
         kind, _, rest = line.partition(" ")
-        if kind == "file":
-            mode, user, group, path = rest.split(" ", 3)
-            found.files[path] = FileState(mode, user, group, sha256="")
-        elif len(kind) == 64:
-            path = rest.removeprefix(" ")
-            found.files[path] = replace(found.files[path], sha256=kind)
-        elif kind == "package":
-            name, status = rest.split()
-            if status == "installed":
-                found.packages.add(name)
-        elif kind == "uwsgi_plugin":
-            found.uwsgi_plugins.add(rest.removesuffix("_plugin.so"))
-        elif kind.startswith("/"):
-            found.agent_files.add(kind)
-        elif kind == "unit":
-            name, active, stale, enabled = rest.split(" ", 3)
-            found.units[name] = UnitState(active, enabled, stale == "yes")
-        elif kind == "consul_raft":
-            found.consul_raft, found.consul_problem = rest, NOT_ASKED
-        elif kind == "consul_agent":
-            found.consul_problem = NOT_ASKED
-        elif kind in WORDS:
-            setattr(found, kind, rest.strip())
-        elif kind == "consul_round":
-            found.consul_round = int(rest)
-        elif kind == "certificate":
-            found.certificate = _pem(rest)
-        elif kind == "consul":
-            note_consul(found, rest)
-        elif kind == "id":
-            name, id_ = rest.split(" ", 1)
-            found.ids.setdefault(name, set()).add(id_)
-        elif kind == "application":
-            name, *ports = rest.split()
-            found.applications.setdefault(name, set()).update(map(int, ports))
-        elif kind == "address":
-            device, address = rest.split()
-            found.addresses[address] = device
-        elif kind == "admits":
-            name, *addresses = rest.split()
-            found.admits[name] = tuple(addresses)
-        elif kind == "of":
-            name, _, line = rest.partition(" ")
-            said[name].append(line)
-        else:
-            collection: set[str] | None = {
-                "user": found.users,
-                "consul_binary": found.consul_binaries,
-                "consul_before": found.consul_before,
-                "kept": found.kept,
-                "filter": found.filters,
-                "source": found.sources,
-            }.get(kind)
-            if collection is None:
-                found.belongings.note(kind, rest)
-            else:
-                collection.add(rest)
+        if kind == "of":
+            name, _, its = rest.partition(" ")
+            said[name].append(its)
+        elif not (_note_file(found, kind, rest) or _note_agent(found, kind, rest)):
+            _note(found, kind, rest)
     pythons = [line for line in output if line.startswith("app_python")]
     found.apps = {name: _parse_app(lines, pythons) for name, lines in said.items()}
     return found
+
+
+def _note_file(found: HostState, kind: str, rest: str) -> bool:
+    """Whether it is about a file: what it is, what is in it, or that releases name it."""
+    if kind == "file":
+        mode, user, group, path = rest.split(" ", 3)
+        found.files[path] = FileState(mode, user, group, sha256="")
+    elif len(kind) == 64:
+        path = rest.removeprefix(" ")
+        found.files[path] = replace(found.files[path], sha256=kind)
+    elif kind.startswith("/"):
+        found.agent_files.add(kind)
+    else:
+        return False
+    return True
+
+
+def _note_agent(found: HostState, kind: str, rest: str) -> bool:
+    """Whether it is about the Consul agent."""
+    if kind == "consul":
+        note_consul(found, rest)
+    elif kind == "consul_raft":
+        found.consul_raft, found.consul_problem = rest, NOT_ASKED
+    elif kind == "consul_agent":
+        found.consul_problem = NOT_ASKED
+    elif kind == "consul_round":
+        found.consul_round = int(rest)
+    elif kind == "certificate":
+        found.certificate = _pem(rest)
+    else:
+        return False
+    return True
+
+
+def _note(found: HostState, kind: str, rest: str) -> None:
+    first, *others = rest.split() or [""]
+    collections = {
+        "user": found.users,
+        "consul_binary": found.consul_binaries,
+        "consul_before": found.consul_before,
+        "kept": found.kept,
+        "filter": found.filters,
+        "source": found.sources,
+    }
+    if kind in collections:
+        collections[kind].add(rest)
+    elif kind in WORDS:
+        setattr(found, kind, rest.strip())
+    elif kind == "package" and others == ["installed"]:
+        found.packages.add(first)
+    elif kind == "uwsgi_plugin":
+        found.uwsgi_plugins.add(rest.removesuffix("_plugin.so"))
+    elif kind == "unit":
+        name, active, stale, enabled = rest.split(" ", 3)  # of which the last may be nothing
+        found.units[name] = UnitState(active, enabled, stale == "yes")
+    elif kind == "id":
+        found.ids.setdefault(first, set()).add(rest.partition(" ")[2])
+    elif kind == "application":
+        found.applications.setdefault(first, set()).update(map(int, others))
+    elif kind == "address":
+        found.addresses[others[0]] = first
+    elif kind == "admits":
+        found.admits[first] = tuple(others)
+    elif kind != "package":
+        found.belongings.note(kind, rest)
 
 
 def _parse_app(lines: list[str], pythons: list[str]) -> AppState:
@@ -362,20 +375,6 @@ def _members(told: Iterable[tuple[str, str, bool, str]]) -> Iterator[tuple[str, 
             yield re.sub(r"[^\w.-]", "_", name, flags=re.ASCII), member
 
 
-class Description(FactBase[Mapping[str, Any]]):
-    """What the host program says of a release that a version before 0.3 made."""
-
-    @staticmethod
-    def default() -> Mapping[str, Any]:
-        return {}
-
-    def command(self, app_name: str, generation: str) -> str:
-        return shlex.join([*host_program.carried(), "describe", app_name, generation])
-
-    def process(self, output: list[str]) -> Mapping[str, Any]:
-        return _fields(output[-1])
-
-
 def about(host: Host) -> dict[str, Any]:
     """What :class:`State` is asked of a host."""
     words: list[str] = []
@@ -401,9 +400,13 @@ def read(target: Any, host: Host) -> HostState:
     shown = access(host)
     found: HostState = target.get_fact(State, **about(host), _stdin=shown.stdin)
     if found.consul_problem == NOT_ASKED and found.python:
-        words = shlex.join([*shown.words, *about_consul(host)])
-        note_consul(found, target.get_fact(ConsulStatus, words, _stdin=shown.stdin))
-    return _completed(found, partial(target.get_fact, Description))
+        words = (*shown.words, *about_consul(host))
+        note_consul(found, target.get_fact(Said, words, _stdin=shown.stdin))
+
+    def describe(*generation: str) -> Mapping[str, Any]:
+        return _fields(target.get_fact(Said, ("describe", *generation)))
+
+    return _completed(found, describe)
 
 
 def _completed(found: HostState, describe: Callable[[str, str], Mapping[str, Any]]) -> HostState:

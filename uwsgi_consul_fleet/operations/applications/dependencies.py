@@ -4,10 +4,8 @@ For each kind of Python that hosts have, a resolution is a folder of wheels (see
 which stays on each of them: a host that comes later has it from there.
 """
 
-import io
 import re
 import shlex
-import tarfile
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from pyinfra.api.command import QuoteString
 from uwsgi_consul_fleet.build.builder import assignments, stages, why
 from uwsgi_consul_fleet.build.identity import SCRATCH
 from uwsgi_consul_fleet.build.places import Place
+from uwsgi_consul_fleet.build.source import packed
 from uwsgi_consul_fleet.errors import FleetError, UnreachableError
 from uwsgi_consul_fleet.host.content import BROUGHT
 from uwsgi_consul_fleet.inventory.model import AppHost
@@ -258,13 +257,8 @@ def _variables(me: AppHost, written: Requirements) -> dict[str, str]:
 def _given(me: AppHost, written: Requirements, resolved: bytes) -> bytes:
     """What resolve.sh reads."""
     lines = [f"{name}={value}\n" for name, value in _variables(me, written).items()]
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as opened:
-        for path, content in {**written.files, RESOLVED: resolved}.items():
-            member = tarfile.TarInfo(path)
-            member.size = len(content)
-            opened.addfile(member, io.BytesIO(content))
-    return "".join([*lines, "\n"]).encode() + archive.getvalue()
+    archive = packed({**written.files, RESOLVED: resolved}, "w")
+    return "".join([*lines, "\n"]).encode() + archive
 
 
 def _resolved(holder: AppHost, release: Release, kind: str) -> bytes:

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 
 from uwsgi_consul_fleet.inventory.model import AppHost
+from uwsgi_consul_fleet.operations import left_out as beyond
 from uwsgi_consul_fleet.operations import ownership
 from uwsgi_consul_fleet.operations.applications.release import Release, made_by
 from uwsgi_consul_fleet.operations.run import AppHere, Run
-from uwsgi_consul_fleet.operations.state import AppState, HostState, ask
-from uwsgi_consul_fleet.ssh.connection import side_by_side
+from uwsgi_consul_fleet.operations.state import AppState, HostState
 
 States = Mapping[str, AppState]
 
@@ -94,8 +94,4 @@ def everywhere(run: Run, app: str) -> States:
 def _ask_left_out(run: Run) -> dict[str, HostState]:
     names = ownership.left_out(run)
     hosts = [each for each in run.fleet.app_servers if each.name in names]
-    if not hosts:
-        return {}
-    with side_by_side(len(hosts)) as pool:
-        answers = zip(hosts, pool.map(ask, hosts), strict=True)
-        return {each.name: known for each, known in answers if known}
+    return {name: known for name, known in beyond.each(hosts).items() if known}

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from pyinfra import host
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 
 from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul.access import access
@@ -153,30 +153,18 @@ def telling(here: Here, said: Mapping[str, Any], *words: str) -> StringCommand:
     return program.command(here, *words, role="management", more=json.dumps(said) + "\n")
 
 
-class Stored(FactBase[Mapping[str, Any]]):
-    """With which tokens the services and checks of an agent are stored (host/stored.py)."""
-
-    @staticmethod
-    def default() -> Mapping[str, Any]:
-        return {"problems": ["its agent could not be asked"], "accessors": []}
-
-    def command(self) -> str:
-        return shlex.join([*host_program.carried(), "--access-stdin", "consul", "stored"])
-
-    def process(self, output: list[str]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = json.loads(output[-1])
-        return found
-
-
 def stored(run: Run, me: Host) -> Mapping[str, Any]:
+    """With which tokens the services and checks of an agent are stored (host/stored.py)."""
     its = secrets.kept(run).secrets
     may = {
         tokens.accessor(seed, f"app/{me.node}/{each.app}"): [each.app]
         for seed in filter(None, (its.seed, its.seed_before))
         for each in me.applications
     }
-    stdin = access(me).stdin + json.dumps({"may": may}) + "\n"
-    found: Mapping[str, Any] = run.pyinfra.host(me.name).get_fact(Stored, _stdin=stdin)
+    answer = program.said(run, me, "stored", json.dumps({"may": may}) + "\n")
+    if not answer:
+        return {"problems": ["its agent could not be asked"], "accessors": []}
+    found: Mapping[str, Any] = json.loads(answer)
     return found
 
 

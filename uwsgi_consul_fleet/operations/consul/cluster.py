@@ -1,18 +1,14 @@
 """The Consul cluster as it is now, and what this run changes about its servers."""
 
 import json
-import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pyinfra.api import FactBase
-
-from uwsgi_consul_fleet import host_program
-from uwsgi_consul_fleet.consul.access import access
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations.consul import quorum
 from uwsgi_consul_fleet.operations.plan import DeployError
+from uwsgi_consul_fleet.operations.program import said
 from uwsgi_consul_fleet.operations.run import Run
 
 UNIT = "/etc/systemd/system/consul.service"
@@ -60,30 +56,23 @@ class Cluster:
         return next((peer for peer in self.peers if peer.is_on(host)), None)
 
 
-class ClusterFact(FactBase[Cluster]):
-    """Everything about the cluster in one round trip; see :func:`seen_by`."""
-
-    @staticmethod
-    def default() -> Cluster:
-        return Cluster(problem="it could not be asked")
-
-    def command(self) -> str:
-        return shlex.join([*host_program.carried(), "--access-stdin", "consul", "cluster"])
-
-    def process(self, output: list[str]) -> Cluster:
-        found = json.loads(output[-1])
-        peers = tuple(
-            Peer(each["ID"], each["Node"], each["Address"], each["Leader"], each["Voter"])
-            for each in found.pop("servers")
-        )
-        return Cluster(peers, nodes=frozenset(found.pop("nodes")), **found)
-
-
 def seen_by(run: Run, name: str) -> Cluster:
-    """How the agent of a host that was reached sees the cluster now."""
-    stdin = access(run.fleet.host(name)).stdin
-    found: Cluster = run.pyinfra.host(name).get_fact(ClusterFact, _stdin=stdin)
-    return found
+    """How the agent of a host that was reached sees the cluster now, in one round trip."""
+    return parse(said(run, run.fleet.host(name), "cluster"))
+
+
+def parse(answer: str) -> Cluster:
+    """
+    :param answer: the host program's; '' where it has none
+    """
+    if not answer:
+        return Cluster(problem="it could not be asked")
+    found = json.loads(answer)
+    peers = tuple(
+        Peer(each["ID"], each["Node"], each["Address"], each["Leader"], each["Voter"])
+        for each in found.pop("servers")
+    )
+    return Cluster(peers, nodes=frozenset(found.pop("nodes")), **found)
 
 
 @dataclass(frozen=True)
