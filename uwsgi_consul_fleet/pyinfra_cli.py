@@ -28,17 +28,26 @@ def _is_pyinfra() -> bool:
 
 
 def accept_folders(_event: object) -> None:
-    """Replace each folder on pyinfra's command line by the ``__main__.py`` inside it.
-
-    Any other program that patches itself with gevent is left alone, and so is a
-    folder without a ``__main__.py``. Where something is going to be changed, the process
-    that will keep the lock is loaded meanwhile. It is also the one moment before pyinfra reads
-    an inventory: settings of the version before are prepared for, and hosts are reached our way.
+    """Have pyinfra accept our command line; any other program that patches itself with gevent is
+    left alone. It is also the one moment before pyinfra reads an inventory: settings of the version
+    before are prepared for, and hosts are reached our way.
     """
     if not _is_pyinfra():
         return
-    # Here, where gevent has patched what they import.
+    # Here, where gevent has patched what it imports.
     from uwsgi_consul_fleet import before
+
+    before.stand_in()
+    take_command_line()
+    # Last of all: it takes longest to load.
+    from uwsgi_consul_fleet.ssh import connector
+
+    connector.register(_reached)
+
+
+def take_command_line() -> None:
+    """Replace each folder on it by the ``__main__.py`` inside it; one without is left alone. Where
+    something is going to be changed, the process that will keep the lock is loaded meanwhile."""
     from uwsgi_consul_fleet.lock import handle as keeper
 
     for position, argument in enumerate(sys.argv[1:], start=1):
@@ -47,12 +56,7 @@ def accept_folders(_event: object) -> None:
             sys.argv[position] = str(main)
             if "--dry" not in sys.argv:
                 keeper.prepare()
-    before.stand_in()
     take_as_typed(sys.argv)
-    # Last of all: it takes longest to load.
-    from uwsgi_consul_fleet.ssh import connector
-
-    connector.register(_reached)
     if "debug-inventory" in sys.argv:
         from pyinfra_cli import prints  # type: ignore[import-untyped]
 

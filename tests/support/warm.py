@@ -114,6 +114,7 @@ def _ask(server: Server, words: Sequence[str], cwd: Path) -> subprocess.Complete
 
 def _serve(script: str, descriptor: int) -> None:
     """Returns in each fork, which is to run the script."""
+    sys.argv = [script]  # what is ours in pyinfra's process begins there alone
     _import(IMPORTS[script])
     control = _socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that tell
@@ -163,11 +164,10 @@ def _become(*command: str) -> None:
     sys.argv = words
     sys.path[0] = str(Path(words[0]).parent)
     if Path(words[0]).name == "pyinfra":
-        # What importing pyinfra_cli calls, when there was no command line to look at.
-        from uwsgi_consul_fleet import pyinfra_cli
+        # At the import of pyinfra_cli there was none yet.
+        from uwsgi_consul_fleet.pyinfra_cli import take_command_line
 
-        pyinfra_cli.read_entry_points_once(None)
-        pyinfra_cli.accept_folders(None)
+        take_command_line()
 
 
 if __name__ == "__main__":
