@@ -1,11 +1,14 @@
 """`pyinfra inventory.py deploy/` is understood by the stock command."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from checkout import BIN
+from leading import leading_to
 
 from uwsgi_consul_fleet.pyinfra_cli import accept_folders
 
@@ -120,3 +123,18 @@ print([each.get()[0] for each in asked])
     words = [sys.executable, "-c", program, str(tmp_path / "lock")]
     result = subprocess.run(words, check=True, capture_output=True, text=True)
     assert result.stdout == "[True, True, True]\n"
+
+
+def test_a_host_that_breaks_off_is_one_line(tmp_path: Path) -> None:
+    """Of who does not even say that it speaks ssh, paramiko would print how that was noticed."""
+    inventory = """
+data = {"ssh_hostname": "127.0.0.1", "ssh_port": PORT, "ssh_strict_host_key_checking": "off"}
+hosts = [("web", data)]
+"""
+    words = [BIN / "pyinfra", "-y", "inventory.py", "exec", "--", "true"]
+    with leading_to(("127.0.0.1", 9), lambda _: False) as port:
+        (tmp_path / "inventory.py").write_text(inventory.replace("PORT", str(port)))
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode
+    assert "web (127.0.0.1): no SSH connection: " in result.stderr
+    assert not re.search("Traceback|Exception", result.stderr), result.stderr

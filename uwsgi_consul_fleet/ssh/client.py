@@ -1,5 +1,6 @@
 """Opening a connection to a host: the only place that does, for pyinfra and for us."""
 
+import logging
 import random
 import time
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from uwsgi_consul_fleet.ssh.options import Options
 # What befalls a connection, as paramiko says it.
 LOST = (OSError, EOFError, paramiko.SSHException)
 AT_ONCE = 2  # seconds; who is silent for longer is not waited for twice
+
+# What it would print is in our errors, with the host and what to do.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class JumpError(paramiko.SSHException):

@@ -1,7 +1,6 @@
 """Running things on hosts outside pyinfra, over Fabric."""
 
 import codecs
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,9 +20,6 @@ from uwsgi_consul_fleet.ssh import root
 from uwsgi_consul_fleet.ssh.client import LOST as LOST
 
 CONNECT_TIMEOUT = 10  # seconds
-
-# What it would print is in our errors, with the host and what to do.
-logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 Follow = Callable[[str], None]
 
