@@ -285,10 +285,14 @@ def test_a_killed_rebuild_or_down_leaves_no_half_disk(island: Lab, host: Host) -
 
 
 def test_what_crashes_leave_around_is_cleared_away(island: Lab, host: Host) -> None:
-    """Mounts on top of each other, a bridge without an address, files that are damaged."""
+    """A process in a chroot, mounts on top of each other, a bridge without an address, files that
+    are damaged."""
     island.up("drakar", "cheetah")
-    island.kill("drakar", "cheetah")
     folder = DISKS / clone_id(island)
+    begun = island.start("chroot", f"{folder}/drakar/root", "sh", "-c", "echo; exec sleep 300")
+    assert begun.stdout and begun.stdout.readline()
+    island.kill("drakar", "cheetah")
+    begun.communicate(timeout=30)
     island.run("ip", "address", "flush", "dev", "ucf-lab0")
     island.run("ip", "link", "set", "ucf-lab0", "down")
     island.run("sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward")

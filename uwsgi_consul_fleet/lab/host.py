@@ -131,6 +131,16 @@ def is_mounted(folder: Path) -> bool:
     return any(line.split()[1] == str(folder) for line in mounts)
 
 
+def inside(folder: Path) -> list[int]:
+    """The pids of processes that a chroot has brought there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (process / "root").readlink() == folder:
+                found.append(int(process.name))
+    return found
+
+
 def processes(program: str, *words: str) -> list[int]:
     """The pids of this program's processes whose arguments hold all these words, in order."""
     found = []

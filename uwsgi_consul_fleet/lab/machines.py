@@ -21,6 +21,7 @@ from uwsgi_consul_fleet.lab.host import (
     PREPARED,
     LabError,
     end,
+    inside,
     is_mounted,
     processes,
     run,
@@ -266,6 +267,8 @@ def kill(machine: Machine) -> None:
     if SYSTEMD.exists():
         subprocess.run(["systemctl", "stop", unit(machine)], capture_output=True, check=False)
     end(machine.pids())
+    # What a command that was killed has started, which would go on writing below the next mount.
+    end(inside(machine.root))
     cgroups.remove(machine.id)
     # Its open connections would keep it, and its name, for minutes.
     subprocess.run(["ip", "link", "delete", machine.link], capture_output=True, check=False)
