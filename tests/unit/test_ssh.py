@@ -16,7 +16,8 @@ from typing import Any
 import paramiko
 import pytest
 
-from uwsgi_consul_fleet.ssh import config, hostkeys, options, root, transport
+from uwsgi_consul_fleet.errors import UnreachableError
+from uwsgi_consul_fleet.ssh import client, config, hostkeys, options, root, transport
 from uwsgi_consul_fleet.ssh.hostkeys import HostKeyError, Policy
 from uwsgi_consul_fleet.ssh.options import Options
 
@@ -379,6 +380,13 @@ while True:
 """
 
 
+def test_who_lets_in_and_says_nothing_timed_out() -> None:
+    with transport.socket.create_server(("127.0.0.1", 0)) as listener:
+        silent = Options("web", "127.0.0.1", listener.getsockname()[1], "me", timeout=0.3)
+        with pytest.raises(UnreachableError, match=r"no SSH connection: timed out; try: ssh web"):
+            client.connect(silent)
+
+
 def test_a_connection_whose_other_end_is_silent_is_given_up() -> None:
     """A server of paramiko's behind a command that can be stopped."""
     listener = transport.socket.create_server(("127.0.0.1", 0))
@@ -387,19 +395,19 @@ def test_a_connection_whose_other_end_is_silent_is_given_up() -> None:
     server = paramiko.Transport(listener.accept()[0])
     server.add_server_key(KEY)
     server.start_server(Event(), paramiko.ServerInterface())
-    client = transport.Transport(Options("web", "web", 22, "me"), wire)
-    client.start_client(timeout=10)
+    asking = transport.Transport(Options("web", "web", 22, "me"), wire)
+    asking.start_client(timeout=10)
     try:
-        transport.watch(client, interval=0.1, count=5)
+        transport.watch(asking, interval=0.1, count=5)
         time.sleep(1)
-        assert client.is_active()
+        assert asking.is_active()
         os.kill(wire._process.pid, signal.SIGSTOP)
         deadline = time.monotonic() + 10
-        while client.is_active():
+        while asking.is_active():
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         os.kill(wire._process.pid, signal.SIGCONT)
-        client.close()
+        asking.close()
         server.close()
         listener.close()

@@ -103,7 +103,9 @@ def silent() -> list[UnreachableError]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    # As paramiko has it where its time is up before it has heard anything.
+    timed_out = str(error) == "No existing session"
+    return "timed out" if timed_out else str(error) or type(error).__name__
 
 
 def _connect(options: Options) -> Client:
