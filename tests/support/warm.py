@@ -53,15 +53,16 @@ _servers: dict[str, Server] | None = None
 
 @contextmanager
 def commands() -> Iterator[None]:
-    """Meanwhile, :func:`run` runs what it can."""
+    """Meanwhile, :func:`run` runs what it can, by processes of its own: one may be in another."""
     global _servers
-    _servers = {}
+    before, mine = _servers, dict[str, Server]()
+    _servers = mine
     try:
         yield
     finally:
-        for server in _servers.values():
+        for server in mine.values():
             server.socket.close()
-        _servers = None
+        _servers = before
 
 
 def run(
