@@ -110,6 +110,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return float(mark.args[0]) if mark else 60 * is_lab
 
     for item in items:
-        if item.path.parent.name == "unit":
+        if item.path.parent.name == "unit" and not item.get_closest_marker("takes"):
             item.add_marker("quick")
     items.sort(key=seconds, reverse=True)

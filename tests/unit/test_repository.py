@@ -22,6 +22,8 @@ from uwsgi_consul_fleet.operations.applications import repository
 from uwsgi_consul_fleet.operations.applications.release import Release, _read, read
 from uwsgi_consul_fleet.operations.plan import DeployError
 
+pytestmark = pytest.mark.takes(11)
+
 PASSWORD = "s3same/4711"
 
 

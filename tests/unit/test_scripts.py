@@ -23,6 +23,8 @@ from uwsgi_consul_fleet.host import content
 from uwsgi_consul_fleet.operations.files import WRITE
 from uwsgi_consul_fleet.operations.state import State
 
+pytestmark = pytest.mark.takes(20)
+
 SCRIPTS = ROOT / "uwsgi_consul_fleet"
 APPLICATIONS = SCRIPTS / "operations/applications"
 

@@ -11,6 +11,8 @@ import pytest
 import warm
 from checkout import BIN
 
+pytestmark = pytest.mark.takes(9)
+
 TASKS = """
 import os, sys, threading
 from invoke import task
