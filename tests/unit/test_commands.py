@@ -5,7 +5,7 @@ import os
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from invoke import Context, Exit, Task
 
 from uwsgi_consul_fleet.commands import command as commands
 from uwsgi_consul_fleet.commands import consul, report
-from uwsgi_consul_fleet.commands.command import Answer, command
+from uwsgi_consul_fleet.commands.command import Answer, command, expect
 from uwsgi_consul_fleet.consul import program
 from uwsgi_consul_fleet.consul.audit import Entry
 from uwsgi_consul_fleet.errors import FleetError, LockedError
@@ -200,6 +200,24 @@ def typed_at_a_terminal(text: str) -> StringIO:
     stream = StringIO(text)
     stream.isatty = lambda: True  # type: ignore[method-assign]
     return stream
+
+
+@pytest.mark.parametrize(
+    ("typed", "exactly", "goes_on"),
+    [
+        ("web1\n", True, True),
+        ("Web1\n", True, False),
+        ("Web1\n", False, True),
+        ("yes\n", True, False),
+        ("", True, False),
+    ],
+)
+def test_who_is_asked_for_a_name_has_to_type_it(
+    typed: str, exactly: bool, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", typed_at_a_terminal(typed))
+    with nullcontext() if goes_on else pytest.raises(Exit, match="nothing was changed"):
+        expect("Which one?", "web1", otherwise="nothing was changed", exactly=exactly)
 
 
 def test_management_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,6 @@ def adopt(fleet: Fleet, host: str, yes: bool = False) -> None:
             f"{stops if hosts.stops_consul(me, found) else ''}"
             "The next deploy overwrites what is in its way.\nIf you mean it, type the host's name:"
         )
-        expect(question, host, otherwise="nothing was changed")
+        expect(question, host, otherwise="nothing was changed", exactly=True)
     hosts.adopt(me, found)
     print(f"{host}: is handed over; next: pyinfra inventory.py deploy/")

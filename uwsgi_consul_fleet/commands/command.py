@@ -144,10 +144,11 @@ def described(inventory: str) -> Fleet:
     return reading.read(inventory, options.address)
 
 
-def expect(question: str, *answers: str, otherwise: str) -> None:
+def expect(question: str, *answers: str, otherwise: str, exactly: bool = False) -> None:
     """Go on where one of these is the answer.
 
     :param otherwise: what is so where it is another one, such as "nothing was changed"
+    :param exactly: whether upper case counts
     :raises FleetError: where nobody can be asked
     :raises Exit: where the answer is another one
     """
@@ -155,7 +156,7 @@ def expect(question: str, *answers: str, otherwise: str) -> None:
         raise FleetError(f"{otherwise}: without a terminal to ask at, say --yes")
     print(f"{question} ", end="", flush=True)
     typed = sys.stdin.readline().strip()
-    if not {typed, typed.lower()} & {*answers}:
+    if (typed if exactly else typed.lower()) not in answers:
         raise Exit(otherwise, 1)
 
 

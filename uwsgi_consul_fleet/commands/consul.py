@@ -62,7 +62,7 @@ def expect_agreed(fleet: Fleet, name: str, yes: bool) -> None:
         )
     if not yes:
         question = f"consul {name} as management, which may do everything? [yes/no]"
-        expect(question, "yes", otherwise="nothing was run")
+        expect(question, "yes", otherwise="nothing was run as management")
 
 
 @command(

@@ -50,7 +50,7 @@ def recover(fleet: Fleet, yes: bool = False) -> None:
             f"those can't deploy with them. They are looked for in {store.place(vault)}.\n"
             "If they are really lost, type: recover"
         )
-        expect(question, "recover", otherwise="nothing was changed")
+        expect(question, "recover", otherwise="nothing was changed", exactly=True)
     recovery.begin(fleet)
     raise Exit(code=_run(fleet, "recover"))
 
