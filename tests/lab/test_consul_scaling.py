@@ -97,15 +97,8 @@ class Watch:
         assert set(found["counts"]) == {str(instances)}
 
 
-def peers(lab: Lab, host: str) -> dict[str, tuple[str, bool]]:
-    """The servers as one of them sees them: its part in Raft, and whether it votes."""
-    lines = lab.consul(host, "operator raft list-peers").stdout.splitlines()
-    rows = (line.split() for line in lines[1:])
-    return {row[0]: (row[3], row[4] == "true") for row in rows}
-
-
 def voters(lab: Lab, host: str) -> set[str]:
-    return {name for name, (_, votes) in peers(lab, host).items() if votes}
+    return {name for name, (_, votes) in lab.peers(host).items() if votes}
 
 
 def members(lab: Lab, host: str) -> dict[str, str]:
@@ -157,7 +150,7 @@ def fresh(grown: None, lab: Lab) -> str:
 @pytest.fixture(scope="module")
 def staying(fleet: SharedFleet, lab: Lab) -> str:
     """The server that stays in the end: not the one that leads when this is first asked."""
-    return "drakar" if peers(lab, "drakar")["cheetah"][0] == "leader" else "cheetah"
+    return "drakar" if lab.peers("drakar")["cheetah"][0] == "leader" else "cheetah"
 
 
 def other(staying: str) -> str:
@@ -217,7 +210,7 @@ def test_servers_restart_one_after_the_other_and_the_leader_last(
     for name in MACHINES[1:]:  # to one of them it is sent
         there = "$(dirname $(readlink /usr/local/bin/consul))"
         lab.ssh(name, f"sudo cp -r {there} {place}/{label}")
-    roles = peers(lab, "drakar")
+    roles = lab.peers("drakar")
     said = output(fleet.deploy("--data", "consul_source=file", "--data", f"consul_file={binary}"))
     assert "is packed" in said
     sent = lab.ssh("drakar", f"sha256sum {place}/{label}/consul").stdout
@@ -313,7 +306,7 @@ def test_from_three_servers_to_one(fleet: SharedFleet, lab: Lab, staying: str, f
     before = agents(lab, staying, "skeid")
     fleet.hosts([staying], APPS, ["ormen"])
     fleet.deploy()
-    assert peers(lab, staying) == {staying: ("leader", True)}
+    assert lab.peers(staying) == {staying: ("leader", True)}
     for watch in watches:
         watch.expect(6, stopped=2)
     # While it is a server others believe it to be one: it is told who leads in its place.

@@ -62,8 +62,8 @@ def let_another_lead(lab: Lab) -> None:
     """So that the server which is told of changes is not the one which is asked first."""
 
     def leader() -> str:
-        lines = lab.consul("ormen", "operator raft list-peers", check=False).stdout.splitlines()
-        return next((line.split()[0] for line in lines if " leader " in line), "")
+        peers = lab.peers("ormen", check=False)
+        return next((name for name, (part, _) in peers.items() if part == "leader"), "")
 
     if leader() == SERVERS[0]:
         lab.ssh(SERVERS[0], "sudo systemctl restart consul")

@@ -136,6 +136,15 @@ class Lab:
         """A command of Consul's on a machine, as who may do everything in its cluster."""
         return self.ssh(name, f"{self.as_management(name)} consul {words}", check=check)
 
+    def peers(self, name: str, check: bool = True) -> dict[str, tuple[str, bool]]:
+        """The servers as one of them sees them: its part in Raft, and whether it votes.
+
+        :param check: whether it has to know a leader
+        """
+        lines = self.consul(name, "operator raft list-peers", check=check).stdout.splitlines()
+        rows = (line.split() for line in lines[1:])
+        return {row[0]: (row[3], row[4] == "true") for row in rows}
+
     def as_management(self, name: str) -> str:
         """What a command of a shell begins with that asks a machine's Consul so."""
         return f"CONSUL_HTTP_TOKEN={acl_tokens.management(self, name)}"

@@ -35,8 +35,12 @@ PACKAGE = "uwsgi_consul_fleet"
 IMPORTS = {
     "pyinfra": ["pyinfra_cli.main", f"{PACKAGE}.operations"],
     "invoke": [
-        *("invoke.main", f"{PACKAGE}.commands", f"{PACKAGE}.verify"),
-        *(f"{PACKAGE}.inventory.reading", f"{PACKAGE}.ssh.strangers", "multiprocessing.pool"),
+        "invoke.main",
+        f"{PACKAGE}.commands",
+        f"{PACKAGE}.inventory.reading",
+        f"{PACKAGE}.ssh.strangers",
+        f"{PACKAGE}.verify",
+        "multiprocessing.pool",
     ],
 }
 

@@ -11,17 +11,17 @@ from uwsgi_consul_fleet.operations.state import HostState
 
 def ask(run: Run) -> Mapping[str, HostState | None]:
     """Of all members that the run is not about, by name; None where one can't be asked."""
-    return each([host for host in run.fleet.active if host.name not in run.pyinfra.about])
+    return look([each for each in run.fleet.active if each.name not in run.pyinfra.about])
 
 
 def servers(run: Run) -> Mapping[str, HostState | None]:
     """Of the Consul servers alone, where the run is about none of them."""
     about = run.pyinfra.about
     found = [each for each in run.fleet.consul_servers if each.name not in about]
-    return each(found) if len(found) == len(run.fleet.consul_servers) else {}
+    return look(found) if len(found) == len(run.fleet.consul_servers) else {}
 
 
-def each(others: Sequence[Host]) -> Mapping[str, HostState | None]:
+def look(others: Sequence[Host]) -> Mapping[str, HostState | None]:
     """Of these; None where one can't be asked."""
     if not others:
         return {}
@@ -29,7 +29,7 @@ def each(others: Sequence[Host]) -> Mapping[str, HostState | None]:
     from uwsgi_consul_fleet.ssh import connection as ssh
 
     with ssh.side_by_side(len(others)) as pool:
-        return dict(zip((host.name for host in others), pool.map(state.ask, others), strict=True))
+        return dict(zip((each.name for each in others), pool.map(state.ask, others), strict=True))
 
 
 def tell(other: Host, words: str, stdin: bytes = b"") -> str:

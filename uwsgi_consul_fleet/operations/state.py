@@ -223,6 +223,14 @@ WORDS = frozenset(
         "python",
     }
 )
+SETS = {
+    "user": "users",
+    "consul_binary": "consul_binaries",
+    "consul_before": "consul_before",
+    "kept": "kept",
+    "filter": "filters",
+    "source": "sources",
+}
 
 
 def parse(output: list[str]) -> HostState:
@@ -276,20 +284,13 @@ def _note_agent(found: HostState, kind: str, rest: str) -> bool:
 
 def _note(found: HostState, kind: str, rest: str) -> None:
     first, *others = rest.split() or [""]
-    collections = {
-        "user": found.users,
-        "consul_binary": found.consul_binaries,
-        "consul_before": found.consul_before,
-        "kept": found.kept,
-        "filter": found.filters,
-        "source": found.sources,
-    }
-    if kind in collections:
-        collections[kind].add(rest)
+    if kind in SETS:
+        getattr(found, SETS[kind]).add(rest)
     elif kind in WORDS:
         setattr(found, kind, rest.strip())
-    elif kind == "package" and others == ["installed"]:
-        found.packages.add(first)
+    elif kind == "package":
+        if others == ["installed"]:
+            found.packages.add(first)
     elif kind == "uwsgi_plugin":
         found.uwsgi_plugins.add(rest.removesuffix("_plugin.so"))
     elif kind == "unit":
@@ -303,7 +304,7 @@ def _note(found: HostState, kind: str, rest: str) -> None:
         found.addresses[others[0]] = first
     elif kind == "admits":
         found.admits[first] = tuple(others)
-    elif kind != "package":
+    else:
         found.belongings.note(kind, rest)
 
 

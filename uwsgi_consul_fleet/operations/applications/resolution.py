@@ -94,4 +94,4 @@ def everywhere(run: Run, app: str) -> States:
 def _ask_left_out(run: Run) -> dict[str, HostState]:
     names = ownership.left_out(run)
     hosts = [each for each in run.fleet.app_servers if each.name in names]
-    return {name: known for name, known in beyond.each(hosts).items() if known}
+    return {name: known for name, known in beyond.look(hosts).items() if known}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from uwsgi_consul_fleet.inventory.model import Host
+from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import quorum
 from uwsgi_consul_fleet.operations.plan import DeployError
-from uwsgi_consul_fleet.operations.program import said
 from uwsgi_consul_fleet.operations.run import Run
 
 UNIT = "/etc/systemd/system/consul.service"
@@ -58,7 +58,7 @@ class Cluster:
 
 def seen_by(run: Run, name: str) -> Cluster:
     """How the agent of a host that was reached sees the cluster now, in one round trip."""
-    return parse(said(run, run.fleet.host(name), "cluster"))
+    return parse(program.said(run, run.fleet.host(name), "cluster"))
 
 
 def parse(answer: str) -> Cluster:
