@@ -516,18 +516,18 @@ class TestWhatIsHidden:
         agent.call("PUT", f"/v1/acl/token/{anonymous}", json=body)
         until(lambda: once("--url", agent.url).stdout == f"{NONE}\n", "nothing is hidden any more")
 
-    def test_a_list_that_turns_empty_stands(
-        self, guarded_agent: Agent, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_list_that_turns_empty_stands(self, guarded_agent: Agent, run: Run) -> None:
+        """The list is not printed again, and nothing is shown as gone."""
         token = made(guarded_agent, 'service_prefix "" {policy="read"}')
-        lists = client.watch(url=guarded_agent.url, token=token["SecretID"], wait=0.3)
-        assert len(next(lists)) == 1
-        threading.Timer(
-            0.2, guarded_agent.call, ["DELETE", f"/v1/acl/policy/{token['Policies'][0]['ID']}"]
-        ).start()
-        threading.Thread(target=next, args=(lists, None), daemon=True).start()
-        until(lambda: caplog.messages, "it is noticed")
-        assert f"hides {client.SERVICE} from this token" in caplog.messages[0]
+        environment = {"CONSUL_HTTP_TOKEN": token["SecretID"]}
+        watching = run("--url", guarded_agent.url, environment=environment)
+        assert watching.line() == found(2001)
+        guarded_agent.call("DELETE", f"/v1/acl/policy/{token['Policies'][0]['ID']}")
+        guarded_agent.register(2002)  # that its question is answered
+        said = watching.said()
+        guarded_agent.deregister(2002)
+        assert f"hides {client.SERVICE} from this token" in said
+        assert watching.out.empty()
 
 
 class TestForPrograms:

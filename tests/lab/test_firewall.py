@@ -12,6 +12,8 @@ from fleet_commands import output
 from lab_commands import Lab
 from shared_fleet import SharedFleet
 
+pytestmark = pytest.mark.takes(110)
+
 TABLE = "sudo nft list table inet uwsgi_consul_fleet"
 OWN = "sudo nft list table inet own"
 OTHERS = """

@@ -17,7 +17,7 @@ from load import Load, instances
 from releasing import Releases
 from shared_fleet import SharedFleet
 
-pytestmark = pytest.mark.takes(480)
+pytestmark = pytest.mark.takes(350)
 
 STAY = ("drakar", "cheetah")
 MORE = ("ormen", "skeid")

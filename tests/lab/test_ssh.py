@@ -30,6 +30,8 @@ from uwsgi_consul_fleet.ssh import config as ssh_config
 from uwsgi_consul_fleet.ssh import connection as ssh
 from uwsgi_consul_fleet.verify import hosts as verified
 
+pytestmark = pytest.mark.takes(100)
+
 GATE, TARGET = "gate", "target"
 PASSWORD = "corr€ct horse ' battery"
 WRONG = "battery staple"

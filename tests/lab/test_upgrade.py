@@ -17,7 +17,7 @@ from load import Load, instances
 from releasing import starts
 from versions import Version, before, last, rounds
 
-pytestmark = pytest.mark.takes(330)
+pytestmark = pytest.mark.takes(380)
 
 HOSTS = ("drakar", "cheetah")  # that serve it
 SERVERS = ("drakar", "cheetah", "ormen")
