@@ -88,15 +88,19 @@ def _raw() -> Iterator[None]:
 
 
 @contextmanager
-def _resized() -> Iterator[int]:
-    """What can be read when the terminal has got another size. The handler may come in the middle
-    of a write to the channel, and must not write to it itself."""
+def _woken() -> Iterator[int]:
+    """What can be read when a signal came: the terminal has got another size, or this process is
+    to end. Python's handlers run when select has returned, and a signal that comes just before it
+    begins, or in another thread, would not end it."""
     ours, theirs = os.pipe()
-    before = signal.signal(signal.SIGWINCH, lambda *_: os.write(theirs, b"."))
+    os.set_blocking(theirs, False)
+    wakes = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    before = signal.signal(signal.SIGWINCH, lambda *_: None)
     try:
         yield ours
     finally:
         signal.signal(signal.SIGWINCH, before)
+        signal.set_wakeup_fd(wakes)
         os.close(ours)
         os.close(theirs)
 
@@ -104,12 +108,12 @@ def _resized() -> Iterator[int]:
 def _shuttle(channel: paramiko.Channel, said: str) -> None:
     """Until the other end has nothing more to say."""
     _write(said.encode())
-    with _resized() as resized:
-        ends: list[Any] = [channel, 0, resized]
+    with _woken() as woken:
+        ends: list[Any] = [channel, 0, woken]
         while True:
             readable = select(ends, [], [])[0]
-            if resized in readable:
-                os.read(resized, 4096)
+            if woken in readable:
+                os.read(woken, 4096)
                 with suppress(paramiko.SSHException):  # it has just ended
                     channel.resize_pty(*_size())
             if channel in readable:
