@@ -66,7 +66,10 @@ def let_another_lead(lab: Lab) -> None:
         return next((name for name, (part, _) in peers.items() if part == "leader"), "")
 
     if leader() == SERVERS[0]:
-        lab.ssh(SERVERS[0], "sudo systemctl restart consul")
+        # Not restarted: it may be back before the others have missed it, and go on leading.
+        lab.ssh(SERVERS[0], "sudo systemctl stop consul")
+        until(lambda: leader() in SERVERS[1:], "another server than the first leads", 60)
+        lab.ssh(SERVERS[0], "sudo systemctl start consul")
     until(lambda: leader() in SERVERS[1:], "another server than the first leads", 60)
 
 
