@@ -23,7 +23,7 @@ from uwsgi_consul_fleet.operations.consul import secrets as secrets
 from uwsgi_consul_fleet.operations.consul import source as source
 from uwsgi_consul_fleet.operations.consul.configuration import BINARIES, CONFIGURATION
 from uwsgi_consul_fleet.operations.consul.source import Source
-from uwsgi_consul_fleet.operations.files import Base64, converge, fail, secretly
+from uwsgi_consul_fleet.operations.files import Base64, converge, fail
 from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.users import system_user
 
@@ -79,30 +79,33 @@ def configure(here: Here, source: Source, number: int) -> Generator[Any, None, N
     number = rounds.number(here, number)
     with here.run.together(here.me.name):
         told = yield from _configure(here, source, number)
-    if told and here.known.consul_round and not running.must_restart(here, source.label, number):
+    if not here.known.consul_round or not (told or secrets.UNREAD in here.known.files):
+        return
+    if running.must_restart(here, source.label, number):
+        yield StringCommand("rm", "-f", secrets.UNREAD)  # its start reads them, whenever that is
+    else:
         yield program.command(here, "consul", "reload")
+    here.changed()
 
 
-def _configure(
-    here: Here, source: Source, number: int
-) -> Generator[Any, None, list[StringCommand]]:
-    """Piece by piece, of which none has to know what another one has changed; returns the commands
-    after which a running agent has to read its files."""
+def _configure(here: Here, source: Source, number: int) -> Generator[Any, None, bool]:
+    """Piece by piece, of which none has to know what another one has changed; returns whether a
+    running agent has to read its files."""
     yield from system_user(here, "consul")
     # Before the unit, which reads them from then on.
     for path in sorted(_not_ours(here)):
         host.log(f"{path}: the agent reads a copy of it in {CONFIGURATION} from now on")
         folder = StringCommand("mkdir", "-p", CONFIGURATION)
         yield StringCommand(folder, "&&", "cp", "--preserve", QuoteString(path), CONFIGURATION)
-    told = [*secretly(here, secrets.of_tls(here))] if number else []
+    told = secrets.to_read(here, secrets.of_tls(here)) if number else []
     yield from told
     wanted = configuration.files(here.me, here.run.fleet, source.label, number)
     yield from converge(here, [*wanted, program.program()])
     if number:
         yield from expiry.watch(here)
-        told += (last := [*secretly(here, secrets.of_agent(here))])
+        told += (last := secrets.to_read(here, secrets.of_agent(here)))
         yield from last
-    return told
+    return bool(told)
 
 
 def _not_ours(here: Here) -> set[str]:

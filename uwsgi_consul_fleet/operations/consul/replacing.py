@@ -16,7 +16,7 @@ from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import program
 from uwsgi_consul_fleet.operations.consul import acl, rounds, secrets
 from uwsgi_consul_fleet.operations.consul.secrets import authorities
-from uwsgi_consul_fleet.operations.files import RemoteFile, fail, secretly
+from uwsgi_consul_fleet.operations.files import RemoteFile, fail
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here, Run
 from uwsgi_consul_fleet.operations.state import Acl
@@ -117,11 +117,13 @@ def _has_secrets(here: Here) -> bool:
 
 
 def _told(here: Here, files: Iterable[RemoteFile]) -> Generator[Any, None, None]:
-    """Write these and tell the agent, where one of them is not there so."""
-    commands = [*secretly(here, files)]
+    """Write these and tell the agent, where one of them is not there so, or not read yet."""
+    unread = _has_secrets(here) and secrets.UNREAD in here.known.files
+    commands = secrets.to_read(here, files)
     yield from commands
-    if commands:
+    if commands or unread:
         yield program.command(here, "consul", "reload")
+        here.changed()
     else:
         host.noop("it knows them")
 

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from pyinfra import host, logger
-from pyinfra.api import operation
+from pyinfra.api import StringCommand, operation
 
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import left_out
@@ -24,6 +24,8 @@ from uwsgi_consul_fleet.secrets.document import Secrets, fingerprint
 FILE = "/etc/uwsgi-consul-fleet/consul.d/secrets.json"
 DNS = "/etc/uwsgi-consul-fleet/dns.json"  # host/agent.py lets agents read it that can
 TOKENS = "/etc/uwsgi-consul-fleet/tokens"
+# There while an agent has not read yet what was written for it; host/agent.py removes it.
+UNREAD = "/etc/uwsgi-consul-fleet/agent.unread"
 
 
 class Kept:
@@ -245,6 +247,14 @@ def of_dns(here: Here) -> list[RemoteFile]:
         return []
     text = json.dumps({"acl": {"tokens": {"dns": token}}}) + "\n"
     return [RemoteFile(DNS, text, "640", "root", "consul")]
+
+
+def to_read(here: Here, wanted: Iterable[RemoteFile]) -> list[StringCommand]:
+    """The commands that write what an agent has to read then. A run that is cut between the two
+    leaves a mark by which the next one lets it read."""
+    commands = [*secretly(here, wanted)]
+    folder = StringCommand("mkdir", "-p", UNREAD.rpartition("/")[0])
+    return [StringCommand(folder, "&&", "touch", UNREAD), *commands] if commands else []
 
 
 def _is_ours(me: Host, its: Secrets, there: FileState) -> bool:
