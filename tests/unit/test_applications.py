@@ -1,8 +1,10 @@
 """What applications/ describes: a file for each application, and a group for its hosts."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +20,7 @@ from uwsgi_consul_fleet.operations.run import Here
 from uwsgi_consul_fleet.operations.state import AppState, FileState, HostState
 from uwsgi_consul_fleet.operations.uwsgi import uwsgi
 from uwsgi_consul_fleet.operations.uwsgi.uwsgi import START
+from uwsgi_consul_fleet.releases.rollout import Rollout
 
 GIVEN = {key: DEMO[key] for key in ("app_source", "app_entry_point", "app_requirements", "app_ini")}
 
@@ -305,6 +308,51 @@ def test_one_goes_when_what_its_host_has_instead_serves(stopped: str) -> None:
     assert application._to_go(its) == ["shop"]
     why = f"the roll-out stopped {stopped}" if stopped else ""
     assert application._not_taken_over(its, ["shop"]) == why
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("reached", ""),
+        ("failed", "ormen stayed as it was, and may be what is to take over; mend what failed"),
+        ("missed", "ormen stayed as it was, and may be what is to take over; mend what failed"),
+        ("lost", "ormen can't be reached, .*: --limit drakar"),
+    ],
+)
+@pytest.mark.parametrize("leaves", [True, False])
+def test_none_goes_while_one_that_is_to_serve_is_behind(
+    leaves: bool, how: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its hosts have other applications, and as many of them may fail."""
+    shop = described("shop", max_failed_hosts=1)
+    drakar = on("drakar", "consul_servers", *([] if leaves else ["shop"]))
+    found = fleet([drakar, on("cheetah", "shop"), on("ormen", "shop", "blog")], shop, BLOG)
+    run: Any = here(found, "drakar", shop={2001}).run
+    run.pyinfra = SimpleNamespace(failed={"ormen"} if how == "lost" else set(), failed_since=set())
+    run.pyinfra.is_executing, run.pyinfra.about = True, {*ADDRESSES}
+    run.rollouts = {app: Rollout(found.serving(app)) for app in ("shop", "blog")}
+    run.failed = lambda app: {"ormen"} if (how, app) == ("failed", "shop") else set()
+    if how == "missed":
+        assert run.rollouts["shop"].miss(found.serving("shop")[-1])
+    written: list[tuple[str, str]] = []
+    for name, instead in {
+        "rolled_out": lambda its: written.append((its.me.name, its.me.app)),
+        "missing": lambda _: "",
+        "fail": str,
+        "host": Mock(),
+    }.items():
+        monkeypatch.setattr(application, name, instead)
+    told: list[str] = []
+    for me in [each for each in found.hosts if each.name not in run.pyinfra.failed]:
+        its, package = Here(run, me), Mock()
+        apps = {each.me.app: application.Prepared(each, package) for each in its.applications}
+        told += application.settle._inner(its, apps)
+    if leaves and why:
+        assert re.fullmatch(f"drakar: shop stays on it: {why}.*", "".join(told))
+    else:
+        assert told == []
+    assert {name for name, app in written if app == "shop"} >= {"cheetah"}
+    assert (("ormen", "shop") in written) == (how == "reached")
 
 
 @pytest.mark.parametrize("built", [{"shop"}, set()])

@@ -272,7 +272,8 @@ def settle(here: Here, apps: Mapping[str, Prepared]) -> Generator[Any, None, Non
     me, run = here.me, here.run
     executing = run.pyinfra.is_executing
     for app, each in apps.items() if executing else ():
-        if _blocked(run, app):
+        # What is new here is written down by a host that is on it.
+        if _blocked(run, app) or me.name in _behind(run, app):
             continue
         _tell_behind(each.here, each.package)
         try:
@@ -288,14 +289,20 @@ def settle(here: Here, apps: Mapping[str, Prepared]) -> Generator[Any, None, Non
 
 def _tell_behind(here: AppHere, package: Package) -> None:
     """Name the hosts that were left as they are; by one of the others."""
-    run, hosts = here.run, here.run.fleet.serving(here.me.app)
-    failed = run.pyinfra.failed | run.failed(here.me.app)
-    behind = [each.name for each in hosts if each.name in failed]
-    if behind and here.me == next((each for each in hosts if each.name not in failed), None):
+    hosts, left = here.run.fleet.serving(here.me.app), _behind(here.run, here.me.app)
+    behind = [each.name for each in hosts if each.name in left]
+    if behind and here.me == next((each for each in hosts if each.name not in left), None):
         logger.warning(
             f"--> {here.me.app}: {', '.join(behind)} stayed as it was; the others "
             f"are on {package.release.name}. Mend what failed there, and deploy again"
         )
+
+
+def _behind(run: Run, app: str) -> set[str]:
+    """The application's hosts that this run could not reach or left as they were, also where they
+    go on with their other applications."""
+    mine = {each.name for each in run.fleet.serving(app)}
+    return mine & (run.pyinfra.failed | _count_missed(run, app))
 
 
 def _not_taken_over(here: Here, names: list[str]) -> str:
@@ -306,18 +313,24 @@ def _not_taken_over(here: Here, names: list[str]) -> str:
         # One that nobody serves any more may have got another name.
         mine = [its.app for its in here.me.applications]
         apps = [*apps, *mine] if run.fleet.is_described else [*run.fleet.services]
-    reasons = (_blocked(run, app) or _unreachable(here, app) for app in apps)
+    reasons = (_blocked(run, app) or _may_not_serve(here, app) for app in apps)
     return next(filter(None, reasons), "")
 
 
-def _unreachable(here: Here, app: str) -> str:
-    """Which hosts that are to serve it this run can't tell anything about, or ''."""
-    lost = here.run.pyinfra.failed & {each.name for each in here.run.fleet.serving(app)}
-    if not lost:
+def _may_not_serve(here: Here, app: str) -> str:
+    """Which hosts that are to serve it may not do so by now, or ''."""
+    pyinfra, behind = here.run.pyinfra, _behind(here.run, app)
+    if not behind:
         return ""
+    names = ", ".join(sorted(behind))
+    if behind <= pyinfra.failed - pyinfra.failed_since:
+        return (
+            f"{names} can't be reached, and may be what is to take over; mend that, "
+            f"or leave it out of this run: --limit {here.me.name}"
+        )
     return (
-        f"{', '.join(sorted(lost))} can't be reached, and may be what is to take over; mend that, "
-        f"or leave it out of this run: --limit {here.me.name}"
+        f"{names} stayed as it was, and may be what is to take over; mend what failed there, "
+        "and deploy again"
     )
 
 
