@@ -56,7 +56,7 @@ class Run:
         self._made: dict[Any, Any] = {}
 
     def once(self, make: Callable[[Any], Any]) -> Any:
-        if make is resolution._ask_left_out:
+        if make is resolution.ask_left_out:
             self.asked += 1
             return self._left_out
         return self._made.setdefault(make, make(self))

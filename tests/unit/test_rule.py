@@ -239,7 +239,7 @@ class Run:
         return read(self.fleet.applications[0].settings).content
 
     def once(self, make: Callable[[Any], Any]) -> Any:
-        if make is resolution._ask_left_out:
+        if make is resolution.ask_left_out:
             return {name: self.state_of(name) for name in self._out}
         if make not in self._made:
             self._made[make] = make(self)

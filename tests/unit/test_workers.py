@@ -16,15 +16,17 @@ from uwsgi_consul_fleet.errors import FleetError, InventoryError
 from uwsgi_consul_fleet.host import retire, store, switch, systemd, units
 from uwsgi_consul_fleet.host.says import ReleaseError
 from uwsgi_consul_fleet.instances import logs
+from uwsgi_consul_fleet.inventory.applications import Described
 from uwsgi_consul_fleet.inventory.model import Fleet, InventoryHost, build
 from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations import left_out
 from uwsgi_consul_fleet.operations.applications import workers
 from uwsgi_consul_fleet.operations.applications.package import Package, make
 from uwsgi_consul_fleet.operations.applications.release import read
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import AppHere
-from uwsgi_consul_fleet.operations.state import AppState
+from uwsgi_consul_fleet.operations.state import AppState, HostState
 from uwsgi_consul_fleet.releases import releases
 from uwsgi_consul_fleet.releases.releases import Generation, HostReleases
 from uwsgi_consul_fleet.releases.rollback import targets
@@ -118,6 +120,39 @@ def test_what_must_never_run_twice_does_not_begin_on_a_second_host(others: dict[
     said = "drakar: app_workers: beat runs on cheetah, and would begin here before it has ended"
     with pytest.raises(DeployError, match=said) if "r1" in others.values() else nullcontext():
         workers.refuse_a_move(here)
+
+
+@pytest.mark.parametrize("groups", [{"blog"}, {"consul_servers"}, {"retired"}])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_nor_where_limit_leaves_out_the_host_that_it_is_moved_from(
+    overlap: bool, groups: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is cheetah, which is not to have this application any more."""
+    given = {key: DEMO[key] for key in ("app_source", "app_entry_point", "app_requirements")}
+    beat = {"command": "celery -A shop beat", "overlap": overlap, "hosts": ["drakar"]}
+    shop = {**given, "instances": {"web": 1}, "app_workers": {"beat": beat}}
+    blog = {**given, "instances": {"web": 2}}
+    hosts = {"drakar": {"consul_servers", "shop"}, "cheetah": groups, "smith": {"builders"}}
+    found = build(
+        [InventoryHost(name, frozenset(its), {}) for name, its in hosts.items()],
+        (),
+        (),
+        lambda entry: f"10.0.3.{len(entry.name)}",
+        [Described("shop.py", shop), Described("blog.py", blog)],
+        {"shop", "blog"},
+    )
+    generations = {"r1": {"workers": [{"name": "beat.1", "overlap": overlap}]}}
+    its = AppState(generations=generations, current_generation="r1")
+    ask = Mock(return_value=HostState(apps={"shop": its}))
+    monkeypatch.setattr(left_out.state, "ask", ask)
+    run = Mock(fleet=found, pyinfra=Mock(connected={"drakar"}, about={"drakar"}))
+    run.once = lambda make: make(run)
+    run.its_state = lambda _: AppState()
+    here = AppHere(run, found.serving("shop")[0])
+    said = r"beat runs on cheetah, .* with hosts = \[\] for beat and without --limit; nothing"
+    with nullcontext() if overlap else pytest.raises(DeployError, match=said):
+        workers.refuse_a_move(here)
+    assert [call.args[0].name for call in ask.mock_calls] == ([] if overlap else ["cheetah"])
 
 
 # --- Their units ---------------------------------------------------------------------

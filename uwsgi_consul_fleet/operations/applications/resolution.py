@@ -82,7 +82,7 @@ def inside(run: Run, app: str) -> States:
 
 def left_out(run: Run, app: str) -> States:
     """How those of its hosts look that this run is not about, asked once."""
-    found = run.once(_ask_left_out)
+    found = run.once(ask_left_out)
     return {x.name: found[x.name].of(app) for x in run.fleet.serving(app) if x.name in found}
 
 
@@ -91,7 +91,8 @@ def everywhere(run: Run, app: str) -> States:
     return {**inside(run, app), **left_out(run, app)}
 
 
-def _ask_left_out(run: Run) -> dict[str, HostState]:
+def ask_left_out(run: Run) -> dict[str, HostState]:
+    """How the application servers look that this run is not about."""
     names = ownership.left_out(run)
     hosts = [each for each in run.fleet.app_servers if each.name in names]
     return {name: known for name, known in beyond.look(hosts).items() if known}
