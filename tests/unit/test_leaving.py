@@ -3,13 +3,18 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from folders import Machine
+from runs import fleet, here, retired
 
 from uwsgi_consul_fleet.host_program import PROGRAM
-from uwsgi_consul_fleet.operations.consul import expiry, leaving
-from uwsgi_consul_fleet.operations.state import FileState, HostState
+from uwsgi_consul_fleet.inventory.model import InventoryHost
+from uwsgi_consul_fleet.inventory.settings import DEMO
+from uwsgi_consul_fleet.operations.consul import cluster, expiry, leaving
+from uwsgi_consul_fleet.operations.run import Here
+from uwsgi_consul_fleet.operations.state import FileState, HostState, UnitState
 from uwsgi_consul_fleet.ownership.belongings import CONSUL, Belongings
 
 LABEL = "release-1.21.4"
@@ -63,3 +68,41 @@ def test_of_ours_everything_goes_but_what_others_put_beside_it(
     mine = Belongings(marks={CONSUL})
     leave(machine, HostState(belongings=mine, consul_before={LABEL}, consul_data="yes"), purge=True)
     assert machine.files() == theirs
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_server_asks_itself_where_none_that_stays_is_in_reach(
+    goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was to remove it failed: the others need it unless that one's Consul goes on."""
+    at = {"drakar": "10.9.0.1:8300", "ormen": "10.9.0.3:8300", "skeid": "10.9.0.4:8300"}
+    alive = dict.fromkeys(at, True)
+    asked: list[str] = []
+
+    def seen_by(_run: object, name: str) -> cluster.Cluster:
+        asked.append(name)
+        peers = (cluster.Peer(each, each, at[each], each == "ormen", True) for each in at)
+        return cluster.Cluster(tuple(peers), alive)
+
+    monkeypatch.setattr(cluster, "seen_by", seen_by)
+    knows = HostState(
+        python="python3",
+        files={cluster.UNIT: FileState("644", "root", "root", "")},
+        units={"consul.service": UnitState("active", "enabled")},
+        belongings=Belongings(marks={CONSUL}),
+        consul_raft="1",
+        consul_peers=tuple(at.values()),
+        consul_leader=at["ormen"],
+    )
+    ormen = InventoryHost("ormen", frozenset({"consul_servers"}), {**DEMO, "app_name": "shop"})
+    its = here(fleet(ormen, retired("skeid")), "skeid", **dict.fromkeys(at, knows))
+    assert (cluster.change(its.run).leaving, cluster.remover(its.run)) == ({"skeid"}, "drakar")
+    pyinfra: Any = its.run.pyinfra
+    pyinfra.is_executing, pyinfra.connected = True, frozenset({"skeid"})
+    alive["drakar"] = goes_on
+    monkeypatch.setattr(Here, "changed", lambda _here: None)
+    command, *_ = leaving.leave._inner(its, servers=True)
+    assert asked == ["drakar", "skeid"]
+    said = command.get_raw_value()
+    assert ("be removed from the Consul servers while drakar is down" in said) == (not goes_on)
+    assert said.endswith("consul leave") == goes_on

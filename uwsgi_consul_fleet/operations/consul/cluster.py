@@ -255,14 +255,16 @@ def why_not_restart(run: Run, me: Host) -> str:
             return ""
 
 
-def why_not(run: Run, me: Host, remover: str) -> str | None:
+def why_not(run: Run, me: Host, by: str) -> str | None:
     """Looks again, right before a living server is removed: why that would not be safe.
 
     Servers that were to join must vote by now.
+
+    :param by: whose agent is asked, a server
     """
-    seen = seen_by(run, remover)
+    seen = seen_by(run, by)
     if not seen.peers:
-        return f"{me.name}: still a Consul server: {remover}: {seen.problem}; deploy again"
+        return f"{me.name}: still a Consul server: {by}: {seen.problem}; deploy again"
     for name in sorted(change(run).joining):
         peer = seen.peer(run.fleet.host(name))
         if peer is None or not peer.voter:

@@ -120,7 +120,9 @@ def _why_not_leave(here: Here, remover: str) -> str | None:
     me, run, change = here.me, here.run, cluster.change(here.run)
     if change.silent:
         return f"{me.name}: still a Consul server, because {change.not_asked()}; deploy again"
-    return cluster.why_not(run, me, remover) if remover and run.pyinfra.is_executing else None
+    # Where none that stays is in reach it looks itself whether the others can do without it: the
+    # one through which it was to be removed may have failed in this run.
+    return cluster.why_not(run, me, remover or me.name) if run.pyinfra.is_executing else None
 
 
 @operation()
