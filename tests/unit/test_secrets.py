@@ -22,11 +22,12 @@ from uwsgi_consul_fleet.inventory import reading
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.inventory.vault import NOWHERE, Vault
+from uwsgi_consul_fleet.operations import left_out
 from uwsgi_consul_fleet.operations.consul import secrets as on_hosts
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import HostState
+from uwsgi_consul_fleet.operations.state import Acl, HostState
 from uwsgi_consul_fleet.secrets import certificates, store, tokens
 from uwsgi_consul_fleet.secrets.document import Kind, Secrets, fingerprint
 
@@ -513,6 +514,34 @@ def test_a_fleet_with_other_secrets_is_left_alone(tmp_path: Path, some: Secrets)
     on_hosts.expect(lies(some))
     with pytest.raises(DeployError, match="are others than those that are here"):
         on_hosts.expect(lies(Secrets.new("shop")))
+
+
+@pytest.mark.parametrize("told", ["before", "new", "nothing"])
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_host_begins_with_the_gossip_key_that_is_in_use(
+    told: str, limited: bool, tmp_path: Path, some: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is replaced; also where --limit leaves out those who know it. What a host has stays
+    where nobody tells."""
+    mine, secrets = fleet(tmp_path), some.rotated("gossip")
+    store.save(mine.hosts[0].vault, secrets, None)
+    keys = {"before": (some.gossip, secrets.gossip), "new": (secrets.gossip,), "nothing": ()}[told]
+    known = Acl({tokens.accessor(some.seed, "node/cheetah"): ()}, frozenset(), {}, ())
+    server = HostState(
+        consul_running="x",
+        consul_round=3,
+        consul_keys=tuple(map(fingerprint, keys)),
+        consul_acl=known if keys else None,
+    )
+    monkeypatch.setattr(left_out, "servers", lambda _run: {"drakar": server})
+    reached = {} if limited else {"drakar": server}
+    texts = on_hosts.variants(mine.host("cheetah"), secrets, [some.seed])
+    for there in (None, *texts):
+        files = {on_hosts.FILE: RemoteFile("", there).state} if there else {}
+        me = here(mine, "cheetah", cheetah=HostState(files=files), **reached)
+        found = [each.content for each in on_hosts.of_agent(me)] or [there]
+        first = json.loads(there)["encrypt"] if there and not keys else (keys or (some.gossip,))[0]
+        assert [json.loads(str(text))["encrypt"] for text in found] == [first]
 
 
 # --- What is shown to Consul ---

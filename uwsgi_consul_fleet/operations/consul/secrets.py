@@ -174,12 +174,13 @@ def in_use(run: Run, what: str) -> str:
 
 
 def _key(run: Run) -> str:
-    """The key of the gossip that is in use; the new one in a cluster that is new."""
+    """The key of the gossip that is in use: the one before, until a server has the new one. An
+    agent that begins with a key that nobody uses yet finds nobody."""
     secrets = kept(run).secrets
-    used = {its.consul_keys[0] for _, its in servers(run) if its.consul_keys}
-    if secrets.gossip_before and fingerprint(secrets.gossip) not in used and used:
-        return secrets.gossip_before
-    return secrets.gossip
+    if not secrets.gossip_before:
+        return secrets.gossip
+    used = {its.consul_keys[0] for _, its in servers(run) or _left_out(run) if its.consul_keys}
+    return secrets.gossip if fingerprint(secrets.gossip) in used else secrets.gossip_before
 
 
 # --- On each host --------------------------------------------------------------------
