@@ -45,6 +45,8 @@ if me.is_member and fleet.brings_consul:
     source = consul.source.choose(here)
     # Refuses a restart that would lose the catalog.
     consul.running.refuse_restart(here, source)
+    # Refuses a new server that the others would not take for one.
+    consul.secrets.refuse_server(here)
 
     consul.install(name="Consul: install the binary", here=here, source=source)
     if consul.replacing.is_owed(here.run):

@@ -23,6 +23,7 @@ from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.inventory.vault import NOWHERE, Vault
 from uwsgi_consul_fleet.operations import left_out
+from uwsgi_consul_fleet.operations.consul import cluster, rounds
 from uwsgi_consul_fleet.operations.consul import secrets as on_hosts
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -542,6 +543,53 @@ def test_a_host_begins_with_the_gossip_key_that_is_in_use(
         found = [each.content for each in on_hosts.of_agent(me)] or [there]
         first = json.loads(there)["encrypt"] if there and not keys else (keys or (some.gossip,))[0]
         assert [json.loads(str(text))["encrypt"] for text in found] == [first]
+
+
+@pytest.mark.parametrize("why", ["", "all reached", "a server already", "not replaced"])
+def test_who_can_not_show_a_servers_certificate_becomes_none(
+    why: str, tmp_path: Path, some: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets one of the new authority as soon as everybody was told of that."""
+    roles = {"drakar": "consul_servers", "cheetah": "consul_servers", "old": "app_servers"}
+    first = fleet(tmp_path)
+    hosts = tuple(replace(each, roles=frozenset({roles[each.name]})) for each in first.hosts)
+    mine = replace(first, hosts=hosts)
+    secrets = some if why == "not replaced" else some.rotated("ca")
+    store.save(mine.hosts[0].vault, secrets, None)
+    peers = (cluster.Peer("1", "drakar", "10.0.3.11:8300", True, True),)
+    seen = cluster.Cluster(peers, dict.fromkeys(roles, True))
+    monkeypatch.setattr(cluster, "seen_by", lambda *_: seen)
+    serves, now = why == "a server already", datetime.now(UTC)
+    by = secrets if serves else some
+    shown = certificates.issue(by, "cheetah", "10.0.3.12", "dc1", serves, now)
+
+    def run(authorities: str, certificate: str) -> Here:
+        files = {
+            rounds.CA: RemoteFile("", authorities, "644", "root", "consul").state,
+            rounds.NODE: RemoteFile("", certificate).state,
+        }
+        client = HostState(files=files, certificate=certificate)
+        server = replace(client, consul_peers=("10.0.3.11:8300",), consul_leader="10.0.3.11:8300")
+        others = {"old": client} if why == "all reached" else {}
+        return here(mine, "cheetah", drakar=server, cheetah=client, **others)
+
+    its = run(some.ca, shown)
+    assert cluster.change(its.run).joining == {"cheetah"}
+    if why:
+        on_hosts.refuse_server(its)
+    else:
+        with pytest.raises(DeployError, match=r"cheetah: can't become .* replaced, and old may"):
+            on_hosts.refuse_server(its)
+    # In the run itself, where somebody who was reached has not been told after all.
+    pyinfra: Any = its.run.pyinfra
+    pyinfra.is_executing = True
+    late = why in ("", "all reached")
+    assert bool(on_hosts.why_not_serve(its)) == late
+    told = run(certificates.trusted(secrets), shown)
+    pyinfra = told.run.pyinfra
+    pyinfra.is_executing = True
+    assert bool(on_hosts.why_not_serve(told)) == (not why)
+    assert (len(on_hosts.of_tls(told)) == 2) == (why in ("all reached", "not replaced"))
 
 
 # --- What is shown to Consul ---

@@ -76,6 +76,9 @@ def configure(here: Here, source: Source, number: int) -> Generator[Any, None, N
     except FleetError as error:
         yield fail(f"{here.me.name}: left as it was: {error}")
         return
+    if why_not := secrets.why_not_serve(here):  # somebody was not told of it in this run
+        yield fail(f"{here.me.name}: left as it was: {why_not}")
+        return
     number = rounds.number(here, number)
     with here.run.together(here.me.name):
         told = yield from _configure(here, source, number)

@@ -12,8 +12,7 @@ from pyinfra.api import StringCommand, operation
 
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import left_out
-from uwsgi_consul_fleet.operations.consul import rounds
-from uwsgi_consul_fleet.operations.consul.cluster import host_of
+from uwsgi_consul_fleet.operations.consul import cluster, rounds
 from uwsgi_consul_fleet.operations.files import RemoteFile, secretly
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import AppHere, Here, Run
@@ -157,7 +156,7 @@ def speaker(run: Run, beyond: bool = False) -> str:
     :param beyond: also one that --limit leaves out
     """
     found = servers(run) or (_left_out(run) if beyond else [])
-    leaders = {host_of(its.consul_leader) for _, its in found if its.consul_leader}
+    leaders = {cluster.host_of(its.consul_leader) for _, its in found if its.consul_leader}
     leading = [name for name, _ in found if run.fleet.host(name).address in leaders]
     return next(iter([*leading, *(name for name, _ in found)]), "")
 
@@ -198,28 +197,59 @@ def of_tls(here: Here, demoted: bool = False) -> list[RemoteFile]:
 
     :param demoted: it was a server, and starts next as none
     """
-    me, run, its = here.me, here.run, kept(here.run).secrets
-    # Whoever leads next speaks to it as to a server as long as it runs as one, and those who ask it
-    # would wait in vain for a leader that it does not know.
-    serves = me.is_consul_server or (bool(here.known.consul_raft) and not demoted)
-    names = (me.node, me.address, me.settings.datacenter, serves)
-    now = datetime.now(UTC)
-    there = here.known.files.get(rounds.NODE)
-    is_due = certificates.why_renew(here.known.certificate, its, *names, now) and _is_trusted(run)
-    if there and not is_due:
+    run, its, now = here.run, kept(here.run).secrets, datetime.now(UTC)
+    names = _names(here, demoted)
+    is_due = certificates.why_renew(here.known.certificate, its, *names, now)
+    if rounds.NODE in here.known.files and (not is_due or _doubting(run)):
         return [authorities(run)]
     pem = certificates.issue(its, *names, now)
     return [authorities(run), RemoteFile(rounds.NODE, pem, "640", "root", "consul")]
 
 
-def _is_trusted(run: Run) -> bool:
-    """Whether every member believes the authority by now that is to replace another one."""
-    secrets = kept(run).secrets
-    if not secrets.ca_before:
-        return True
-    state, active = authorities(run).state, {each.name for each in run.fleet.active}
-    return active <= run.pyinfra.connected and all(
-        run.state_of(name).files.get(rounds.CA) == state for name in active
+def _names(here: Here, demoted: bool = False) -> tuple[str, str, str, bool]:
+    """Of whom a host's certificate is."""
+    me = here.me
+    # Whoever leads next speaks to it as to a server as long as it runs as one, and those who ask it
+    # would wait in vain for a leader that it does not know.
+    serves = me.is_consul_server or (bool(here.known.consul_raft) and not demoted)
+    return me.node, me.address, me.settings.datacenter, serves
+
+
+def _doubting(run: Run) -> list[str]:
+    """Members that may not believe the authority yet that is to replace another one. Who has none
+    yet begins with both."""
+    if not kept(run).secrets.ca_before:
+        return []
+    state, reached = authorities(run).state, run.pyinfra.connected
+    return [
+        each.name
+        for each in run.fleet.active
+        if each.name not in reached or run.state_of(each.name).files.get(rounds.CA, state) != state
+    ]
+
+
+def refuse_server(here: Here) -> None:
+    """:raises DeployError: see :func:`why_not_serve`"""
+    if why_not := why_not_serve(here):
+        raise DeployError(f"{here.me.name}: {why_not}; nothing was changed")
+
+
+def why_not_serve(here: Here) -> str:
+    """Why a client can't become a Consul server in this run, or ''. The others take nobody for one
+    who shows a client's certificate, and while some doubt the new authority it gets no other."""
+    run, shown = here.run, here.known.certificate
+    if here.me.name not in cluster.change(run).joining or not shown:
+        return ""
+    if not certificates.why_renew(shown, kept(run).secrets, *_names(here), datetime.now(UTC)):
+        return ""
+    # Those that are reached are told before the first certificate is replaced.
+    told = frozenset() if run.pyinfra.is_executing else run.pyinfra.connected
+    if not (doubting := [name for name in _doubting(run) if name not in told]):
+        return ""
+    return (
+        "can't become a Consul server yet: the certificate authority is being replaced, and "
+        f"{', '.join(doubting)} may not believe the new one; finish that first: deploy to all "
+        "hosts, without --limit, and move to retired who can't be reached"
     )
 
 
