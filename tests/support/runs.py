@@ -35,6 +35,7 @@ def here(of: Fleet, me: str = "drakar", failed: str = "", **states: HostState) -
     )
     pyinfra.about = pyinfra.connected | pyinfra.failed
     run: Any = SimpleNamespace(fleet=of, pyinfra=pyinfra, state_of=states.get, once=once)
+    run.again = lambda make: made.pop(make, None)
     return Here(run, of.host(me))
 
 

@@ -22,8 +22,10 @@ from uwsgi_consul_fleet.inventory import reading
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.inventory.settings import DEMO
 from uwsgi_consul_fleet.inventory.vault import NOWHERE, Vault
+from uwsgi_consul_fleet.lock import lock
 from uwsgi_consul_fleet.operations import left_out
-from uwsgi_consul_fleet.operations.consul import cluster, rounds
+from uwsgi_consul_fleet.operations import lock as guarding
+from uwsgi_consul_fleet.operations.consul import cluster, replacing, rounds
 from uwsgi_consul_fleet.operations.consul import secrets as on_hosts
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError
@@ -590,6 +592,66 @@ def test_who_can_not_show_a_servers_certificate_becomes_none(
     pyinfra.is_executing = True
     assert bool(on_hosts.why_not_serve(told)) == (not why)
     assert (len(on_hosts.of_tls(told)) == 2) == (why in ("all reached", "not replaced"))
+
+
+# --- While a run waits for another one ---
+
+
+class Waited:
+    """In the place of the lock's keeper: a Consul whose lock somebody has at three looks, and who
+    replaces secrets meanwhile."""
+
+    def __init__(self, vault: Vault, before: Secrets, after: Secrets) -> None:
+        self._vault, self._before, self._after = vault, before, after
+        self._looks = 0
+        self._shown: list[str] = []
+
+    def go_to(self, *servers: dict[str, Any]) -> None:
+        said = json.loads(servers[0]["stdin"].encode())
+        self._shown = [said["token"], said["other"]]
+
+    def ask(self, message: dict[str, Any], _timeout: float) -> dict[str, Any]:
+        self._looks += message["do"] == "look"
+        if self._looks == 3:
+            store._write(self._vault, self._after)
+        known = self._before if self._looks < 3 else self._after
+        if tokens.secret(known.seed, "deploy") not in self._shown:
+            return {"state": "refused", "reason": "ACL not found"}
+        holder = {"who": "anna"} if self._looks <= 3 else None
+        if message["do"] == "look":
+            return {"state": "none", "holder": holder}
+        return {"state": "locked", "holder": holder} if holder else {"state": "held", "last": {}}
+
+
+@pytest.mark.parametrize("kind", ["gossip", "tokens"])
+def test_what_another_run_replaced_while_it_was_waited_for_counts(
+    tmp_path: Path, some: Secrets, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = fleet(tmp_path, wait="5s")
+    vault, after = mine.hosts[0].vault, some.rotated(kind).settled(kind)
+    store.save(vault, some, None)
+    waited = Waited(vault, some, after)
+    monkeypatch.setattr(lock.keeper, "get", lambda: waited)
+    monkeypatch.setattr(lock, "POLL", 0)
+    for module, name in ((guarding.signal, "signal"), (guarding.atexit, "register")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    (text,) = on_hosts.variants(mine.host("drakar"), after, [after.seed])
+    it = here(mine, drakar=HostState(files={on_hosts.FILE: RemoteFile("", text).state}))
+    about = vars(it.run.pyinfra)
+    about |= {"is_dry": False, "typed": {"rotate": "ca"}}
+    about |= dict.fromkeys(("before_each_operation", "before_each_change"), lambda _: None)
+    reads: list[Vault] = []
+    read = store._read
+    monkeypatch.setattr(store, "_read", lambda which: reads.append(which) or read(which))
+    guarding.look(it)
+    lock_of_run = guarding.guard(it).lock
+    assert lock_of_run and lock_of_run.held
+    assert on_hosts.kept(it.run).secrets == after
+    on_hosts.expect(it)
+    assert len(reads) <= 3, "it may be a slow command"
+    # And a rotation replaces what is there now.
+    replacing.intend(it)
+    assert on_hosts.kept(it.run).secrets.ca_before == after.ca
 
 
 # --- What is shown to Consul ---

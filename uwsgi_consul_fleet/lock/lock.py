@@ -30,6 +30,7 @@ from uwsgi_consul_fleet.host.lock_session import AUDIT, LOCK, Message, claim_in,
 from uwsgi_consul_fleet.inventory.model import Fleet, Host
 from uwsgi_consul_fleet.lock import handle as keeper
 from uwsgi_consul_fleet.ownership.identity import ForeignError, Identity
+from uwsgi_consul_fleet.secrets import store
 from uwsgi_consul_fleet.ssh.options import plain
 
 INTERVAL = 0.25  # seconds between two tries while waiting for Consul
@@ -87,25 +88,36 @@ class Lock:
     def wait(self, what: str, seconds: float, report: Callable[[str], None]) -> None:
         """Take the lock when whoever has it has ended, before anything is decided: what is read
         from here on, nobody overtakes. :meth:`take` says later what is done under it. Where Consul
-        can't be asked, nothing is taken: that is for :meth:`take` to judge.
+        can't be asked, nothing is taken: that is for :meth:`take` to judge. A fleet's secrets are
+        read again by whoever asks for them afterwards.
 
         :param what: what is done under it, such as ``deploy``
         :param seconds: at most
         :param report: is told whom it waits for, and again once in a while
         :raises LockedError: where somebody has it even then
+        :raises FleetError: where the fleet's secrets can't be read again
         """
         deadline = time.monotonic() + seconds
         reminded = -math.inf
+        before = "none"
         while True:
             # Only looked at: each try to take it would write into Consul.
-            if not (holder := self._keeper.ask({"do": "look"}, FAR_ANSWER).get("holder")):
+            reply = self._keeper.ask({"do": "look"}, FAR_ANSWER)
+            # Whoever has it may replace secrets, what is shown here too. They are read when it is
+            # to be taken, and not at each look: a team's command may be slow.
+            if (holder := reply.get("holder")) or reply["state"] == "refused" != before:
+                self._forget_secrets()
+            before = reply["state"]
+            if not holder:
                 try:
-                    return self.take(what, {})
+                    self.take(what, {})
+                    return self._forget_secrets()
                 except LockedError:  # by who else has waited
+                    self._forget_secrets()
                     continue
                 except (UnreachableError, RefusedError):
                     if math.isinf(reminded):
-                        return None
+                        return self._forget_secrets()
                     # Whoever is waited for may be restarting Consul's servers.
             now = time.monotonic()
             if now > deadline:
@@ -115,6 +127,10 @@ class Lock:
                 reminded = now
                 report(f"{told(holder)}; waits for it, {durations.told(deadline - now)} at most")
             time.sleep(POLL)
+
+    def _forget_secrets(self) -> None:
+        for host in self._servers:
+            store.forget(host.vault)
 
     def take(
         self,

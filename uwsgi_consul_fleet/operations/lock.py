@@ -47,8 +47,7 @@ class Guard:
     def __init__(self, run: Run) -> None:
         """Follow the run's operations, its signals and its end."""
         self._run = run
-        if run.fleet.brings_consul:
-            secrets.kept(run)
+        self._know_secrets()
         self.lock = None if run.pyinfra.is_dry else self._lock()
         self.releases: dict[str, str] = {}
         self.contents: defaultdict[str, set[Content]] = defaultdict(set)
@@ -87,10 +86,20 @@ class Guard:
             try:
                 if wait:
                     self.lock.wait("deploy", durations.seconds(wait), self._say)
+                    # Who was waited for may have replaced them.
+                    self._run.again(secrets.Kept)
+                    self._know_secrets()
                 else:
                     self.lock.look(refuse=not self._run.pyinfra.asks_first)
             except LockedError as error:
                 self._end_by(error, error.exit_code, f"{error}. Nothing was touched")
+            except FleetError as error:  # of secrets that can't be read any more
+                self._end_by(error, 1, str(error))
+
+    def _know_secrets(self) -> None:
+        """So that the lock is asked for with what Consul will know."""
+        if self._run.fleet.brings_consul:
+            secrets.kept(self._run)
 
     def _say(self, line: str) -> None:
         logger.info(f"    {line}")

@@ -32,6 +32,12 @@ def load(of: Host | Vault) -> Secrets | None:
         return _known[vault]
 
 
+def forget(vault: Vault) -> None:
+    """Have :func:`load` read them again: another run may have replaced them."""
+    with _one_at_a_time:
+        _known.pop(vault, None)
+
+
 def propose(vault: Vault, secrets: Secrets) -> None:
     """Have :func:`load` answer these in this process, before they are kept: who holds the lock
     shows what Consul will know by and by, and what it knows now where it does not."""

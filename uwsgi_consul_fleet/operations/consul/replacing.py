@@ -48,8 +48,8 @@ def _wanted(run: Run) -> str:
 
 
 def intend(here: Here) -> None:
-    """Have this run's document say what is to be replaced: before the lock, which is to be held
-    with what holds at the end."""
+    """Have this run's document say what is to be replaced: before the run's first operation, since
+    the lock is to be held with what holds at the end."""
     here.run.once(_intend)
 
 

@@ -5,9 +5,10 @@ from uwsgi_consul_fleet.operations import lock, ownership, run
 from uwsgi_consul_fleet.operations.consul import replacing
 
 here = run.here()
-replacing.intend(here)
 # Before anything is read of the hosts.
 lock.look(here)
+# It may have waited for a run that replaced some.
+replacing.intend(here)
 # Refuses what is not this fleet's.
 ownership.settled(here.run)
 # Refuses while a member can't be told.
