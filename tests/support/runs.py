@@ -31,7 +31,11 @@ def here(of: Fleet, me: str = "drakar", failed: str = "", **states: HostState) -
         return made.setdefault(make, make(run)) if make not in made else made[make]
 
     pyinfra = SimpleNamespace(
-        connected=frozenset(states), failed=frozenset(failed.split()), is_executing=False
+        connected=frozenset(states),
+        failed=frozenset(failed.split()),
+        is_executing=False,
+        forgiven=frozenset(),
+        typed={},
     )
     pyinfra.about = pyinfra.connected | pyinfra.failed
     run: Any = SimpleNamespace(fleet=of, pyinfra=pyinfra, state_of=states.get, once=once)

@@ -16,6 +16,7 @@ from uuid import UUID
 import pytest
 from runs import here
 
+from uwsgi_consul_fleet.consul import recovery
 from uwsgi_consul_fleet.consul.access import Unseen, access
 from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.inventory import reading
@@ -25,12 +26,13 @@ from uwsgi_consul_fleet.inventory.vault import NOWHERE, Vault
 from uwsgi_consul_fleet.lock import lock
 from uwsgi_consul_fleet.operations import left_out
 from uwsgi_consul_fleet.operations import lock as guarding
-from uwsgi_consul_fleet.operations.consul import cluster, replacing, rounds
+from uwsgi_consul_fleet.operations.consul import acl, cluster, replacing, rounds
 from uwsgi_consul_fleet.operations.consul import secrets as on_hosts
+from uwsgi_consul_fleet.operations.consul.cluster import UNIT
 from uwsgi_consul_fleet.operations.files import RemoteFile
 from uwsgi_consul_fleet.operations.plan import DeployError
 from uwsgi_consul_fleet.operations.run import Here
-from uwsgi_consul_fleet.operations.state import Acl, HostState
+from uwsgi_consul_fleet.operations.state import Acl, FileState, HostState
 from uwsgi_consul_fleet.secrets import certificates, store, tokens
 from uwsgi_consul_fleet.secrets.document import Kind, Secrets, fingerprint
 
@@ -156,6 +158,12 @@ def test_what_is_no_document_is_refused_without_being_shown(
         "here: holds no secrets of a fleet, or not all of them; nothing was changed"
     )
     assert refused.value.__cause__ is None and refused.value.__suppress_context__
+
+
+def test_a_document_that_says_nothing_of_a_recovery(some: Secrets) -> None:
+    document = json.loads(some.to_text())
+    del document["tokens"]["recovering"]
+    assert Secrets.parse(json.dumps(document), "here") == some
 
 
 def test_a_document_of_a_version_to_come(some: Secrets) -> None:
@@ -592,6 +600,32 @@ def test_who_can_not_show_a_servers_certificate_becomes_none(
     pyinfra.is_executing = True
     assert bool(on_hosts.why_not_serve(told)) == (not why)
     assert (len(on_hosts.of_tls(told)) == 2) == (why in ("all reached", "not replaced"))
+
+
+def test_a_deploy_goes_on_with_a_recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of the lost secrets are deleted, though no seed tells which these are."""
+    mine, lost = fleet(tmp_path), Secrets.new("shop")
+    monkeypatch.setattr(recovery, "_known", lambda _: f'["{lost.gossip}"]\n{lost.ca}')
+    monkeypatch.setattr(recovery, "_mark", lambda *_: None)
+    recovery.begin(mine)
+    document = store.load(mine.hosts[0])
+    assert document and document.recovering and document.ca_before == lost.ca
+    old = {tokens.accessor(lost.seed, name) for name in (*tokens.OF_FLEET, "node/drakar")}
+
+    def deploy(made: set[str]) -> Here:
+        known = HostState(files={UNIT: FileState("644", "root", "root", "x")}, consul_round=3)
+        known.consul_running = "x"
+        known.consul_acl = Acl(dict.fromkeys(made, ()), frozenset(made), {}, ())
+        return here(replace(mine, hosts=mine.active), drakar=known, cheetah=known)
+
+    run = deploy(set()).run
+    new = {each.accessor for each in acl.wanted(run, 3).tokens}
+    run = deploy(new | old).run
+    assert replacing.is_owed(run)
+    assert replacing._gone(run) == sorted(old)
+    assert replacing._settled(run, document) == document
+    run = deploy(new).run
+    assert replacing._settled(run, document) == replace(document, recovering=False)
 
 
 # --- While a run waits for another one ---

@@ -199,6 +199,12 @@ def test_a_rotation_that_is_owed(tmp_path: Path, secrets: Secrets) -> None:
         "not replaced everywhere yet: the gossip key, the certificate authority; the next deploy "
         "goes on with that"
     )
+    store.save(vault, replace(secrets, recovering=True), store.load(vault))
+    (note,) = said(mine, 3, 3, 3)
+    assert note == (
+        "not replaced everywhere yet: the tokens of the secrets that were lost; the next deploy "
+        "goes on with that"
+    )
 
 
 def test_a_part_of_the_fleet_and_a_consul_of_others_have_nothing_to_do() -> None:

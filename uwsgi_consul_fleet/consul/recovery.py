@@ -29,7 +29,7 @@ def begin(fleet: Fleet) -> None:
     with ssh.side_by_side(len(servers)) as pool:
         ring, authorities = _agreed(servers, pool.map(_known, servers))
         vault = fleet.hosts[0].vault
-        made = replace(Secrets.new(vault.name), gossip=ring, ca_before=authorities)
+        made = replace(Secrets.new(vault.name), gossip=ring, ca_before=authorities, recovering=True)
         store.save(vault, made, store.load(vault))
         mark = tokens.accessor(made.seed, "management")
         pool.map(lambda server: _mark(server, mark), servers)

@@ -27,7 +27,8 @@ Kind = Literal["gossip", "tokens", "certificates", "ca"]
 class Secrets:
     """``gossip`` is Consul's gossip key in base64; ``seed``, in hex, is what tokens are derived
     from (see tokens.py); ``ca`` and ``ca_key`` are the certificate authority, in PEM. Nodes'
-    certificates from before ``since``, a moment in ISO 8601, are replaced; '' for none."""
+    certificates from before ``since``, a moment in ISO 8601, are replaced; '' for none.
+    ``recovering``: tokens may still hold that were made from a seed that is lost."""
 
     gossip: str = field(repr=False)
     seed: str = field(repr=False)
@@ -37,6 +38,7 @@ class Secrets:
     seed_before: str = field(default="", repr=False)
     ca_before: str = field(default="", repr=False)
     since: str = ""
+    recovering: bool = False
 
     @classmethod
     def new(cls, name: str) -> Self:
@@ -64,7 +66,9 @@ class Secrets:
         """When nothing uses the value before any more."""
         if kind == "gossip":
             return replace(self, gossip_before="")
-        return replace(self, seed_before="") if kind == "tokens" else replace(self, ca_before="")
+        if kind == "tokens":
+            return replace(self, seed_before="", recovering=False)
+        return replace(self, ca_before="")
 
     def to_text(self) -> str:
         """The document."""
@@ -72,7 +76,11 @@ class Secrets:
         document = {
             "format": FORMAT,
             "gossip": {"value": self.gossip, "before": self.gossip_before or None},
-            "tokens": {"value": self.seed, "before": self.seed_before or None},
+            "tokens": {
+                "value": self.seed,
+                "before": self.seed_before or None,
+                "recovering": self.recovering,
+            },
             "ca": ca,
             "certificates": {"since": self.since or None},
         }
@@ -100,6 +108,7 @@ class Secrets:
                 seed_before=_or_none(read["tokens"]["before"], _hex),
                 ca_before=_or_none(read["ca"]["before"], _certificate),
                 since=_or_none(read["certificates"]["since"], _moment),
+                recovering=bool(read["tokens"].get("recovering")),  # not in every document
             )
         except (ValueError, TypeError, KeyError):
             # What went wrong would say what is in it.

@@ -67,6 +67,7 @@ def _owed(fleet: Fleet) -> list[str]:
     before = {
         "the gossip key": secrets.gossip_before,
         "tokens": secrets.seed_before,
+        "the tokens of the secrets that were lost": secrets.recovering,
         "the certificate authority": secrets.ca_before,
     }
     return [what for what, value in before.items() if value]

@@ -161,7 +161,7 @@ def is_owed(run: Run) -> bool:
 
 def _is_owed(run: Run) -> bool:
     its = secrets.kept(run).secrets
-    replaced = its.gossip_before or its.seed_before or its.ca_before
+    replaced = its.gossip_before or its.seed_before or its.recovering or its.ca_before
     return bool(replaced or run.fleet.retired or _gone(run))
 
 
@@ -172,7 +172,7 @@ def _gone(run: Run) -> list[str]:
     if known is None:
         return []
     stays = {each.accessor for each in acl.wanted(run, rounds.LAST).tokens}
-    if _wanted(run) == RECOVER:  # what was made with the secrets that were lost
+    if its.recovering:  # what was made with the secrets that were lost
         return sorted(known.made - stays)
     seeds = [*filter(None, (its.seed, its.seed_before))]
     names = [*tokens.OF_FLEET, *_names_of_hosts(run, known)]
@@ -245,7 +245,7 @@ def _settled(run: Run, its: Secrets) -> Secrets:
     keys = {server.consul_keys for _, server in secrets.servers(run)}
     if its.gossip_before and keys == {(fingerprint(its.gossip),)}:
         its = its.settled("gossip")
-    if its.seed_before and secrets.acl(run) and not _gone(run):
+    if (its.seed_before or its.recovering) and secrets.acl(run) and not _gone(run):
         its = its.settled("tokens")
     if its.ca_before and _all_show(run, its.ca):
         its = its.settled("ca")
