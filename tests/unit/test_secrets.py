@@ -611,16 +611,18 @@ def test_a_deploy_goes_on_with_a_recovery(tmp_path: Path, monkeypatch: pytest.Mo
     document = store.load(mine.hosts[0])
     assert document and document.recovering and document.ca_before == lost.ca
     old = {tokens.accessor(lost.seed, name) for name in (*tokens.OF_FLEET, "node/drakar")}
+    others = {tokens.accessor(document.seed, "app/drakar/blog")}  # of another inventory
+    policies = {"uwsgi-consul-fleet-app-blog": ""}
 
     def deploy(made: set[str]) -> Here:
         known = HostState(files={UNIT: FileState("644", "root", "root", "x")}, consul_round=3)
         known.consul_running = "x"
-        known.consul_acl = Acl(dict.fromkeys(made, ()), frozenset(made), {}, ())
+        known.consul_acl = Acl(dict.fromkeys(made, ()), frozenset(made), policies, ())
         return here(replace(mine, hosts=mine.active), drakar=known, cheetah=known)
 
     run = deploy(set()).run
     new = {each.accessor for each in acl.wanted(run, 3).tokens}
-    run = deploy(new | old).run
+    run = deploy(new | others | old).run
     assert replacing.is_owed(run)
     assert replacing._gone(run) == sorted(old)
     assert replacing._settled(run, document) == document

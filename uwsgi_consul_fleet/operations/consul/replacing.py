@@ -173,6 +173,9 @@ def _gone(run: Run) -> list[str]:
         return []
     stays = {each.accessor for each in acl.wanted(run, rounds.LAST).tokens}
     if its.recovering:  # what was made with the secrets that were lost
+        apps, hosts = map(tokens.app_of, known.policies), run.fleet.whole.hosts
+        others = [f"app/{host.node}/{app}" for app in apps if app for host in hosts]
+        stays |= {tokens.accessor(its.seed, name) for name in others}  # of another inventory here
         return sorted(known.made - stays)
     seeds = [*filter(None, (its.seed, its.seed_before))]
     names = [*tokens.OF_FLEET, *_names_of_hosts(run, known)]
