@@ -24,15 +24,16 @@ SERVICE = "consul-demo-server"
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = 15.0) -> Any:
-    """What `condition` answers as soon as that is something."""
+    """What `condition` answers as soon as that is something; asked once more when time is over."""
     deadline = time.monotonic() + timeout
-    while (begin := time.monotonic()) < deadline:
-        answer = condition()
-        if answer:
+    while True:
+        begin = time.monotonic()
+        if answer := condition():
             return answer
+        if begin >= deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
         # Who asks by a command takes no more than half of what would make it come true.
         time.sleep(max(0.02, min(1, time.monotonic() - begin)))
-    raise AssertionError(f"not within {timeout:g} s: {what}")
 
 
 # Of each worker its own, and none that an outgoing connection could get before it is used.
