@@ -98,7 +98,8 @@ class Watch:
 
 
 def voters(lab: Lab, host: str) -> set[str]:
-    return {name for name, (_, votes) in lab.peers(host).items() if votes}
+    """None while it knows no leader."""
+    return {name for name, (_, votes) in lab.peers(host, check=False).items() if votes}
 
 
 def members(lab: Lab, host: str) -> dict[str, str]:
@@ -169,14 +170,14 @@ def test_from_one_server_to_three(fleet: SharedFleet, lab: Lab) -> None:
     for watch in watches:
         watch.expect(6)
     assert agents(lab, "drakar", "skeid") == before, "who stays what it was is not restarted"
-    fleet.verify("--wait", "10")
+    fleet.verify("--wait", "30")
 
 
 def test_an_agent_that_restarts_stays_in_the_catalog(fleet: SharedFleet, lab: Lab) -> None:
     watch = Watch(lab, "drakar")
     lab.ssh("skeid", "sudo systemctl restart consul")
     # Its own agent has joined again when systemctl returns; what it tells the servers follows.
-    fleet.verify("--wait", "10")
+    fleet.verify("--wait", "30")
     watch.expect(6)
 
 
@@ -191,8 +192,8 @@ def test_a_consul_that_does_not_start_reaches_one_server_and_no_other(
     assert "Consul was not restarted, because it did not come back on" in output(result)
     after = agents(lab, *MACHINES)
     assert sum(a != b for a, b in zip(after, before, strict=True)) == 1
-    # Sooner than the lock of a dead run is free by itself, which takes 10 s at least.
-    until(lambda: is_free(fleet), "the lock is free", 8)
+    # Sooner than the lock of a dead run is free by itself, which takes 13 s at least.
+    until(lambda: is_free(fleet), "the lock is free", 12)
     fleet.deploy()
     again = agents(lab, *MACHINES)
     assert sum(a != b for a, b in zip(again, before, strict=True)) == 1
@@ -336,7 +337,7 @@ def test_a_host_that_vanished_is_retired_and_a_client_becomes_a_server_again(
     assert f"skeid can't be reached: removed from the catalog by {staying}" in said
     assert voters(lab, staying) == {"drakar", "cheetah"}
     assert fleet.changes() == {}
-    fleet.verify("--wait", "10")
+    fleet.verify("--wait", "30")
 
 
 def test_a_retired_host_that_is_back_stays_outside_and_keeps_its_data_without_purge(
@@ -352,7 +353,7 @@ def test_a_retired_host_that_is_back_stays_outside_and_keeps_its_data_without_pu
     assert fleet.changes(*keep) == {}
     fleet.deploy()
     assert lab.ssh("skeid", FOOTPRINT).stdout == fresh
-    fleet.verify("--wait", "10")
+    fleet.verify("--wait", "30")
 
 
 def test_a_host_that_was_a_server_and_leaves_is_let_in_no_more(

@@ -178,7 +178,7 @@ class Watcher(threading.Thread):
     def __init__(self, load: Generator) -> None:
         super().__init__(daemon=True)
         self.load = load
-        self.agent = Agent(load.options.service, timeout=15)
+        self.agent = Agent(load.options.service, timeout=45)
 
     def run(self) -> None:
         index, before = "0", None

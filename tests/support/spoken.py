@@ -27,7 +27,7 @@ def packed(value):
         return b"\\xda" + len(value).to_bytes(2, "big") + value.encode()
     return bytes([value])
 def answer(pem, protocol, messages):
-    plain = socket.create_connection((sys.argv[1], 8300), timeout=5)
+    plain = socket.create_connection((sys.argv[1], 8300), timeout=15)
     if pem is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -36,11 +36,11 @@ def answer(pem, protocol, messages):
         plain.sendall(bytes([3]))
         plain = context.wrap_socket(plain)
     plain.sendall(bytes([protocol]) + b"".join(map(packed, messages)))
-    plain.settimeout(1.5)
     found = b""
     try:
         while more := plain.recv(65536):
             found += more
+            plain.settimeout(1.5)
     except TimeoutError:
         pass
     return found
