@@ -229,8 +229,11 @@ done
 @pytest.mark.parametrize(
     "says", [b"", b"Not allowed at this time\r\n", b"SSH-2.0-x\r\n\0\0\0\0\0\0\0\0"]
 )
-def test_who_is_dropped_tries_once_more(ways: Ways, says: bytes) -> None:
+def test_who_is_dropped_tries_once_more(
+    ways: Ways, says: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by an sshd that has more of them at the same time than it takes."""
+    monkeypatch.setattr(client, "AT_ONCE", 30)  # also on a machine that has much to do
     ways.use(ways.section("web", "HostName 127.0.0.1", "HostKeyAlias target"), {})
     met = []
 
@@ -409,7 +412,8 @@ def test_sixty_first_contacts_are_all_remembered(ways: Ways, program: str, hashe
     before = "# mine\nnot a line that can be understood\n|1|broken|hash ssh-ed25519 AAAA\nlast a b"
     known.write_text(before)
     hosts: Hosts = {f"host{number:02}": {} for number in range(60)}
-    lines = (f"UserKnownHostsFile {known}", f"HashKnownHosts {hashed}")
+    # All sixty exchange keys at the same time, each within this.
+    lines = (f"UserKnownHostsFile {known}", f"HashKnownHosts {hashed}", "ConnectTimeout 60")
     config = "".join(ways.section(name, f"HostKeyAlias {name}", *lines) for name in hosts)
     for mode, some in (("accept-new", list(hosts)), ("yes", list(hosts)[:9])):
         ways.use(config, {name: {"ssh_strict_host_key_checking": mode} for name in some})
