@@ -16,6 +16,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import acl_tokens
@@ -367,7 +368,8 @@ def test_hooks_frame_a_run_and_each_switch(
     hook("after-deploy", record, "sleep 60 & echo all done; exit 3")
     follow = start(*words("logs", "--follow", "--since", "1s"), own_group=True)
     first, name, deploy = releases.start()
-    with killed_at_the_end(follow), killed_at_the_end(first):
+    with ThreadPoolExecutor(1) as pool, killed_at_the_end(follow), killed_at_the_end(first):
+        following = pool.submit(finish, follow, check=False)  # else its pipe would be full
         until((tmp_path / "recorded").exists, "the first has begun", 60)
         second = releases.fleet.start_deploy(*deploy, "--data", "wait=60s")
         with killed_at_the_end(second):
@@ -378,7 +380,7 @@ def test_hooks_frame_a_run_and_each_switch(
             assert "stays on" in output(finish(second, check=True))
         releases.serves(name)
         os.killpg(follow.pid, signal.SIGINT)
-        followed = finish(follow, check=False)
+        followed = following.result()
     assert recorded() == framed(name, releases.hosts)
     assert "after-deploy: all done" in said
     assert "after-deploy: exit status 3" in said

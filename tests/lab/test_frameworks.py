@@ -151,7 +151,7 @@ def project(own: Described, name: str, files: dict[str, str], **settings: Any) -
 
 def fetch(address: str, app: str, path: str = "") -> str:
     url = f"http://{address}:{PORTS[app]}/{path}"
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         return str(answer.read().decode())
 
 
@@ -195,7 +195,7 @@ def test_fastapi_flask_and_pyramid_in_one_run(own: Described, lab: Lab) -> None:
     # That of the api is resolved once for both hosts.
     assert output(own.deploy()).count("resolving its requirements") == 3
     assert installed(lab, "drakar", "api") == installed(lab, "cheetah", "api")
-    own.run("invoke", "verify", "--wait", "10", "--probe")
+    own.run("invoke", "verify", "--wait", "30", "--probe")
     assert own.changes() == {}
     drakar, cheetah = map(lab.address, HOSTS)
     assert fetch(drakar, "api") == fetch(cheetah, "api") == '"made by FastAPI"'
@@ -208,11 +208,11 @@ def test_fastapi_flask_and_pyramid_in_one_run(own: Described, lab: Lab) -> None:
     locked = {line.split("==")[0] for line in installed(lab, "cheetah", "flask")}
     assert {"Flask", "Werkzeug"} <= locked and "iniconfig" not in locked
     begin = time.monotonic()
-    # More than there are processes, at the same time.
-    with ThreadPoolExecutor(10) as pool:
-        answers = {*pool.map(lambda _: fetch(drakar, "pyramid"), range(10))}
+    # Many more than there are processes, at the same time: in turn they would take 15 s.
+    with ThreadPoolExecutor(60) as pool:
+        answers = {*pool.map(lambda _: fetch(drakar, "pyramid"), range(60))}
     assert answers == {"Pyramid, ahoy, 40"}
-    assert time.monotonic() - begin < 2.5
+    assert time.monotonic() - begin < 10
 
 
 CELERY = {
@@ -299,7 +299,7 @@ def test_celery_ends_its_tasks_and_none_runs_twice(own: Described, lab: Lab) -> 
         time.sleep(0.1)
     finish(deploy, check=True)
     assert workers(lab) == ["two"] * 3
-    until(lambda: len(notes(fetch(address, "celery"), "ended")) == added, "they have ended")
+    until(lambda: len(notes(fetch(address, "celery"), "ended")) == added, "they have ended", 60)
     said = fetch(address, "celery")
     began, ended = notes(said, "began"), notes(said, "ended")
     assert sorted(began) == sorted(ended)

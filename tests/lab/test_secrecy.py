@@ -220,7 +220,7 @@ def test_nothing_that_is_printed_has_one(told: Told, tmp_path: Path) -> None:
     told.interrupt("ui", ["invoke", "ui", "--inventory", str(told.fleet.path)], "until Ctrl-C")
     told.run("rollback", "rollback")
     several = {
-        "verify": ["verify", "--wait", "20", "--probe", "--json"],
+        "verify": ["verify", "--wait", "30", "--probe", "--json"],
         "releases": ["releases", "--json"],
         "audit": ["audit", "--json"],
         "logs": ["logs"],
@@ -260,7 +260,7 @@ def test_no_process_shows_one(told: Told) -> None:
     """But for root's environment on a host, which root alone may read, and the application's, which
     its user may read."""
     argument, variable = uuid4().hex, uuid4().hex
-    told.lab.ssh("cheetah", f"SEEN={variable} sh -c 'sleep 0.3; : {argument}'")
+    told.lab.ssh("cheetah", f"SEEN={variable} sh -c 'sleep 3; : {argument}'")
     seen = told.processes.stop()
     assert any(each.what == "cmdline" and argument in each.text for each in seen)
     assert any(each.what == "environ" and variable in each.text for each in seen)
