@@ -55,7 +55,7 @@ class Operator(Described):
 
     def rows(self, *options: str) -> dict[tuple[str, str, str, int], str]:
         """Each instance in the catalog with its release; it agrees with the inventory."""
-        report = json.loads(self.run("invoke", "verify", "--json", "--wait", "10", *options).stdout)
+        report = json.loads(self.run("invoke", "verify", "--json", "--wait", "30", *options).stdout)
         return {
             (row["node"], row["service"], row["id"], row["port"]): row["release"]
             for row in report["rows"]

@@ -131,12 +131,12 @@ def test_a_new_host_that_is_not_well_never_joins_the_service(source: Source, lab
     token = lab.as_management("drakar")
     run = f"{token} nohup python3 watch.py >seen.txt 2>&1 & echo $! >watch.pid"
     lab.ssh("drakar", f"cat >watch.py <<'X'\n{WATCH}\nX\n{run}")
-    ill = ("--data", "health_path=/gone", "--data", "health_timeout=4")
+    ill = ("--data", "health_path=/gone", "--data", "health_timeout=15")
     try:
         said = source.deploy("--limit", NEW, *processes(4), *ill, check=False)
     finally:
         lab.ssh("drakar", "kill $(cat watch.pid)")
-    assert "is not fit to serve: not healthy after 4 s: GET /gone: 404" in said, said
+    assert "is not fit to serve: not healthy after 15 s: GET /gone: 404" in said, said
     assert "nothing serves, as before" in said, said
     assert set(lab.ssh("drakar", "cat seen.txt").stdout.split()) == set(HOSTS)
 
@@ -146,7 +146,7 @@ def test_a_host_that_is_added_gets_what_the_fleet_is_on(source: Source, lab: Lab
     first, fleet = source.names["first"], source.fleet
     source.deploy("--limit", NEW, *processes(4))
     expect(lab, first, [*HOSTS, NEW])
-    fleet.verify("--wait", "10", "--probe")
+    fleet.verify("--wait", "30", "--probe")
     digests = f"sudo sh -c 'cd /srv/{APP}/current/ && sha256sum app/*'"
     assert lab.ssh(NEW, digests).stdout == lab.ssh("cheetah", digests).stdout
     assert "# first" in last_line(lab, NEW)
@@ -166,7 +166,7 @@ def test_settings_that_are_changed_since_are_applied_to_it(source: Source, lab: 
     expect(lab, first)
     assert settings(lab, *HOSTS) == {"3"}
     assert "# first" in last_line(lab, "cheetah")
-    source.fleet.verify("--wait", "10", "--probe")
+    source.fleet.verify("--wait", "30", "--probe")
 
 
 def test_it_is_released_again_by_its_name(source: Source, lab: Lab) -> None:

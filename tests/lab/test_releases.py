@@ -104,7 +104,7 @@ def test_what_fails_on_the_second_host_is_taken_back_from_the_first(
 ) -> None:
     only = "\nif os.uname().nodename == 'cheetah':\n    raise RuntimeError('no wind')\n"
     begin, before = time.time(), releases.running()
-    said = releases.refused(only, *SOON)
+    said = releases.refused(only)
     assert "RuntimeError: no wind" in said
     assert re.search(rf"\[drakar\] +back to {releases.serving}-", said), said
     window = load.window(begin)
@@ -197,7 +197,7 @@ def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load,
     assert stays in output(fleet.deploy("--dry", *words))  # of which Consul knows nothing yet
     with Lock(servers) as held:
         held.take("test", {}, wait=10)
-    fleet.verify("--wait", "10")
+    fleet.verify("--wait", "30")
     assert stays in output(fleet.deploy("--dry", *words))
     audit = run("invoke", "audit", "--json", "--last", "2", "--inventory", str(fleet.path))
     told = [(entry["what"], entry["outcome"]) for entry in json.loads(audit.stdout)]
@@ -235,6 +235,6 @@ def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
     assert result.stderr.endswith(f"{listed[0]['release']} still serves\n")
     ports = [line for line in lab.ssh("cheetah", look).stdout.splitlines() if ":8" not in line]
     assert ports == [line for line in before.splitlines() if ":8" not in line]
-    fleet.verify("--wait", "20", "--probe")
+    fleet.verify("--wait", "30", "--probe")
     assert fleet.changes(*words) == {}
     fleet.hosts(["drakar"], ["drakar", "cheetah"])
