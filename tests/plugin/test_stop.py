@@ -77,7 +77,7 @@ def test_a_stop_in_the_middle_of_a_reload(start: Start, agent: Agent, name: str)
         uwsgi.signal(signal.SIGHUP)
         until(lambda: "gracefully killing workers" in uwsgi.log, "it reloads")
         uwsgi.signal(signal.SIGINT)
-        assert uwsgi.wait(5) == 0
+        assert uwsgi.wait() == 0
     assert agent.entries(name) == []
     assert "binary reloading" not in uwsgi.log
 
@@ -91,7 +91,7 @@ def test_the_most_urgent_wish_counts(start: Start, agent: Agent, name: str) -> N
         uwsgi.signal(signal.SIGHUP)
         until(lambda: not agent.entries(name), "it is deregistered")
         uwsgi.signal(signal.SIGINT)
-        assert uwsgi.wait(5) == 0
+        assert uwsgi.wait() == 0
 
 
 @pytest.mark.everywhere
@@ -107,7 +107,7 @@ def test_it_counts_also_when_the_workers_were_asked_to_finish(
         until(lambda: "killing worker" in uwsgi.log, "the workers are asked to finish")
         time.sleep(0.3)
         uwsgi.signal(signal.SIGINT)
-        assert uwsgi.wait(5) == 0
+        assert uwsgi.wait() == 0
 
 
 # ---- stop_timeout ----
@@ -115,7 +115,7 @@ def test_it_counts_also_when_the_workers_were_asked_to_finish(
 
 @pytest.mark.everywhere
 def test_requests_under_way_are_waited_for(start: Start, agent: Agent, name: str) -> None:
-    line = f"url={agent.url},name={name},drain=0,stop_timeout=30"
+    line = f"url={agent.url},name={name},drain=0,stop_timeout=90"
     uwsgi = start(line, processes=1).ready()
     is_passing(agent, name)
     with request_under_way(uwsgi) as answers:
@@ -125,7 +125,7 @@ def test_requests_under_way_are_waited_for(start: Start, agent: Agent, name: str
         assert uwsgi.is_running()
     assert len(answers) == 1
     assert answers[0].isdigit(), "it is answered"
-    assert uwsgi.wait(5) == 0
+    assert uwsgi.wait() == 0
 
 
 def test_requests_are_not_waited_for_longer_than_stop_timeout(
@@ -136,7 +136,7 @@ def test_requests_are_not_waited_for_longer_than_stop_timeout(
     with request_under_way(uwsgi) as answers:
         began = time.monotonic()
         uwsgi.signal(signal.SIGINT)
-        assert uwsgi.wait(10) == 0
+        assert uwsgi.wait() == 0
         assert time.monotonic() - began > 1
         until(lambda: answers, "the client is told")
     assert answers[0].startswith("failed")
@@ -153,7 +153,7 @@ def test_a_worker_that_hangs_in_its_import_does_not_keep_uwsgi(
     until(lambda: fake.services, "it is registered")
     until(lambda: "spawned uWSGI worker 2 " in uwsgi.log, "the workers have started")
     uwsgi.signal(signal.SIGINT)
-    assert uwsgi.wait(8) == 0
+    assert uwsgi.wait() == 0
     assert fake.services == {}
 
 
@@ -172,8 +172,8 @@ def test_many_services_are_gone_before_the_workers(start: Start, agent: Agent, n
 
 
 def test_a_slow_agent_is_told_of_several_services_at_a_time(start: Start, fake: FakeAgent) -> None:
-    uwsgi = start([f"url={fake.url},name=a,id=a{number}" for number in range(40)]).ready()
-    until(lambda: len(fake.services) == 40, "all are registered")
+    uwsgi = start([f"url={fake.url},name=a,id=a{number}" for number in range(120)]).ready()
+    until(lambda: len(fake.services) == 120, "all are registered")
 
     def slowly(_: Seen) -> None:
         time.sleep(0.1)
@@ -181,11 +181,11 @@ def test_a_slow_agent_is_told_of_several_services_at_a_time(start: Start, fake: 
     fake.behave = slowly
     began = time.monotonic()
     uwsgi.signal(signal.SIGINT)
-    assert uwsgi.wait(20) == 0
+    assert uwsgi.wait() == 0
     assert fake.services == {}
     assert "not deregistered" not in uwsgi.log
-    # One after the other, each asked about before, it would be 8 s.
-    assert time.monotonic() - began < 6
+    # One after the other, each asked about before, it would be 24 s.
+    assert time.monotonic() - began < 18
     look_ups = [seen for seen in fake.requests("/agent/service/a") if seen.method == "GET"]
     assert len(look_ups) < 20, "one list is the proof for all"
 
@@ -241,7 +241,7 @@ def test_two_names_of_one_agent_hide_nothing(start: Start, fake: FakeAgent) -> N
     until(lambda: len(fake.services) == 2, "both are registered")
     until(lambda: len(fake.requests("/agent/services")) > 4, "both have seen the list")
     fake.services["a0"] = {**fake.services["a0"], "Meta": {"uwsgi_owner": "another's"}}
-    until(lambda: uwsgi.said("a0 is registered by another process"), "it is noticed", 5)
+    until(lambda: uwsgi.said("a0 is registered by another process"), "it is noticed")
     # At once before the stop, so that nobody has noticed it.
     fake.services["a1"] = {**fake.services["a1"], "Meta": {"uwsgi_owner": "another's"}}
     uwsgi.signal(signal.SIGINT)
@@ -337,4 +337,4 @@ def test_a_leftover_at_the_same_agent(start: Start, fake: FakeAgent, may: dict[s
     lines = uwsgi.ini.read_text().splitlines(keepends=True)
     uwsgi.ini.write_text("".join(line for line in lines if "name=b" not in line))
     uwsgi.signal(signal.SIGHUP)
-    until(lambda: set(fake.services) == {"a"}, "the other one is gone", 5)
+    until(lambda: set(fake.services) == {"a"}, "the other one is gone")

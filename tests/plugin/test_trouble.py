@@ -21,29 +21,29 @@ def troubles(uwsgi: Uwsgi) -> list[str]:
 
 
 def test_deregistered_behind_its_back(start: Start, agent: Agent, name: str) -> None:
-    uwsgi = start(f"url={agent.url},name={name}")  # with the default ttl of 30 seconds
+    uwsgi = start(f"url={agent.url},name={name},ttl=90")  # a beat would notice it too, much later
     until(lambda: agent.passing(name), "it is registered")
     agent.forget(name)
-    until(lambda: agent.passing(name), "it is back", 5)
+    until(lambda: agent.passing(name), "it is back", 20)
     assert uwsgi.said(f"{name}: the agent has lost the registration")
 
 
 def test_one_of_many_is_deregistered(start: Start, agent: Agent, name: str) -> None:
-    start([f"url={agent.url},name={name},id={name}-{number}" for number in range(5)])
+    start([f"url={agent.url},name={name},id={name}-{number},ttl=90" for number in range(5)])
     until(lambda: len(agent.passing(name)) == 5, "they are registered")
     agent.forget(f"{name}-3")
-    until(lambda: len(agent.passing(name)) == 5, "it is back", 5)
+    until(lambda: len(agent.passing(name)) == 5, "it is back", 20)
 
 
 def test_an_agent_restarted_without_its_data(start: Start, own_agent: Agent) -> None:
-    uwsgi = start(f"url={own_agent.url},name=a").ready()
+    uwsgi = start(f"url={own_agent.url},name=a,ttl=90").ready()
     until(lambda: own_agent.passing("a"), "it is registered")
     own_agent.kill()
     until(lambda: troubles(uwsgi), "it is noticed")
     own_agent.start(wait=False)
     until(own_agent.answers, "the agent answers")
-    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is back", 5)
-    assert len(troubles(uwsgi)) <= 2
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is back", 20)
+    assert len(troubles(uwsgi)) <= 5
     assert uwsgi.said("answers again, after ")
 
 
@@ -51,7 +51,7 @@ def test_a_lost_check_comes_back(start: Start, agent: Agent, name: str) -> None:
     start(f"url={agent.url},name={name},ttl=1")
     until(lambda: agent.passing(name), "it is registered")
     agent.put(f"/v1/agent/check/deregister/service:{name}")
-    until(lambda: agent.status(name) == "passing", "its check is back", 5)
+    until(lambda: agent.status(name) == "passing", "its check is back")
 
 
 # ---- agents that do not answer ----
@@ -64,26 +64,27 @@ def test_an_agent_that_is_not_there_yet(start: Start, own_agent: Agent) -> None:
     time.sleep(1)  # several tries
     own_agent.start(wait=False)
     until(own_agent.answers, "the agent answers")
-    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered", 5)
-    assert len(troubles(uwsgi)) <= 2
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered")
+    assert len(troubles(uwsgi)) <= 5
 
 
 def test_an_agent_that_was_stopped_when_uwsgi_started(start: Start, own_agent: Agent) -> None:
     own_agent.pause()
-    uwsgi = start(f"url={own_agent.url},name=a").ready(5)
+    # A request is given up after twice the time for a connection: this is not waited for.
+    uwsgi = start(f"url={own_agent.url},name=a,connect_timeout=30").ready()
     until(lambda: uwsgi.said("silence"), "it is noticed")
     own_agent.resume()
-    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered", 5)
+    until(lambda: "a" in own_agent.get("/v1/agent/services"), "it is registered")
     until(lambda: uwsgi.said("answers again"), "that is noticed as well")
 
 
 def test_an_agent_that_never_answers_old_requests(start: Start, fake: FakeAgent) -> None:
     """What hung before stays hung; only new requests are answered."""
     fake.behave = lambda _: "hang"
-    start(f"url={fake.url},name=a").ready(5)
+    start(f"url={fake.url},name=a,connect_timeout=30").ready()
     until(lambda: len(fake.seen) >= 3, "it tries on")
     fake.behave = lambda _: None
-    until(lambda: fake.services, "it is registered", 5)
+    until(lambda: fake.services, "it is registered")
 
 
 def test_an_agent_that_takes_its_time(start: Start, fake: FakeAgent) -> None:
@@ -117,12 +118,12 @@ def unreachable() -> tuple[socket.socket, list[socket.socket], str]:
 @pytest.mark.parametrize("drain", [0, 1])
 def test_an_unreachable_agent_delays_neither_start_nor_stop(start: Start, drain: int) -> None:
     listener, fillers, url = unreachable()
-    uwsgi = start(f"url={url},name=a,drain={drain}").ready(5)
+    uwsgi = start(f"url={url},name=a,drain={drain},connect_timeout=30").ready(20)
     until(lambda: troubles(uwsgi), "it is noticed")
     began = time.monotonic()
     uwsgi.signal(signal.SIGINT)
     assert uwsgi.wait() == 0
-    assert time.monotonic() - began < 5  # bench/ has the figures
+    assert time.monotonic() - began < 20  # bench/ has the figures
     for one in (listener, *fillers):
         one.close()
 
@@ -130,7 +131,8 @@ def test_an_unreachable_agent_delays_neither_start_nor_stop(start: Start, drain:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
 def test_a_stop_while_a_request_hangs(start: Start, fake: FakeAgent, how: int) -> None:
     fake.behave = lambda seen: "hang" if "/check/" in seen.path else None
-    uwsgi = start(f"url={fake.url},name=a,ttl=1,drain=0", options=["exit-on-reload = true"]).ready()
+    line = f"url={fake.url},name=a,ttl=1,drain=0,connect_timeout=30"
+    uwsgi = start(line, options=["exit-on-reload = true"]).ready()
     until(lambda: fake.requests("/check/"), "a beat hangs")
     uwsgi.signal(how)
     assert uwsgi.wait() == 0
@@ -139,22 +141,22 @@ def test_a_stop_while_a_request_hangs(start: Start, fake: FakeAgent, how: int) -
 
 def test_a_reload_while_a_request_hangs(start: Start, fake: FakeAgent) -> None:
     fake.behave = lambda _: "hang"
-    uwsgi = start(f"url={fake.url},name=a,ttl=1").ready()
+    uwsgi = start(f"url={fake.url},name=a,ttl=1,connect_timeout=30").ready()
     until(lambda: fake.seen, "a registration hangs")
     uwsgi.signal(signal.SIGHUP)
-    until(lambda: "(RE)spawned" in uwsgi.log, "it reloads", 5)
+    until(lambda: "(RE)spawned" in uwsgi.log, "it reloads")
     fake.behave = lambda _: None
     until(lambda: fake.services, "it is registered")
 
 
 def test_a_deregistration_that_hangs(start: Start, fake: FakeAgent) -> None:
     fake.behave = lambda seen: "hang" if "/deregister/" in seen.path else None
-    uwsgi = start(f"url={fake.url},name=a,drain=1").ready()
+    uwsgi = start(f"url={fake.url},name=a,drain=1,connect_timeout=30").ready()
     until(lambda: fake.services, "it is registered")
     began = time.monotonic()
     uwsgi.signal(signal.SIGINT)
     assert uwsgi.wait() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert uwsgi.said("a: not deregistered, the agent at")
 
 
@@ -186,7 +188,7 @@ def test_look_ups_that_fail_put_off_no_beat(start: Start, fake: FakeAgent, how: 
     def beating() -> set[str]:
         return {seen.path for seen in fake.seen[begin:] if "/check/" in seen.path}
 
-    until(lambda: len(beating()) == 2, "both beat, after half of their interval", 4)
+    until(lambda: len(beating()) == 2, "both beat, after half of their interval")
     assert len(fake.requests("/service/register")) == 2
 
 
@@ -201,7 +203,7 @@ def test_beats_without_an_answer_put_off_no_look_up(start: Start, fake: FakeAgen
 
     fake.behave = behave
     fake.services.clear()
-    until(lambda: fake.services, "it is registered again", 6)
+    until(lambda: fake.services, "it is registered again")
 
 
 def test_an_agent_at_its_limit_hears_on(start: Start, fake: FakeAgent) -> None:
@@ -209,9 +211,10 @@ def test_an_agent_at_its_limit_hears_on(start: Start, fake: FakeAgent) -> None:
     until(lambda: fake.requests("/check/"), "it beats")
     fake.behave = lambda _: (429, "slow down")
     begin = len(fake.seen)
-    until(lambda: len([1 for seen in fake.seen[begin:] if "/check/" in seen.path]) > 2, "beats", 5)
+    until(lambda: len([1 for seen in fake.seen[begin:] if "/check/" in seen.path]) > 2, "beats")
     fake.behave = lambda _: None
-    until(lambda: [1 for seen in fake.seen[begin:] if "/agent/services" in seen.path], "lists", 3)
+    begin = len(fake.seen)
+    until(lambda: [1 for seen in fake.seen[begin:] if "/agent/services" in seen.path], "lists", 10)
     assert len(fake.requests("/service/register")) == 1, "a limit says nothing of a registration"
     assert uwsgi.said_times("HTTP 429") == 1
 

@@ -113,7 +113,7 @@ class Process:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 10.0) -> int:
+    def wait(self, timeout: float = 30.0) -> int:
         return self.process.wait(timeout)
 
     @staticmethod
@@ -259,7 +259,7 @@ class Uwsgi(Process):
         ]
         super().__init__(command, folder, env, pass_fds)
 
-    def get(self, path: str = "/", timeout: float = 5.0) -> str:
+    def get(self, path: str = "/", timeout: float = 30.0) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request("GET", path)
@@ -278,7 +278,7 @@ class Uwsgi(Process):
             return False
         return True
 
-    def ready(self, timeout: float = 10.0) -> "Uwsgi":
+    def ready(self, timeout: float = 30.0) -> "Uwsgi":
         def state() -> bool:
             assert self.is_running(), self.log
             return self.serves()
