@@ -64,6 +64,11 @@ def registrations(uwsgi: Uwsgi) -> int:
     return sum("[consul] registered" in line for line in uwsgi.consul_lines())
 
 
+def loads_on(folder: Path) -> None:
+    """The application is not loaded before the file is removed."""
+    (folder / "app-loads").touch()
+
+
 # ---- start ----
 
 
@@ -71,13 +76,12 @@ def registrations(uwsgi: Uwsgi) -> int:
 @pytest.mark.everywhere
 def test_registered_when_the_workers_accept(start: Start, agent: Agent, name: str) -> None:
     uwsgi = start(
-        f"url={agent.url},name={name},port=PORT",
-        options=["lazy-apps = true"],
-        env={"APP_LOADS_FOR": "3"},
+        f"url={agent.url},name={name},port=PORT", options=["lazy-apps = true"], before=loads_on
     )
     until(lambda: "spawned uWSGI worker 2" in uwsgi.log, "the workers are there")
     time.sleep(0.5)
     assert agent.entries(name) == []
+    (uwsgi.folder / "app-loads").unlink()
     is_passing(agent, name)
     assert "WSGI app 0" in uwsgi.log
 
@@ -86,7 +90,7 @@ def test_without_wait_workers_it_does_not_wait(start: Start, agent: Agent, name:
     uwsgi = start(
         f"url={agent.url},name={name},port=PORT,wait_workers=0",
         options=["lazy-apps = true"],
-        env={"APP_LOADS_FOR": "3"},
+        before=loads_on,
     )
     is_passing(agent, name)
     assert "WSGI app 0" not in uwsgi.log
@@ -262,15 +266,30 @@ def stop(uwsgi: Uwsgi, how: str) -> None:
 def test_a_stop_deregisters_first_and_goes_on_serving(
     start: Start, agent: Agent, name: str, how: str
 ) -> None:
-    uwsgi = start(f"url={agent.url},name={name},drain=3", options=STOPS[how][1]).ready()
+    uwsgi = start(f"url={agent.url},name={name},drain=60", options=STOPS[how][1]).ready()
     is_passing(agent, name)
     stop(uwsgi, how)
     until(lambda: not agent.entries(name), "it is deregistered")
-    # For the rest of the 3 s clients that know it from before are still served.
+    # For the rest of the drain clients that know it from before are still served.
     assert uwsgi.serves()
     assert "killing workers" not in uwsgi.log
     assert "graceful shutdown" not in uwsgi.log
+    stop(uwsgi, how)  # who asks twice does not wait
     assert uwsgi.wait() == 0
+    is_gone(agent, name)
+
+
+@pytest.mark.everywhere
+@pytest.mark.parametrize("how", STOPS)
+def test_a_stop_goes_on_when_the_drain_is_over(
+    start: Start, agent: Agent, name: str, how: str
+) -> None:
+    uwsgi = start(f"url={agent.url},name={name},drain=1", options=STOPS[how][1])
+    is_passing(agent, name)
+    began = time.monotonic()
+    stop(uwsgi, how)
+    assert uwsgi.wait() == 0
+    assert time.monotonic() - began >= 1
     is_gone(agent, name)
 
 
@@ -383,7 +402,8 @@ def test_a_stop_leaves_threads_that_compute_the_interpreters_lock(
     ]
     for client in clients:
         client.start()
-    time.sleep(0.5)  # in which both have begun
+    begun = uwsgi.folder / "compute-begun"
+    until(lambda: begun.exists() and begun.read_text() == "xx", "both have begun")
     uwsgi.signal(signal.SIGHUP)
     for client in clients:
         client.join()

@@ -34,8 +34,8 @@ def request_under_way(uwsgi: Uwsgi) -> Iterator[list[str]]:
 
     client = threading.Thread(target=ask)
     client.start()
-    time.sleep(0.3)
     try:
+        until(holder.with_name(f"{holder.name}-begun").exists, "it has begun")
         yield answers
     finally:
         holder.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def reload_in_all_ways(uwsgi: Uwsgi) -> None:
 @pytest.mark.everywhere
 def test_no_reload_takes_a_stop_back(start: Start, agent: Agent, name: str) -> None:
     options = ["master-fifo = fifo", "touch-reload = touched"]
-    line = f"url={agent.url},name={name},drain=3"
+    line = f"url={agent.url},name={name},drain=60"
     uwsgi = start(line, options=options, before=lambda folder: (folder / "touched").touch())
     uwsgi.ready()
     is_passing(agent, name)
@@ -65,6 +65,7 @@ def test_no_reload_takes_a_stop_back(start: Start, agent: Agent, name: str) -> N
     reload_in_all_ways(uwsgi)
     time.sleep(1)
     assert uwsgi.serves(), "the stop is still held back"
+    uwsgi.signal(signal.SIGINT)  # the second one, if the first is not forgotten
     assert uwsgi.wait() == 0
     assert "binary reloading" not in uwsgi.log
     assert agent.entries(name) == []

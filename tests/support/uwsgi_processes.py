@@ -32,6 +32,8 @@ SOURCES = ROOT / "plugin_build"
 APPLICATION = """
 import os, threading, time
 time.sleep(float(os.environ.get("APP_LOADS_FOR", "0")))
+while os.path.exists("app-loads"):
+    time.sleep(0.02)
 if os.environ.get("APP_FAILS") or os.path.exists("app-fails"):
     raise RuntimeError("the application does not load")
 if os.path.exists("app-dies"):
@@ -39,6 +41,9 @@ if os.path.exists("app-dies"):
 
 def application(environ, start_response):
     query = environ.get("QUERY_STRING", "")
+    if query == "compute" or os.path.exists(query):
+        with open(query + "-begun", "a") as begun:  # a letter for each request
+            begun.write("x")
     # Stuck until the test removes the file.
     while query and os.path.exists(query):
         time.sleep(0.02)
