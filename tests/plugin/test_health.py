@@ -45,7 +45,8 @@ STUCK = {
 @pytest.mark.parametrize("way", STUCK)
 def test_all_workers_stuck_in_a_request(start: Start, agent: Agent, name: str, way: str) -> None:
     cores = 2 if way in ("threads", "gevent") else 1
-    uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=2, options=STUCK[way]).ready()
+    line = f"url={agent.url},name={name},ttl=15,stuck_after=1"
+    uwsgi = start(line, processes=2, options=STUCK[way]).ready()
     is_registered(agent, name)
     began = time.monotonic()
     # More than there are cores: which worker takes one is up to the kernel.
@@ -53,7 +54,7 @@ def test_all_workers_stuck_in_a_request(start: Start, agent: Agent, name: str, w
     becomes(
         agent, name, "critical", r"2/2 workers busy, oldest request [1-9]\d* s|\d+ connections.*"
     )
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 12
     until(lambda: uwsgi.said(f"{name} is critical: "), "it is logged")
     holder.unlink()
     becomes(agent, name, "passing", "2 workers")
@@ -61,7 +62,7 @@ def test_all_workers_stuck_in_a_request(start: Start, agent: Agent, name: str, w
 
 
 def test_a_free_worker_is_enough(start: Start, agent: Agent, name: str) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=2).ready()
+    uwsgi = start(f"url={agent.url},name={name},ttl=15,stuck_after=1", processes=2).ready()
     is_registered(agent, name)
     holder = uwsgi.stuck_requests(1)
     time.sleep(2.5)
@@ -70,9 +71,9 @@ def test_a_free_worker_is_enough(start: Start, agent: Agent, name: str) -> None:
 
 
 def test_busy_workers_that_make_progress_are_healthy(start: Start, agent: Agent, name: str) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=1", processes=1).ready()
+    uwsgi = start(f"url={agent.url},name={name},stuck_after=3", processes=1).ready()
     is_registered(agent, name)
-    deadline = time.monotonic() + 2.5
+    deadline = time.monotonic() + 4
     while time.monotonic() < deadline:
         holder = uwsgi.stuck_requests(3)
         time.sleep(0.2)
@@ -198,9 +199,9 @@ def test_how_long_workers_may_be_stuck_is_a_key_of_its_own(
     for number in (1, 2):
         is_registered(agent, f"{name}-{number}")
     uwsgi.stuck_requests(2)
-    until(lambda: agent.status(f"{name}-2") == "critical", "one of them is told", 5)
+    until(lambda: agent.status(f"{name}-2") == "critical", "one of them is told")
     time.sleep(1)
-    assert agent.status(f"{name}-1") == "passing"
+    assert not uwsgi.said(f"{name}-1 is critical")
 
 
 def test_what_a_registration_waits_for_is_said_once(start: Start, agent: Agent, name: str) -> None:

@@ -96,7 +96,7 @@ def holds_on_to_a_token_that_works(agent: Agent, uwsgi: Uwsgi, name: str) -> Non
     until(lambda: not agent.entries(name), "it is gone from the catalog")
 
 
-@pytest.mark.parametrize("ttl", [1, 30])
+@pytest.mark.parametrize("ttl", [10, 30])
 def test_a_token_that_comes_later(
     start: Start, guarded: Agent, name: str, tmp_path: Path, ttl: int
 ) -> None:
@@ -105,7 +105,7 @@ def test_a_token_that_comes_later(
     file.touch()
     its = made(guarded, name)
     uwsgi = start(
-        f"url={guarded.url},name={name},ttl={ttl},drain=0",
+        f"url={guarded.url},name={name},ttl={ttl},stuck_after=1,drain=0",
         processes=1,
         env={"CONSUL_HTTP_TOKEN_FILE": str(file)},
     ).ready()
@@ -114,18 +114,18 @@ def test_a_token_that_comes_later(
         write(file, f"{its.secret}\n")
         began = time.monotonic()
         until(lambda: guarded.passing(name), "it is registered")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
     else:
         until(lambda: guarded.passing(name), "it is registered")
         with never_missing(guarded, name):
             write(file, f"{its.secret}\n")
             began = time.monotonic()
             until(lambda: uwsgi.said_times(f"registered {name}") == 2, "it is registered anew")
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 8  # a beat may be due after ten
             time.sleep(0.5)
     assert not uwsgi.said("can't read")
     assert its.secret not in uwsgi.log
-    if ttl == 1:
+    if ttl == 10:
         holds_on_to_a_token_that_works(guarded, uwsgi, name)
 
 
@@ -135,18 +135,25 @@ def test_another_token(start: Start, guarded: Agent, name: str, tmp_path: Path) 
     first, second = made(guarded, name), made(guarded, name)
     write(file, first.secret)
     uwsgi = start(
-        f"url={guarded.url},name={name},ttl=1,drain=0",
+        f"url={guarded.url},name={name},ttl=6,stuck_after=1,drain=0,debug=1",
         processes=1,
         env={"CONSUL_HTTP_TOKEN_FILE": str(file)},
     ).ready()
     until(lambda: guarded.passing(name), "it is registered")
+
+    def beats() -> int:
+        lines = uwsgi.consul_lines()
+        return sum("/check/pass/" in line and "HTTP 200" in line for line in lines)
+
     with never_missing(guarded, name):
         write(file, second.secret)
         began = time.monotonic()
         until(lambda: uwsgi.said_times(f"registered {name}") == 2, "it is registered anew")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
         guarded.call("DELETE", f"/v1/acl/token/{first.accessor}")
-        time.sleep(3)  # thrice the TTL
+        count = beats()
+        # One of them may have been under way.
+        until(lambda: beats() >= count + 2, "it beats on")
     assert not uwsgi.said("refuses")
     holds_on_to_a_token_that_works(guarded, uwsgi, name)
 
@@ -254,7 +261,9 @@ def test_an_id_changes_hands(
         write(file, made(guarded, each).secret)
 
     def begin(each: str) -> Uwsgi:
-        line = f"url={guarded.url},name={each},id={one},ttl=1,drain=0,meta=generation:{each}"
+        ttl = 1 if each == old else 10  # the old one is to say much, the new one to miss nothing
+        line = f"url={guarded.url},name={each},id={one},ttl={ttl},stuck_after=1,drain=0"
+        line += f",meta=generation:{each}"
         return start(line, env={"CONSUL_HTTP_TOKEN_FILE": str(files[each])}, processes=1).ready()
 
     before = begin(old)
@@ -269,18 +278,18 @@ def test_an_id_changes_hands(
         time.sleep(0.1)
     if how == "comes up":
         after = begin(new)
-        until(lambda: guarded.passing(new), "the new one is registered", 3)
+        until(lambda: guarded.passing(new), "the new one is registered", 8)
         with never_missing(guarded, new):
             began = time.monotonic()
             before.signal(2)
             assert before.wait() == 0
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 8
             time.sleep(2)
         assert not guarded.entries(old)
         holds_on_to_a_token_that_works(guarded, after, new)
     else:
         health.leave_places(deploy, its, held)
-        until(lambda: guarded.passing(old), "the old one is back", 2)
+        until(lambda: guarded.passing(old), "the old one is back", 8)
         assert bool(held) == (before.said_times(f"registered {one}") > 1)
         assert not guarded.entries(new)
         holds_on_to_a_token_that_works(guarded, before, old)
