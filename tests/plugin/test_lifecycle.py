@@ -139,12 +139,12 @@ def test_reload_in_place(start: Start, agent: Agent, name: str) -> None:
 def test_reload_with_an_application_that_loads_for_longer_than_a_ttl(
     start: Start, agent: Agent, name: str
 ) -> None:
-    uwsgi = start(f"url={agent.url},name={name},ttl=6")
+    uwsgi = start(f"url={agent.url},name={name},ttl=3")
     is_passing(agent, name)
     loads_on(uwsgi.folder)
     with never_absent(agent, name):
         uwsgi.signal(signal.SIGHUP)
-        time.sleep(7)
+        time.sleep(3.5)
         (uwsgi.folder / "app-loads").unlink()
         until(lambda: spawns(uwsgi) == 2, "it reloads")
     until(lambda: registrations(uwsgi) == 2, "it registers anew")
