@@ -31,13 +31,13 @@ class Asking:
         """HTTP's, of the answer to who has the token of `what`; '' is nobody's."""
         headers = {"X-Consul-Token": tokens.secret(SEED, what)} if what else {}
         url = self.agent.url + path
-        return requests.request(method, url, headers=headers, timeout=5, **arguments).status_code
+        return requests.request(method, url, headers=headers, timeout=30, **arguments).status_code
 
     def sees(self, what: str, service: str) -> bool:
         """Whether an instance of a service is found."""
         headers = {"X-Consul-Token": tokens.secret(SEED, what)} if what else {}
         url = f"{self.agent.url}/v1/health/service/{service}"
-        return bool(requests.get(url, headers=headers, timeout=5).json())
+        return bool(requests.get(url, headers=headers, timeout=30).json())
 
     def registers(self, what: str, service: str) -> bool:
         body = {"Name": service, "ID": service, "Port": 1}
@@ -135,5 +135,5 @@ def test_a_tokens_accessor_is_the_one_that_is_derived(asking: Asking) -> None:
     for what in (tokens.MANAGEMENT, tokens.DEPLOY, tokens.READ, tokens.node("drakar")):
         headers = {"X-Consul-Token": tokens.secret(SEED, what)}
         url = f"{asking.agent.url}/v1/acl/token/self"
-        found = requests.get(url, headers=headers, timeout=5).json()
+        found = requests.get(url, headers=headers, timeout=30).json()
         assert found["AccessorID"] == tokens.accessor(SEED, what)

@@ -123,7 +123,7 @@ class Agent:
             self.process = None
 
     def call(self, method: str, path: str, **arguments: Any) -> requests.Response:
-        answer = self.session.request(method, self.url + path, timeout=5, **arguments)
+        answer = self.session.request(method, self.url + path, timeout=30, **arguments)
         answer.raise_for_status()
         return answer
 
