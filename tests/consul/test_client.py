@@ -183,7 +183,10 @@ class TestSurviving:
         assert watching.errors() == []
 
     def test_an_agent_that_freezes(
-        self, new_agent: NewAgent, caplog: pytest.LogCaptureFixture
+        self,
+        new_agent: NewAgent,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         agent = new_agent().start()
         lists = client.watch(url=agent.url, timeout=2, wait=1)
@@ -192,13 +195,22 @@ class TestSurviving:
         follower = threading.Thread(target=lambda: seen.append(next(lists)), daemon=True)
         agent.signal(signal.SIGSTOP)
         follower.start()
-        wait_for_log(caplog, "no answer in time; asking again until it answers")
-        agent.signal(signal.SIGCONT)
-        wait_for_log(caplog, "answers again")
-        agent.register(2001)
-        follower.join(10)
-        assert [instance.port for instance in seen[0]] == [2001]
-        assert len(caplog.messages) == 2
+        try:
+            wait_for_log(caplog, "no answer in time; asking again until it answers")
+            agent.signal(signal.SIGCONT)
+            wait_for_log(caplog, "answers again")
+            agent.register(2001)
+            follower.join(30)
+            assert [instance.port for instance in seen[0]] == [2001]
+        finally:  # a thread that still asks ends at its next question
+            monkeypatch.setattr(client, "_pause", lambda _: sys.exit())
+            agent.kill()
+            follower.join(30)
+        # Each time one of both: an agent that has no turn for so long is lost as well.
+        lost, back = caplog.messages[::2], caplog.messages[1::2]
+        assert len(lost) == len(back)
+        assert all("no answer in time" in each for each in lost)
+        assert all("answers again" in each for each in back)
 
     def test_an_agent_that_starts_after_the_client(self, new_agent: NewAgent, run: Run) -> None:
         agent = new_agent()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from consul_processes import Agent, until
-from host_programs import release
+from consul_processes import Agent, free_ports, until
+from host_programs import PATIENCE, patient, release
 from versions import BEFORE
 
 from uwsgi_consul_fleet import host_program
@@ -87,7 +87,7 @@ def test_tls_with_certificates_on_both_sides(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     ca, cert = certificates / "consul-agent-ca.pem", certificates / "dc1-server-consul-0.pem"
     key = cert.with_name("dc1-server-consul-0-key.pem")
     new_agent(
@@ -108,12 +108,6 @@ def test_tls_with_certificates_on_both_sides(
     # And what it tells the program on a host, where none of these files lies.
     told = release(tmp_path, {}, *shown.words, "consul", "agent", stdin=shown.stdin)
     assert json.loads(told.stdout)["node"] == "drakar"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_token_of_the_host_and_that_of_the_deploy(guarded_agent: Agent, tmp_path: Path) -> None:
@@ -179,7 +173,7 @@ def test_a_file_that_can_not_be_understood_is_named(text: str, tmp_path: Path) -
 def test_proxies_and_another_consul_of_the_environment_are_not_asked(
     shared_agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = f"http://127.0.0.1:{free_port()}"
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "CONSUL_HTTP_ADDR"):
         monkeypatch.setenv(name, nowhere)
     monkeypatch.setenv("CONSUL_HTTP_SSL", "true")
@@ -200,14 +194,14 @@ def test_an_agent_that_is_not_there_one_that_hangs_and_one_that_ends_early(
     agent = new_agent()
     assert "Connection refused" in status(tmp_path, address=agent.url)["problem"]
     agent.start()
-    asked = Consul(Access(agent.url), timeout=0.5)
     agent.signal(signal.SIGSTOP)
     with pytest.raises(UnavailableError, match="timed out"):
-        asked.get("/v1/status/leader")
+        Consul(Access(agent.url), timeout=0.5).get("/v1/status/leader")
     agent.signal(signal.SIGCONT)
+    asked = Consul(Access(agent.url))
     assert until(lambda: asked.get("/v1/status/leader"), "it answers again")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        half = Consul(Access(f"http://127.0.0.1:{listener.getsockname()[1]}"), timeout=5)
+        half = Consul(Access(f"http://127.0.0.1:{listener.getsockname()[1]}"), timeout=30)
         process = subprocess.Popen(
             [sys.executable, "-c", HALF], stdin=listener.fileno(), stdout=subprocess.DEVNULL
         )
@@ -290,7 +284,7 @@ def test_two_agents_join(
 def test_a_server_that_has_what_its_leader_has(
     shared_agent: Agent, new_agent: Callable[..., Agent]
 ) -> None:
-    until(lambda: cluster.has_caught_up(Consul(Access(shared_agent.url))), "it is well", 10)
+    until(lambda: cluster.has_caught_up(Consul(Access(shared_agent.url))), "it is well", 30)
     # One of three that is alone has no leader.
     options = ("-server", "-bootstrap-expect", "3", "-data-dir", str(shared_agent.log) + "3")
     alone = new_agent(*options, config='performance { rpc_hold_timeout = "100ms" }')
@@ -343,7 +337,8 @@ def session_before(unlocked_agent: Agent) -> Iterator[Start]:
         ["git", "-C", str(repository), "show", SESSION_BEFORE], capture_output=True, text=True
     )
     assert shown.returncode == 0, shown.stderr
-    with sessions(sys.executable, "-c", shown.stdout, unlocked_agent.url) as start:
+    code = shown.stdout.replace("\nTIMEOUT = 2 ", f"\nTIMEOUT = {PATIENCE} ")
+    with sessions(sys.executable, "-c", code, unlocked_agent.url) as start:
         yield start
 
 
@@ -351,7 +346,7 @@ def session_before(unlocked_agent: Agent) -> Iterator[Start]:
 def session_now(unlocked_agent: Agent, tmp_path: Path) -> Iterator[Start]:
     file = tmp_path / "agent.json"
     file.write_text(json.dumps({"address": unlocked_agent.url}))
-    with sessions(*host_program.carried(), "--agent-file", str(file), "lock-session") as start:
+    with sessions(*patient(), "--agent-file", str(file), "lock-session") as start:
         yield start
 
 

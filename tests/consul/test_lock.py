@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from consul_processes import Agent, until
+from host_programs import PATIENCE, patient
 
-from uwsgi_consul_fleet import host_program
 from uwsgi_consul_fleet.consul import catalog
 from uwsgi_consul_fleet.errors import LockedError, RefusedError
 from uwsgi_consul_fleet.host import cluster, lock_session, unwritten
@@ -48,12 +48,14 @@ def keys(agent: Agent) -> Keys:
 class Session:
     """lock_session.py as it runs on a server."""
 
-    def __init__(self, agent: Agent, keys: str = KEYS, **told: str) -> None:
+    def __init__(
+        self, agent: Agent, keys: str = KEYS, ttl: str = lock_session.TTL, **told: str
+    ) -> None:
         file = agent.log.with_name("agent.json")
         file.write_text(json.dumps({"address": agent.url, "keys": keys}))
         how = ("--access-stdin", "--agent-file", str(file))
         self.process = subprocess.Popen(
-            [*host_program.carried(), *how, "lock-session"],
+            [*patient(ttl), *how, "lock-session"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -74,6 +76,11 @@ class Session:
         self.process.stdin.close()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_session, "TIMEOUT", PATIENCE)
+
+
 @pytest.fixture
 def agent(unlocked_agent: Agent) -> Agent:
     return unlocked_agent
@@ -83,8 +90,8 @@ def agent(unlocked_agent: Agent) -> Agent:
 def session() -> Iterator[Callable[[Agent], Session]]:
     started: list[Session] = []
 
-    def start(agent: Agent, keys: str = KEYS, **told: str) -> Session:
-        started.append(Session(agent, keys, **told))
+    def start(agent: Agent, *keys: str, **told: str) -> Session:
+        started.append(Session(agent, *keys, **told))
         return started[-1]
 
     yield start
@@ -469,7 +476,7 @@ class TestLettingGo:
         one.ask("take", claim=ANNA)
         one.hang_up()
         # Sooner than without the hang-up: after 15 s the session gives up by itself.
-        until(lambda: is_free(agent), "the lock is free", 8)
+        until(lambda: is_free(agent), "the lock is free", 13)
         one.process.wait(10)
         (entry,) = audit(agent)
         assert (entry["who"], entry["outcome"]) == ("anna", "interrupted")
@@ -478,9 +485,9 @@ class TestLettingGo:
     def test_it_is_free_when_nothing_is_heard_from_the_holder(
         self, agent: Agent, session: Start
     ) -> None:
-        one = session(agent)
+        one = session(agent, ttl="60s")  # so that Consul does not let it go
         one.ask("take", claim=ANNA)
-        until(lambda: is_free(agent), "the lock is free", TWICE_THE_TTL)
+        until(lambda: is_free(agent), "the lock is free", 45)
         one.process.wait(10)
         assert [entry["outcome"] for entry in audit(agent)] == ["interrupted"]
 
@@ -604,7 +611,7 @@ class TestAccessControl:
 
         def done() -> bool:
             try:
-                answer = requests.put(f"{server.url}/v1/acl/bootstrap", timeout=5)
+                answer = requests.put(f"{server.url}/v1/acl/bootstrap", timeout=30)
             except requests.ConnectionError:
                 return False
             if answer.ok:

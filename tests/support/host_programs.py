@@ -7,6 +7,25 @@ import subprocess
 from pathlib import Path
 
 from uwsgi_consul_fleet import host_program
+from uwsgi_consul_fleet.host import lock_session
+
+PATIENCE = 10  # seconds for an answer of an agent that shares the machine with other tests
+
+
+def patient(ttl: str = lock_session.TTL) -> list[str]:
+    """The first words of a command that brings the program along, as `host_program.carried()`;
+    its lock session waits longer for the agent.
+
+    :param ttl: of the session in Consul
+    """
+    *python, code, program = host_program.carried()
+    settings = f"lock_session.TIMEOUT = {PATIENCE}; lock_session.SESSION['TTL'] = {ttl!r}"
+    main = "from program.main"
+    return [
+        *python,
+        code.replace(main, f"from program import lock_session; {settings}\n{main}"),
+        program,
+    ]
 
 
 def release(
@@ -15,5 +34,5 @@ def release(
     """On a host whose file says so; brought along, as before it is installed."""
     file = folder / "agent.json"
     file.write_text(json.dumps(access))
-    command = [*host_program.carried(), "--agent-file", str(file), *words]
+    command = [*patient(), "--agent-file", str(file), *words]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
