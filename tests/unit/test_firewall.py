@@ -156,6 +156,15 @@ def reached(net: str, machine: str, at: str = "10.9.0.1") -> set[str]:
     return set(said.split("; "))
 
 
+def expect(net: str, machine: str, expected: set[str], at: str = "10.9.0.1") -> None:
+    """Just these get through. What is let in may be answered late, and is tried again then."""
+    for _ in range(10):
+        found = reached(net, machine, at)
+        if not found < expected:
+            break
+    assert found == expected, f"{machine} to {at}"
+
+
 CONSUL = {"tcp 8300", "tcp 8301", "tcp 8302", "udp 8301", "udp 8302"}
 LOOPBACK = {"tcp 8500", "tcp 8503", "tcp 8600", "udp 8600"}
 APPS = {"tcp 2001", "tcp 2002", "tcp 3001"}
@@ -165,17 +174,17 @@ SHOP = {"tcp 2001", "tcp 2002"}
 
 def test_who_gets_through(net: str) -> None:
     everything = CONSUL | LOOPBACK | APPS | OTHERS
-    assert reached(net, "stranger") == everything, "without the filter"
+    expect(net, "stranger", everything)  # without the filter
     load(net, "".join(FILES.values()))
-    assert reached(net, "stranger") == OTHERS
-    assert reached(net, "client") == OTHERS | SHOP
-    assert reached(net, "ormen") == OTHERS | APPS | CONSUL
-    assert reached(net, "drakar") == everything, "the host itself"
+    expect(net, "stranger", OTHERS)
+    expect(net, "client", OTHERS | SHOP)
+    expect(net, "ormen", OTHERS | APPS | CONSUL)
+    expect(net, "drakar", everything)  # the host itself
     six = {each for each in OTHERS | APPS | CONSUL if each.startswith("tcp")}
-    assert reached(net, "ormen", "fd09::1") == six
-    assert reached(net, "client", "fd09::1") == OTHERS | SHOP
+    expect(net, "ormen", six, "fd09::1")
+    expect(net, "client", OTHERS | SHOP, "fd09::1")
     load(net, FILES[rules.FLEET])
-    assert reached(net, "stranger") == OTHERS | APPS, "an application without app_clients"
+    expect(net, "stranger", OTHERS | APPS)  # an application without app_clients
 
 
 OPEN = """

@@ -1,5 +1,6 @@
 """The operator's hooks, as real programs."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,12 @@ from uwsgi_consul_fleet.errors import FleetError
 from uwsgi_consul_fleet.hooks import NAMES, Frame, Hooks, find
 
 Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the thread that reads what a hook says."""
+    monkeypatch.setattr(hooks, "GRACE", 10)
 
 
 @pytest.fixture
@@ -78,13 +85,23 @@ def test_one_that_can_not_be_started_refuses(tmp_path: Path, write: Write) -> No
 
 @pytest.mark.parametrize("deaf", ["", "trap '' TERM"])
 def test_one_that_hangs_is_ended_with_all_that_it_started(
-    tmp_path: Path, write: Write, deaf: str
+    tmp_path: Path, write: Write, deaf: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    wait = subprocess.Popen.wait
+
+    def later(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        """Its time begins when it runs."""
+        until(lambda: said, "it runs")
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", later)
+    monkeypatch.setattr(hooks, "GRACE", 1)
     write("before-deploy", deaf, "sleep 60 & echo $!", "wait; sleep 60")
     begin = time.monotonic()
-    refused, said = run(tmp_path, timeout=1)
-    assert refused == "before-deploy: did not end within 1 s (hook_timeout)"
-    assert time.monotonic() - begin < 10
+    refused = Hooks(tmp_path, 0.5, {}).run("before-deploy", said.append)
+    assert refused == "before-deploy: did not end within 0.5 s (hook_timeout)"
+    assert time.monotonic() - begin < 40
     until(lambda: is_gone(said[0].split()[-1]), "its child is gone")
 
 
@@ -93,15 +110,19 @@ def test_nobody_waits_for_what_may_not_be_ended(
 ) -> None:
     """As sudo's, which is root's, for an operator who is not."""
 
+    asked: list[int] = []
+
     def refuse(pid: int, number: int) -> None:
+        asked.append(pid)
         raise PermissionError
 
     monkeypatch.setattr("os.killpg", refuse)
     monkeypatch.setattr(hooks, "GRACE", 0.1)
-    write("before-deploy", "exec sleep 5")
+    write("before-deploy", "exec sleep 60")
     begin = time.monotonic()
     assert run(tmp_path, timeout=0.1)[0].startswith("before-deploy: did not end within")
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 40
+    os.kill(asked[0], signal.SIGKILL)
 
 
 def test_nobody_waits_for_what_one_left_in_the_background(tmp_path: Path, write: Write) -> None:
@@ -109,7 +130,7 @@ def test_nobody_waits_for_what_one_left_in_the_background(tmp_path: Path, write:
     begin = time.monotonic()
     refused, said = run(tmp_path)
     assert not refused
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 40
     until(lambda: is_gone(said[0].split()[-1]), "its child is gone")
 
 
@@ -176,7 +197,7 @@ def test_an_exception_ends_it(tmp_path: Path, write: Write, moment: str) -> None
         until(pid.exists, "it runs")
         process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=20)[1]
-    assert not list(running(tmp_path))
+    until(lambda: not list(running(tmp_path)), "it is gone")
 
 
 class TestWhatIsThere:

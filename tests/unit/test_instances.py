@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -217,7 +218,11 @@ def test_colours_are_for_people(
     words = ["python", "-c", SHOW]
     known = {**os.environ, "TERM": "xterm", "TZ": "UTC", **environment}
     subprocess.run(words, stdout=theirs, env=known, check=True)
-    said = os.read(ours, 4096).decode().splitlines()
+    heard = b""
+    while heard.count(b"\n") < 2:
+        assert select.select([ours], [], [], 10)[0], heard
+        heard += os.read(ours, 4096)
+    said = heard.decode().splitlines()
     os.close(ours)
     os.close(theirs)
     prefix = "00:00:00.000 web1 server1 r1 |"

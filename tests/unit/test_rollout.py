@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -153,6 +154,8 @@ def test_they_are_put_back_in_the_batches_in_which_they_came() -> None:
     hosts.failing = {"h3 switch new"}
     going: set[str] = set()
     together: list[set[str]] = []
+    both = Barrier(2, timeout=30)
+    batch = {"h0": Barrier(1), "h1": both, "h2": both}
 
     def step(name: str) -> Step:
         given = hosts.step(name)
@@ -160,9 +163,10 @@ def test_they_are_put_back_in_the_batches_in_which_they_came() -> None:
         def execute(words: Sequence[str]) -> bool:
             if "--undo" in words:
                 going.add(name)
-                time.sleep(0.1)
+                time.sleep(0.1)  # for one of another batch, who must not come
+                batch[name].wait()
                 together.append(set(going))
-                time.sleep(0.1)
+                batch[name].wait()
                 going.discard(name)
             return given.execute(words)
 

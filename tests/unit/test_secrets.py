@@ -102,7 +102,7 @@ def test_certificates_of_before_a_moment_are_replaced(some: Secrets) -> None:
     assert not certificates.why_renew(old, some, *names, now)
     rotated = some.rotated("certificates")
     assert Secrets.parse(rotated.to_text(), "here") == rotated
-    later = now + timedelta(seconds=1)
+    later = datetime.fromisoformat(rotated.since) + timedelta(seconds=1)
     assert certificates.why_renew(old, rotated, *names, later) == (
         "its certificate is to be replaced"
     )

@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import paramiko
 import pytest
+from consul_processes import until
 
 from uwsgi_consul_fleet.errors import UnreachableError
 from uwsgi_consul_fleet.ssh import client, config, hostkeys, options, root, transport
@@ -387,7 +387,9 @@ def test_who_lets_in_and_says_nothing_timed_out() -> None:
             client.connect(silent)
 
 
-def test_a_connection_whose_other_end_is_silent_is_given_up() -> None:
+def test_a_connection_whose_other_end_is_silent_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A server of paramiko's behind a command that can be stopped."""
     listener = transport.socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -397,15 +399,21 @@ def test_a_connection_whose_other_end_is_silent_is_given_up() -> None:
     server.start_server(Event(), paramiko.ServerInterface())
     asking = transport.Transport(Options("web", "web", 22, "me"), wire)
     asking.start_client(timeout=10)
+    answered: list[str] = []
+    ask = asking.global_request
+
+    def ask_and_note(kind: str) -> None:
+        ask(kind)
+        answered.append(kind)
+
+    monkeypatch.setattr(asking, "global_request", ask_and_note)
     try:
-        transport.watch(asking, interval=0.1, count=5)
-        time.sleep(1)
+        transport.watch(asking, interval=0.1, count=300)
+        until(lambda: len(answered) > 5, "its questions are answered")
         assert asking.is_active()
         os.kill(wire._process.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 10
-        while asking.is_active():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        transport.watch(asking, interval=0.1, count=5)
+        until(lambda: not asking.is_active(), "it is given up", 30)
     finally:
         os.kill(wire._process.pid, signal.SIGCONT)
         asking.close()

@@ -243,7 +243,7 @@ def test_a_command_that_hangs_is_ended_with_what_it_began(place: Place) -> None:
     began = time.monotonic()
     with pytest.raises(ReleaseError, match=r"took more than 0\.5 s \(app_step_timeout\)"):
         place.finish("r1", ["sleep 60 & echo $! >&1; sleep 60"], timeout=0.5)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @as_root

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from consul_processes import until
 
 from uwsgi_consul_fleet.commands import report
 from uwsgi_consul_fleet.consul.catalog import Node
@@ -92,6 +93,8 @@ def running(tmp_path: Path) -> Iterator[Path]:
     with subprocess.Popen(["sleep", "60"], env={"ROUND": "2", "PATH": os.environ["PATH"]}) as one:
         (tmp_path / "systemctl").write_text(f"#!/bin/sh\necho {one.pid}\n")
         (tmp_path / "systemctl").chmod(0o755)
+        environment = Path(f"/proc/{one.pid}/environ")  # for a moment a new program has none
+        until(lambda: b"ROUND=2" in environment.read_bytes(), "it has its environment")
         yield tmp_path
         one.kill()
 
