@@ -189,7 +189,10 @@ static enum consul_status judge_absence(const struct consul_health *health, long
     }
     note_time(note, "%d/%d workers alive, none ready for %ld s", health->alive, health->workers,
               absent);
-    if (uwsgi_instance_is_reloading || health->alive || !health->spawns)
+    /* uWSGI counts a spawn, forks, and notes the pid: a worker that was counted since the last look
+     * may be alive without one. */
+    if (uwsgi_instance_is_reloading || health->alive || !health->spawns ||
+        health->replaced_at == health->now)
         limit = ttl * 1000 > LOADING_LIMIT ? ttl * 1000 : LOADING_LIMIT;
     return absent > limit ? CONSUL_CRITICAL : CONSUL_PASSING;
 }
