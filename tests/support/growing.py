@@ -12,11 +12,12 @@ from lab_commands import Lab
 from load import Load, instances
 
 # Everything that could tell that a host was touched, but for whom it lets in, and for the gossip's
-# key, which is replaced where a host retires that knows it.
+# key, which is replaced where a host retires that knows it; a mark comes and goes beside it, see
+# UNREAD in host/agent.py.
 TOUCHED = (
     "sudo find /etc/systemd/system /etc/uwsgi-consul-fleet /opt /srv "
     "-path '*-fleet/firewall' -prune -o -not -regex '.*/consul.d\\(/secrets.json\\)?' "
-    "-not -name '*.pyc' -not -name __pycache__ "
+    "-not -name '*.pyc' -not -name __pycache__ -not -path /etc/uwsgi-consul-fleet "
     "-printf '%p %i %C@\\n' | sort; "
     "systemctl show --property Id,MainPID,ActiveEnterTimestamp 'consul*' | sort"
 )
