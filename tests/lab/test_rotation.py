@@ -18,8 +18,7 @@ from lab_commands import Lab
 from load import Load, instances
 from shared_fleet import SharedFleet
 
-from uwsgi_consul_fleet.host.agent import UNREAD
-from uwsgi_consul_fleet.host.consul import DNS_TOKEN
+from uwsgi_consul_fleet.host.consul import DNS_TOKEN, UNREAD
 from uwsgi_consul_fleet.inventory.vault import FOLDER
 from uwsgi_consul_fleet.secrets import certificates, tokens
 from uwsgi_consul_fleet.secrets.document import Secrets

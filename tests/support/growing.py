@@ -13,7 +13,7 @@ from load import Load, instances
 
 # Everything that could tell that a host was touched, but for whom it lets in, and for the gossip's
 # key, which is replaced where a host retires that knows it; a mark comes and goes beside it, see
-# UNREAD in host/agent.py.
+# UNREAD in host/consul.py.
 TOUCHED = (
     "sudo find /etc/systemd/system /etc/uwsgi-consul-fleet /opt /srv "
     "-path '*-fleet/firewall' -prune -o -not -regex '.*/consul.d\\(/secrets.json\\)?' "

@@ -11,14 +11,12 @@ from socket import gethostname
 
 from . import expiry, keyring, lapse, systemd
 from .cluster import has_caught_up, has_company, knows_tokens, servers, until
-from .consul import CONFIGURATION, DATA, DNS_TOKEN, Consul, UnavailableError
+from .consul import CONFIGURATION, DATA, DNS_TOKEN, UNREAD, Consul, UnavailableError
 from .says import ReleaseError
 
 UNIT = "consul.service"
 DNS = "dns.json"
 COMMAND = Path("/usr/local/bin/consul")
-# There while the agent has not read yet what a run has written; see operations/consul/secrets.py.
-UNREAD = Path("/etc/uwsgi-consul-fleet/agent.unread")
 CAUGHT_UP = 60.0  # seconds for a server to have what the leader has
 TOKENS = 20.0  # seconds for an agent to know tokens
 ANSWERS = 30.0  # seconds for an agent to answer after it read its configuration again
@@ -53,7 +51,7 @@ def start(consul: Consul, binary: str, new: bool, wait: bool, first: bool = Fals
         shutil.rmtree(DATA / "raft", ignore_errors=True)
         for name in ("remote.snapshot", "remote.keyring"):
             (DATA / "serf" / name).unlink(missing_ok=True)
-    UNREAD.unlink(missing_ok=True)
+    Path(UNREAD).unlink(missing_ok=True)
     try:
         systemd.start([UNIT])
     except ReleaseError as error:
@@ -97,7 +95,7 @@ def reload(consul: Consul) -> None:
     systemd.systemctl("reload", UNIT)
     if not until(ANSWERS, lambda: consul.get("/v1/status/leader") is not None):
         raise _told(f"its Consul agent does not answer {ANSWERS:.0f} s after it was reloaded")
-    UNREAD.unlink(missing_ok=True)
+    Path(UNREAD).unlink(missing_ok=True)
     expiry.look_again()
 
 

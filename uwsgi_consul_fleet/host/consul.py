@@ -20,6 +20,8 @@ CONFIG = "/etc/uwsgi-consul-fleet/agent.json"
 # Of an agent of the fleet's own.
 DATA = Path("/var/lib/consul")
 CONFIGURATION = Path("/etc/uwsgi-consul-fleet/consul.d")
+# There from before a run writes what such an agent has to read until it has read it.
+UNREAD = "/etc/uwsgi-consul-fleet/agent.unread"
 DNS_TOKEN = (1, 17)  # since which version an agent may have one to answer DNS with
 TIMEOUT = 10  # seconds for an answer
 # What Consul says (403) to a token that it does not know; and 1.8 to everybody who asks what the

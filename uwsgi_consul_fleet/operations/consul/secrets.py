@@ -10,6 +10,7 @@ from typing import Any
 from pyinfra import host, logger
 from pyinfra.api import StringCommand, operation
 
+from uwsgi_consul_fleet.host.consul import UNREAD as UNREAD
 from uwsgi_consul_fleet.inventory.model import Host
 from uwsgi_consul_fleet.operations import left_out
 from uwsgi_consul_fleet.operations.consul import cluster, rounds
@@ -23,8 +24,6 @@ from uwsgi_consul_fleet.secrets.document import Secrets, fingerprint
 FILE = "/etc/uwsgi-consul-fleet/consul.d/secrets.json"
 DNS = "/etc/uwsgi-consul-fleet/dns.json"  # host/agent.py lets agents read it that can
 TOKENS = "/etc/uwsgi-consul-fleet/tokens"
-# There while an agent has not read yet what was written for it; host/agent.py removes it.
-UNREAD = "/etc/uwsgi-consul-fleet/agent.unread"
 
 
 class Kept:
@@ -284,8 +283,8 @@ def to_read(here: Here, wanted: Iterable[RemoteFile]) -> list[StringCommand]:
     """The commands that write what an agent has to read then. A run that is cut between the two
     leaves a mark by which the next one lets it read."""
     commands = [*secretly(here, wanted)]
-    folder = StringCommand("mkdir", "-p", UNREAD.rpartition("/")[0])
-    return [StringCommand(folder, "&&", "touch", UNREAD), *commands] if commands else []
+    mark = StringCommand("install", "-D", "-m", "644", "/dev/null", UNREAD)
+    return [mark, *commands] if commands else []
 
 
 def _is_ours(me: Host, its: Secrets, there: FileState) -> bool:
