@@ -200,6 +200,15 @@ def test_a_log_does_not_command_the_terminal(text: str, shown: str) -> None:
     assert logs.printable(text) == shown
 
 
+def lines(end: int, count: int) -> list[str]:
+    """So many, from a terminal's other end, or a pipe's."""
+    heard = b""
+    while heard.count(b"\n") < count:
+        assert select.select([end], [], [], 10)[0], heard
+        heard += os.read(end, 4096)
+    return heard.decode().splitlines()
+
+
 SHOW = (
     "from uwsgi_consul_fleet.commands.logs import Screen; "
     "from uwsgi_consul_fleet.instances.logs import Line; "
@@ -218,16 +227,28 @@ def test_colours_are_for_people(
     words = ["python", "-c", SHOW]
     known = {**os.environ, "TERM": "xterm", "TZ": "UTC", **environment}
     subprocess.run(words, stdout=theirs, env=known, check=True)
-    heard = b""
-    while heard.count(b"\n") < 2:
-        assert select.select([ours], [], [], 10)[0], heard
-        heard += os.read(ours, 4096)
-    said = heard.decode().splitlines()
+    said = lines(ours, 2)
     os.close(ours)
     os.close(theirs)
     prefix = "00:00:00.000 web1 server1 r1 |"
     prefix = f"\x1b[36m{prefix}\x1b[0m" if coloured else prefix
     assert said == [f"{prefix} hello", f"{prefix} again"]
+
+
+TABLE = (
+    "from uwsgi_consul_fleet.commands import tables; made = tables.table('node', 'address'); "
+    "made.add_row('n' * 70, '10.213.64.15:2001'); tables.console().print(made)"
+)
+
+
+def test_a_narrow_terminal_loses_nothing_of_a_table() -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    subprocess.run([sys.executable, "-c", TABLE], stdin=theirs, stdout=theirs, check=True)
+    *_, row = lines(ours, 3)
+    os.close(ours)
+    os.close(theirs)
+    assert row.rstrip() == f"{'n' * 70}   10.213.64.15:2001"
 
 
 # --- Commands ---

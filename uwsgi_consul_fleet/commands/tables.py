@@ -4,13 +4,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 120  # columns in a log, where no terminal says how many there are
+WIDTH = 120  # columns that a table may have, also in a log
 
 
 def console() -> Console:
-    """Where to print."""
+    """Where to print. A terminal that has fewer columns wraps lines; none loses a port."""
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=WIDTH)
+    wide = max(WIDTH, found.width) if found.is_terminal else WIDTH
+    return Console(highlight=False, width=wide)
 
 
 def table(*headings: str) -> Table:
