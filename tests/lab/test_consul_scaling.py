@@ -170,14 +170,14 @@ def test_from_one_server_to_three(fleet: SharedFleet, lab: Lab) -> None:
     for watch in watches:
         watch.expect(6)
     assert agents(lab, "drakar", "skeid") == before, "who stays what it was is not restarted"
-    fleet.verify("--wait", "30")
+    fleet.verify()
 
 
 def test_an_agent_that_restarts_stays_in_the_catalog(fleet: SharedFleet, lab: Lab) -> None:
     watch = Watch(lab, "drakar")
     lab.ssh("skeid", "sudo systemctl restart consul")
     # Its own agent has joined again when systemctl returns; what it tells the servers follows.
-    fleet.verify("--wait", "30")
+    fleet.verify()
     watch.expect(6)
 
 
@@ -245,7 +245,7 @@ def test_the_loss_of_the_server_that_keeps_the_lock_is_none(fleet: SharedFleet, 
     assert json.loads(entries.stdout)[0]["outcome"] == "ok"
     lab.up("drakar")
     until(lambda: voters(lab, "cheetah") == {"drakar", "cheetah", "ormen"}, "three votes", 60)
-    fleet.verify("--wait", "30")
+    fleet.verify()
 
 
 # --- What is refused -----------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_a_host_that_vanished_is_retired_and_a_client_becomes_a_server_again(
     assert f"skeid can't be reached: removed from the catalog by {staying}" in said
     assert voters(lab, staying) == {"drakar", "cheetah"}
     assert fleet.changes() == {}
-    fleet.verify("--wait", "30")
+    fleet.verify()
 
 
 def test_a_retired_host_that_is_back_stays_outside_and_keeps_its_data_without_purge(
@@ -353,7 +353,7 @@ def test_a_retired_host_that_is_back_stays_outside_and_keeps_its_data_without_pu
     assert fleet.changes(*keep) == {}
     fleet.deploy()
     assert lab.ssh("skeid", FOOTPRINT).stdout == fresh
-    fleet.verify("--wait", "30")
+    fleet.verify()
 
 
 def test_a_host_that_was_a_server_and_leaves_is_let_in_no_more(

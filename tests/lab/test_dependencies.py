@@ -161,7 +161,7 @@ def test_a_host_that_joins_later_has_the_same_and_asks_no_index(
     digests = f"sudo sh -c 'cd /srv/{SERVICE}/current && sha256sum app/* requirements.d/*'"
     assert lab.ssh("cheetah", digests).stdout == lab.ssh("drakar", digests).stdout
     assert fleet.changes(*options, *MORE) == {}
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
 
 
 def test_a_release_under_a_new_name_has_newer_dependencies(

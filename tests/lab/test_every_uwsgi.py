@@ -174,7 +174,7 @@ def test_what_was_built_is_listed_and_not_built_again(four: Fleet) -> None:
 
 def test_each_host_gets_its_own(four: Fleet, lab: Lab) -> None:
     four.deploy()
-    four.verify("--wait", "30", "--probe")
+    four.verify("--probe")
     rows = listed(four)
     for name in NAMES:
         look = (
@@ -201,7 +201,7 @@ def test_a_stop_deregisters_with_each_of_them(four: Fleet, lab: Lab) -> None:
         journal = journal_of(lab, name)
         assert "[consul] deregistered server1" in journal
         assert not re.search("SEGV|core-dump|SIGABRT|AddressSanitizer", journal)
-    four.verify("--wait", "30", "--probe")
+    four.verify("--probe")
 
 
 def test_one_host_alone(four: Fleet) -> None:
@@ -274,7 +274,7 @@ def test_a_plugin_for_another_uwsgi_is_refused_and_replaced(four: Fleet, lab: La
     # systemd has not tried again meanwhile: it would have after a second.
     assert journal_of(lab, "debian11", "--since", since).count("not started: ") == 1
     four.deploy()
-    four.verify("--wait", "30", "--probe")
+    four.verify("--probe")
 
 
 def test_without_its_plugin_a_host_is_left_as_it_is(four: Fleet, lab: Lab) -> None:

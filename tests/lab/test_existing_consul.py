@@ -87,7 +87,7 @@ def test_deployed_to_and_released_on_its_consul(
     fleet.deploy("--data", "release=one")
     fleet.deploy("--data", "release=two")
     assert fleet.changes("--data", "release=two") == {}
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
     fleet.rollback()
     assert fleet.releases() == {"ormen": "one"}
     assert missing(before, state(lab, "ormen")) == set()

@@ -179,7 +179,7 @@ def test_a_second_build_compiles_nothing(fleet: Fleet) -> None:
 def test_two_servers_on_drakar(fleet: Fleet, lab: Lab) -> None:
     said = output(fleet.deploy("-vvv", "--diff", "--debug"))
     assert not [secret for secret in secrets_of(fleet) if secret in said]
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
     # It took the lock when Consul was there.
     audit = run("invoke", "audit", "--json", "--inventory", str(fleet.path))
     (entry,) = json.loads(audit.stdout)
@@ -204,7 +204,7 @@ def test_scale_out_is_one_name_more(fleet: Fleet, lab: Lab, tmp_path: Path) -> N
     assert changes.pop("Consul: make tokens", ["drakar"]) == ["drakar"]
     assert all(hosts == ["cheetah"] for hosts in changes.values()), changes
     watching.expect(*addresses(lab, "cheetah", "drakar"))
-    result = fleet.verify("--wait", "30", "--probe")
+    result = fleet.verify("--probe")
     assert result.stdout.count("✓ passing") == 4
     watching.process.terminate()
     watching.process.wait()
@@ -222,7 +222,7 @@ def test_again_changes_nothing_and_restarts_nothing(fleet: Fleet, lab: Lab) -> N
 def test_the_servers_answer_with_who_they_are(fleet: Fleet, lab: Lab) -> None:
     answer = json.loads(fetch(lab, "cheetah", f"http://{lab.address('cheetah')}:2002/?format=json"))
     assert (answer["service"], answer["node"], answer["port"]) == (SERVICE, "cheetah", 2002)
-    registered = json.loads(fleet.verify("--wait", "30", "--json").stdout)["rows"]
+    registered = json.loads(fleet.verify("--json").stdout)["rows"]
     assert {row["release"] for row in registered} == {answer["release"]}
 
 
@@ -277,7 +277,7 @@ def test_what_nobody_expects_is_named(fleet: Fleet, lab: Lab) -> None:
     assert result.returncode == 1
     assert f"unexpected: {SERVICE} stray on cheetah port 2999: " in result.stdout
     lab.consul("cheetah", "services deregister -id=stray")
-    fleet.verify("--wait", "30")
+    fleet.verify()
 
 
 def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Lab) -> None:
@@ -294,7 +294,7 @@ def test_a_failing_check_is_shown_with_its_output(fleet: Fleet, lab: Lab) -> Non
     assert result.returncode == 1
     line = f"failing: {SERVICE} server1 on cheetah port 2001: critical: out of rum"
     assert line in result.stdout.splitlines()
-    fleet.verify("--wait", "30")
+    fleet.verify()
 
 
 # --- Releases and settings -----------------------------------------------------------
@@ -324,7 +324,7 @@ def test_a_changed_setting_is_rolled_out_without_losing_the_registration(
     assert changes["Application: switch the batch 1 of 1: cheetah"] == ["cheetah"]
     seen = set(lab.ssh("drakar", "cat seen.txt").stdout.split())
     assert seen == {"4"}
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
 
 
 # --- Interruptions -------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_another_application_is_a_matter_of_settings(
     monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
     fleet.hosts(["drakar"], ["drakar", ("cheetah", host)])
     fleet.deploy()
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
     assert fetch(lab, "cheetah", f"http://{lab.address('cheetah')}:2005/") == "ahoy 2025.01.31"
     units = lab.ssh("cheetah", f"systemctl list-units --all --plain '{SERVICE}*'").stdout
     assert "2001" not in units, units

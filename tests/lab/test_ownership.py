@@ -152,14 +152,14 @@ def test_what_is_beside_it_stays_as_it_is_until_the_host_retires(fleet: Fleet, l
 
 
 def test_a_host_that_others_reach_by_ipv6(other: Fleet, lab: Any, address: str) -> None:
-    other.verify("--wait", "30", "--probe")
+    other.verify("--probe")
     assert other.changes() == {}
     url = f"http://[{address}]:2001/healthz"
     assert urllib.request.urlopen(url, timeout=5).read() == b"ok\n"
     with pytest.raises(URLError, match="refused"):  # an address that the fleet does not use
         urllib.request.urlopen(f"http://{lab.address('ormen')}:2001/healthz", timeout=5)
     lab.reboot("ormen")
-    other.verify("--wait", "30", "--probe")
+    other.verify("--probe")
 
 
 def test_another_fleets_host_is_refused_by_every_command(
@@ -234,7 +234,7 @@ def test_a_host_that_is_handed_over_changes_its_cluster(
     assert {*changes.pop("Firewall: let in who may connect")} == {"ormen", "skeid"}
     assert [*changes.pop("Consul: make tokens")] == ["skeid"]
     assert {host for hosts in changes.values() for host in hosts} == {"ormen"}
-    for said in (deploy, fleet.verify("--wait", "30")):
+    for said in (deploy, fleet.verify()):
         assert "Fleet shop-production (" in output(said)
     audit = run("invoke", "audit", "--inventory", str(fleet.path))
     assert output(audit).startswith("Fleet shop-production\n")

@@ -146,7 +146,7 @@ def test_a_host_that_is_added_gets_what_the_fleet_is_on(source: Source, lab: Lab
     first, fleet = source.names["first"], source.fleet
     source.deploy("--limit", NEW, *processes(4))
     expect(lab, first, [*HOSTS, NEW])
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
     digests = f"sudo sh -c 'cd /srv/{APP}/current/ && sha256sum app/*'"
     assert lab.ssh(NEW, digests).stdout == lab.ssh("cheetah", digests).stdout
     assert "# first" in last_line(lab, NEW)
@@ -166,7 +166,7 @@ def test_settings_that_are_changed_since_are_applied_to_it(source: Source, lab: 
     expect(lab, first)
     assert settings(lab, *HOSTS) == {"3"}
     assert "# first" in last_line(lab, "cheetah")
-    source.fleet.verify("--wait", "30", "--probe")
+    source.fleet.verify("--probe")
 
 
 def test_it_is_released_again_by_its_name(source: Source, lab: Lab) -> None:

@@ -197,7 +197,7 @@ def test_going_back_while_consul_does_not_answer(releases: Releases, load: Load,
     assert stays in output(fleet.deploy("--dry", *words))  # of which Consul knows nothing yet
     with Lock(servers) as held:
         held.take("test", {}, wait=10)
-    fleet.verify("--wait", "30")
+    fleet.verify()
     assert stays in output(fleet.deploy("--dry", *words))
     audit = run("invoke", "audit", "--json", "--last", "2", "--inventory", str(fleet.path))
     told = [(entry["what"], entry["outcome"]) for entry in json.loads(audit.stdout)]
@@ -235,6 +235,6 @@ def test_where_consul_does_not_report_it_the_host_goes_back_with_its_ports(
     assert result.stderr.endswith(f"{listed[0]['release']} still serves\n")
     ports = [line for line in lab.ssh("cheetah", look).stdout.splitlines() if ":8" not in line]
     assert ports == [line for line in before.splitlines() if ":8" not in line]
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
     assert fleet.changes(*words) == {}
     fleet.hosts(["drakar"], ["drakar", "cheetah"])

@@ -137,7 +137,7 @@ def test_every_secret_is_replaced_while_everything_serves(
     first = "--json", "--data", "release=first"
     assert changed(three.deploy(*first)) == {"Consul: configure the agent": ["ormen"]}
     assert changed(three.deploy(*first)) == {}
-    three.verify("--wait", "30")
+    three.verify()
     expect_nothing_lost(load, "replaced", "first")
 
 
@@ -146,7 +146,7 @@ def test_a_release_from_before_serves_with_the_token_of_now(three: SharedFleet, 
     three.deploy("--data", "release=second")
     run("invoke", "secrets.rotate", "tokens", "--inventory", str(three.path))
     three.rollback()
-    three.verify("--wait", "30", "--probe")
+    three.verify("--probe")
     expect_nothing_lost(load, "went back", "first", "second")
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_replaced_while_a_member_is_down(three: SharedFleet, lab: Lab
     assert refused.returncode
     assert "the agent of ormen is down" in output(refused), output(refused)
     assert acl_tokens.kept(three.path).read_text() == before
-    three.verify("--wait", "30")
+    three.verify()
 
 
 def test_another_operator_deploys_with_the_teams_command(
@@ -182,11 +182,11 @@ def test_another_operator_deploys_with_the_teams_command(
         print(f"secrets_load = 'cat {acl_tokens.kept(three.path)}'", file=settings)
         print(f"secrets_save = 'cat >{acl_tokens.kept(three.path)}'", file=settings)
     hers.deploy("--data", "release=third")
-    hers.verify("--wait", "30")
+    hers.verify()
     hers.rollback()
     assert not (tmp_path / FOLDER).exists() or not [*(tmp_path / FOLDER).glob("*/*.json")]
     run("invoke", "secrets.rotate", "tokens", "--inventory", str(hers.path))
-    three.verify("--wait", "30")
+    three.verify()
 
 
 def test_a_fleet_whose_secrets_are_lost_gets_new_ones(
@@ -202,7 +202,7 @@ def test_a_fleet_whose_secrets_are_lost_gets_new_ones(
     assert (new.gossip, new.ca_before) == (old.gossip, "")
     assert [secret for secret in names(old) if is_known(lab, secret)] == []
     assert changed(three.deploy("--json", "--data", "release=current")) == {}
-    three.verify("--wait", "30")
+    three.verify()
     expect_nothing_lost(load, "lost", "first")
     listed = lab.consul("drakar", "acl token list -format=json").stdout
     made = {each["AccessorID"] for each in json.loads(listed)}
@@ -214,7 +214,7 @@ def test_one_host_more_has_the_token_that_its_instances_need(three: SharedFleet,
     let_another_lead(lab)
     three.hosts([*SERVERS], [*SERVERS])
     three.deploy("--data", "release=current")
-    three.verify("--wait", "30")
+    three.verify()
 
 
 def test_who_retires_takes_the_key_of_the_gossip_along(three: SharedFleet, lab: Lab) -> None:
@@ -225,4 +225,4 @@ def test_who_retires_takes_the_key_of_the_gossip_along(three: SharedFleet, lab: 
     assert new.gossip != old.gossip and not new.gossip_before
     assert new.gossip in lab.consul("drakar", "keyring -list").stdout
     assert not is_known(lab, tokens.secret(new.seed, "node/ormen"))
-    three.verify("--wait", "30")
+    three.verify()

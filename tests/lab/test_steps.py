@@ -82,7 +82,7 @@ def test_it_is_built_everywhere_and_migrated_once(project: Project, lab: Lab) ->
     build = ["tree -o static/tree.txt", "python manage.py collectstatic --noinput"]
     said = project.release("r1", app_build=build, app_build_packages=["tree"])
     assert "Applying log.0001_first... OK" in said, said
-    project.fleet.verify("--wait", "30", "--probe")
+    project.fleet.verify("--probe")
     (first,) = project.ran()
     assert project.ran() == {first: ["r1"]}
     assert fetch(lab, first, "/entries") == "0"
@@ -149,5 +149,5 @@ def test_a_host_that_retires_keeps_what_was_shared_until_it_is_back(
     assert f"{APP}: removed, but for {SHARED} (app_shared)" in said, said
     assert lab.ssh("cheetah", f"sudo ls /srv/{APP}").stdout == "shared\n"
     project.deploy("--data", "release=current")
-    project.fleet.verify("--wait", "30", "--probe")
+    project.fleet.verify("--probe")
     assert project.on("cheetah", "stat -Lc %U media/chart.txt").split() == [APP]

@@ -238,4 +238,4 @@ def test_who_may_is_refused_nothing(there: Asked, fleet: SharedFleet) -> None:
     (key,) = json.loads(answers["read a key"].text)
     assert json.loads(b64decode(key["Value"])) == f"{MARK}value"
     there.ask("root", there.management, asked.REMOVE)
-    fleet.verify("--wait", "30")
+    fleet.verify()

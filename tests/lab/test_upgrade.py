@@ -56,7 +56,7 @@ def release(name: str) -> tuple[str, ...]:
 
 
 def test_its_fleet_is_verified_and_shown(fleet: Fleet) -> None:
-    result = fleet.verify("--wait", "30", "--probe", "--json")
+    result = fleet.verify("--probe", "--json")
     rows = json.loads(result.stdout)["rows"]
     assert {row["release"] for row in rows if row["id"]} == {"old"}
     assert fleet.releases() == dict.fromkeys(HOSTS, "old")
@@ -129,7 +129,7 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Ve
         assert "drakar: the service own (id own) is registered without a token; give it" in said
         assert "the next deploy goes on with them" in said
         assert {*rounds(lab, SERVERS).values()} == {2}
-        report = output(fleet.verify("--wait", "30", "--probe"))
+        report = output(fleet.verify("--probe"))
         assert (
             "access control and encryption are not complete: round 2 of 3; deploy again" in report
         )
@@ -150,7 +150,7 @@ def test_it_is_taken_over_without_a_lost_request(fleet: Fleet, lab: Any, old: Ve
             assert {*window.releases} <= {"other", "new"} and not window.failed, window
             assert window.least_passing == 4, window
             assert window.blind < 20, window
-    report = output(fleet.verify("--wait", "30", "--probe"))
+    report = output(fleet.verify("--probe"))
     assert (
         f"may look up services until each application sets app_discovers: missing in {APP}"
         in report
@@ -210,7 +210,7 @@ def test_what_it_released_gets_settings_from_now(fleet: Fleet, lab: Any) -> None
     for host in HOSTS:
         look = "sudo grep ^processes /srv/consul-demo-server/current/2001.ini"
         assert lab.ssh(host, look).stdout == "processes = 3\n"
-    fleet.verify("--wait", "30", "--probe")
+    fleet.verify("--probe")
 
 
 def test_its_group_data_goes_on_working(fleet: Fleet, old: Version, tmp_path: Path) -> None:

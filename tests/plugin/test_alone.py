@@ -149,7 +149,7 @@ def test_the_only_attempt_is_not_begun_again(http: Path, fake: FakeAgent) -> Non
     fake.behave = behave
     ended = exchange(http, fake.url)
     assert (ended.http, ended.text) == (200, "there")
-    assert ended.seconds < 9
+    assert ended.seconds < 6
 
 
 def test_silence_is_given_up(http: Path, fake: FakeAgent) -> None:

@@ -400,8 +400,7 @@ def test_a_stop_leaves_threads_that_compute_the_interpreters_lock(
     uwsgi = start(line, options=options, processes=1).ready()
     answers: list[str] = []
     clients = [
-        threading.Thread(target=lambda: answers.append(uwsgi.get("/?compute", 30)))
-        for _ in range(2)
+        threading.Thread(target=lambda: answers.append(uwsgi.get("/?compute"))) for _ in range(2)
     ]
     for client in clients:
         client.start()
@@ -497,7 +496,7 @@ def test_an_old_process_does_not_drain_for_its_successor(
     old = start(line, options=["exit-on-reload = true"]).ready()
     is_passing(agent, name)
     new = start(line, options=["exit-on-reload = true"]).ready()
-    until(lambda: agent.passing(name)[0]["Port"] == new.port, "the new one registers")
+    until(lambda: [x["Port"] for x in agent.passing(name)] == [new.port], "the new one registers")
     old.signal(signal.SIGHUP)
     assert old.wait(10) == 0
 

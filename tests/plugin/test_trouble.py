@@ -192,7 +192,7 @@ def test_look_ups_that_fail_put_off_no_beat(start: Start, fake: FakeAgent, how: 
     def beating() -> set[str]:
         return {seen.path for seen in fake.seen[begin:] if "/check/" in seen.path}
 
-    until(lambda: len(beating()) == 2, "both beat, after half of their interval")
+    until(lambda: len(beating()) == 2, "both beat, after half of their interval", 6)
     assert len(fake.requests("/service/register")) == 2
 
 

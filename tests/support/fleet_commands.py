@@ -116,7 +116,9 @@ class Fleet:
         return changed(self.deploy("--json", *options))
 
     def verify(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run("invoke", "verify", *options, "--inventory", str(self.path), check=check)
+        """Where it has to agree, it is asked again for half a minute, or as the options say."""
+        wait = ("--wait", "30") if check and "--wait" not in options else ()
+        return run("invoke", "verify", *wait, *options, "--inventory", str(self.path), check=check)
 
     def releases(self, check: bool = True) -> dict[str, str]:
         """The release that each host says it is on.

@@ -21,6 +21,7 @@ def patient(ttl: str = lock_session.TTL) -> list[str]:
     *python, code, program = host_program.carried()
     settings = f"lock_session.TIMEOUT = {PATIENCE}; lock_session.SESSION['TTL'] = {ttl!r}"
     main = "from program.main"
+    assert main in code
     return [
         *python,
         code.replace(main, f"from program import lock_session; {settings}\n{main}"),

@@ -78,7 +78,7 @@ class SharedFleet(Fleet):
         self.hosts(["drakar"], list(members))
         if others:
             self.lab.down(*others)
-        self.verify("--wait", "30")
+        self.verify()
 
     def _deploy(self, *options: str) -> subprocess.CompletedProcess[str]:
         """With what tests may have left in its way taken out of it when it is met."""

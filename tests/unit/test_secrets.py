@@ -513,18 +513,20 @@ def test_a_policys_name_is_one_that_consul_takes() -> None:
 # --- What lies on hosts ---
 
 
+def lies(mine: Fleet, document: Secrets) -> Here:
+    """drakar, with an agent's file from this document."""
+    (text,) = on_hosts.variants(mine.host("drakar"), document, [document.seed])
+    return here(mine, drakar=HostState(files={on_hosts.FILE: RemoteFile("", text).state}))
+
+
 def test_a_fleet_with_other_secrets_is_left_alone(tmp_path: Path, some: Secrets) -> None:
     """Before anything is asked of its Consul, or told."""
     mine = fleet(tmp_path)
     store.save(mine.hosts[0].vault, some, None)
 
-    def lies(document: Secrets) -> Here:
-        (text,) = on_hosts.variants(mine.host("drakar"), document, [document.seed])
-        return here(mine, drakar=HostState(files={on_hosts.FILE: RemoteFile("", text).state}))
-
-    on_hosts.expect(lies(some))
+    on_hosts.expect(lies(mine, some))
     with pytest.raises(DeployError, match="are others than those that are here"):
-        on_hosts.expect(lies(Secrets.new("shop")))
+        on_hosts.expect(lies(mine, Secrets.new("shop")))
 
 
 @pytest.mark.parametrize("told", ["before", "new", "nothing"])
@@ -671,8 +673,7 @@ def test_what_another_run_replaced_while_it_was_waited_for_counts(
     monkeypatch.setattr(lock, "POLL", 0)
     for module, name in ((guarding.signal, "signal"), (guarding.atexit, "register")):
         monkeypatch.setattr(module, name, lambda *_: None)
-    (text,) = on_hosts.variants(mine.host("drakar"), after, [after.seed])
-    it = here(mine, drakar=HostState(files={on_hosts.FILE: RemoteFile("", text).state}))
+    it = lies(mine, after)
     about = vars(it.run.pyinfra)
     about |= {"is_dry": False, "typed": {"rotate": "ca"}}
     about |= dict.fromkeys(("before_each_operation", "before_each_change"), lambda _: None)

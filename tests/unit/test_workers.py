@@ -129,7 +129,7 @@ def test_nor_where_limit_leaves_out_the_host_that_it_is_moved_from(
 ) -> None:
     """That is cheetah, which is not to have this application any more."""
     given = {key: DEMO[key] for key in ("app_source", "app_entry_point", "app_requirements")}
-    beat = {"command": "celery -A shop beat", "overlap": overlap, "hosts": ["drakar"]}
+    beat = {**BEAT, "overlap": overlap, "hosts": ["drakar"]}
     shop = {**given, "instances": {"web": 1}, "app_workers": {"beat": beat}}
     blog = {**given, "instances": {"web": 2}}
     hosts = {"drakar": {"consul_servers", "shop"}, "cheetah": groups, "smith": {"builders"}}
